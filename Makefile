@@ -1,0 +1,30 @@
+SHELL := /bin/bash
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint ui clean
+
+help:  ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: .venv/.installed  ## Create .venv with everything pinned (PYTHON=..., TORCH=cuda|cpu to choose)
+
+.venv/.installed: pyproject.toml constraints.txt infra/setup.sh
+	@infra/setup.sh
+
+demo: setup  ## Draw street scenes, train SRUNIT on them, evaluate, and show where the pictures are
+	@launch/demo.sh
+
+test: lint  ## Lint, check types and run the whole test suite
+	pytest --timeout 600
+
+lint: setup  ## Lint and check types
+	ruff check .
+	mypy
+
+ui: setup  ## Open the MLflow UI on the runs made from this folder
+	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+
+clean:  ## Remove .venv and caches; runs, data and the MLflow store stay
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

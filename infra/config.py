@@ -1,0 +1,204 @@
+"""Configuration as one tree of frozen dataclasses: each leaf has a default, a help text and perhaps a short flag.
+
+Order of precedence: the dataclass defaults < a preset < a YAML file < the command line. Inside this module a
+configuration travels as a flat mapping of dotted names ("optim.lr") to values, which is also what MLflow gets.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from infra.errors import UserError
+
+Config = TypeVar("Config")
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    help: str = "",
+    *,
+    flag: str | None = None,
+    choices: tuple[Any, ...] | None = None,
+    resumable: bool = False,
+) -> Any:
+    """A dataclass field that is also a command-line option (`--section.field`, and `flag` as a short form).
+
+    resumable: may differ when an existing run is continued (it does not change what is learned).
+    """
+    metadata = {"help": help, "flag": flag, "choices": choices, "resumable": resumable}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
+    """(dotted name, field, type) of every leaf of a configuration class."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        name, kind = prefix + field.name, hints[field.name]
+        if dataclasses.is_dataclass(kind):
+            yield from leaves(typing.cast(type, kind), name + ".")
+        else:
+            yield name, field, kind
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{"optim.lr": 2e-4, …}: every leaf of a configuration by its dotted name."""
+    flat: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            flat |= flatten(value, f"{prefix}{field.name}.")
+        else:
+            flat[prefix + field.name] = value
+    return flat
+
+
+def build(cls: type[Config], *layers: Mapping[str, Any]) -> Config:
+    """A configuration from flat layers, later ones winning.
+
+    Raises UserError for an unknown name (with the nearest known one), a value of the wrong type or outside its
+    choices, and whatever the classes' own checks find impossible.
+    """
+    known = {name: (field, kind) for name, field, kind in leaves(cls)}
+    values: dict[str, Any] = {}
+    for layer in layers:
+        for name, value in layer.items():
+            if name not in known:
+                raise UserError(f"unknown option {name!r}{_nearest(name, known)}: see --help for all options")
+            field, kind = known[name]
+            values[name] = _coerce(name, value, kind, field.metadata.get("choices"))
+    return _assemble(cls, values)
+
+
+def _assemble(cls: type[Config], values: Mapping[str, Any], prefix: str = "") -> Config:
+    hints = typing.get_type_hints(cls)
+    arguments: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        name, kind = prefix + field.name, hints[field.name]
+        if dataclasses.is_dataclass(kind):
+            arguments[field.name] = _assemble(typing.cast(type, kind), values, name + ".")
+        elif name in values:
+            arguments[field.name] = values[name]
+    return cls(**arguments)
+
+
+def _nearest(name: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _coerce(name: str, value: Any, kind: Any, choices: tuple[Any, ...] | None) -> Any:
+    """A value from YAML or the command line as the field's type."""
+    try:
+        result = _convert(value, kind)
+    except (TypeError, ValueError):
+        raise UserError(f"{name} = {value!r} is not {_describe(kind)}: correct it or leave it out") from None
+    if choices is not None and result is not None and result not in choices:
+        raise UserError(f"{name} = {result!r} is unknown: choose one of {', '.join(map(str, choices))}")
+    return result
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None or value == "none":
+            return None
+        (kind,) = (a for a in arguments if a is not type(None))
+        return _convert(value, kind)
+    if origin is tuple:
+        items = value.replace(",", " ").split() if isinstance(value, str) else list(value)
+        return tuple(_convert(item, arguments[0]) for item in items)
+    if kind is bool:
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            return value.lower() == "true"
+        if not isinstance(value, bool):
+            raise TypeError
+        return value
+    if isinstance(value, bool) or value is None or (kind is int and isinstance(value, float) and value != int(value)):
+        raise TypeError
+    return kind(value)
+
+
+def _describe(kind: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    arguments = [a for a in typing.get_args(kind) if a not in (type(None), ...)]
+    if typing.get_origin(kind) is tuple:
+        return f"a list of {names[arguments[0]].split()[-1]}s such as 0,4,8"
+    return names.get(kind) or " or ".join(_describe(a) for a in arguments)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file of nested sections or dotted names as a flat layer. UserError if it cannot be read as one."""
+    try:
+        tree = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"cannot read the configuration {path} ({error.strerror}): check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise UserError(f"{path} is not valid YAML: correct it, or start from the config.yaml of a run folder") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} holds no options: it should have lines such as 'optim: {{lr: 0.0002}}'")
+    return dict(_flat_items(tree))
+
+
+def _flat_items(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat_items(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def to_yaml(flat: Mapping[str, Any]) -> str:
+    """A flat layer as YAML with one section per prefix; `read_yaml` gives the same layer back."""
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        node = tree
+        *sections, leaf = name.split(".")
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[leaf] = list(value) if isinstance(value, tuple) else value
+    return yaml.safe_dump(tree, sort_keys=False)
+
+
+def add_options(parser: argparse.ArgumentParser, cls: type, defaults: Mapping[str, Any]) -> None:
+    """One argument per leaf, in a group per section; an absent argument leaves no attribute in the namespace."""
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for name, field, kind in leaves(cls):
+        section = name.rpartition(".")[0]
+        if section not in groups:
+            groups[section] = parser.add_argument_group(section or "job")
+        flags = [field.metadata["flag"]] if field.metadata.get("flag") else []
+        if f"--{name}" not in flags and (section or not flags):
+            flags.append(f"--{name.replace('_', '-')}")
+        choices = field.metadata.get("choices")
+        metavar = "{" + ",".join(map(str, choices)) + "}" if choices else _metavar(kind)
+        default = defaults.get(name)
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        text = field.metadata.get("help", "").replace("%", "%%") + ("" if shown is None else f" [{shown}]")
+        groups[section].add_argument(*flags, dest=name, metavar=metavar, default=argparse.SUPPRESS, help=text)
+
+
+def _metavar(kind: Any) -> str:
+    if typing.get_origin(kind) is tuple:
+        return "N,N,…" if typing.get_args(kind)[0] is int else "X,X,…"
+    kinds = (kind, *typing.get_args(kind))
+    for candidate, shown in ((bool, "BOOL"), (int, "N"), (float, "X")):
+        if candidate in kinds:
+            return shown
+    return "TEXT"
+
+
+def differing(cls: type, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Names whose values differ between two flat configurations, those marked `resumable` left out."""
+    fixed = [name for name, field, _ in leaves(cls) if not field.metadata.get("resumable")]
+    return [name for name in fixed if _plain(before.get(name)) != _plain(now.get(name))]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

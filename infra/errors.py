@@ -1,0 +1,34 @@
+"""Exceptions that end the program with one sentence, and what an entry script does with them."""
+
+import functools
+import sys
+from collections.abc import Callable
+
+EXIT_USER_ERROR = 2
+
+
+class UserError(ValueError):
+    """A mistake the user can mend. The message is one sentence that names the thing and the remedy."""
+
+
+class Stopped(Exception):
+    """The program ends early for a reason that is no mistake of the user's; the message says how to go on."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
+    """Wrap the main function of an entry script: a UserError becomes one line on stderr and exit code 2, Stopped one
+    line and its own code."""
+
+    @functools.wraps(main)
+    def wrapped() -> None:
+        try:
+            main()
+        except (UserError, Stopped) as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            sys.exit(getattr(error, "exit_code", EXIT_USER_ERROR))
+
+    return wrapped

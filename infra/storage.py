@@ -1,0 +1,300 @@
+"""Files on disk and objects in S3 behind one interface."""
+
+import os
+import shutil
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+)
+from botocore.exceptions import ConnectionError as EndpointError
+from s3transfer.exceptions import RetriesExceededError
+
+from infra.errors import UserError
+
+TEMPORARY = ".tmp-"  # how the names of half-written local files begin
+
+
+class StorageUnavailable(UserError):
+    """The store cannot be reached or does not answer, after boto3's own retries. The only failure that may pass."""
+
+
+class Storage(ABC):
+    """A flat store of named byte strings under one root. Names are relative, with "/" between parts.
+
+    A missing name raises FileNotFoundError. What the user can mend (missing bucket, access denied, endpoint out of
+    reach, a root that cannot be written) raises UserError. Writes are atomic: a name holds the old bytes or the new.
+    A store may be pickled and used in other processes, also after a fork.
+    """
+
+    url: str
+
+    @abstractmethod
+    def read(self, name: str) -> bytes: ...
+
+    @abstractmethod
+    def write(self, name: str, data: bytes) -> None: ...
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> list[str]:
+        """Sorted names that start with `prefix`."""
+
+    @abstractmethod
+    def size(self, name: str) -> int:
+        """Bytes stored under a name."""
+
+    @abstractmethod
+    def download(self, name: str, path: Path) -> None:
+        """Copy one object to a local file (atomically)."""
+
+    @abstractmethod
+    def upload(self, path: Path, name: str) -> None:
+        """Copy one local file to an object."""
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Remove one object; a name that is not there is no error."""
+
+    def sweep(self) -> None:
+        """Remove what killed writers left half written. Only for a root that nobody else is writing to."""
+
+
+def open_storage(url: str) -> Storage:
+    """The store at a local path or an "s3://bucket/prefix" URL (credentials and endpoint from the usual AWS variables)."""
+    if not url:
+        raise UserError("the data location is empty: give a folder or s3://bucket/prefix")
+    if "://" not in url:
+        return LocalStorage(Path(url))
+    parts = urlsplit(url)
+    if parts.scheme != "s3":
+        raise UserError(f"{url} is neither a folder nor an s3:// URL: give a local path or s3://bucket/prefix")
+    if not parts.netloc:
+        raise UserError(f"{url} names no bucket: write it as s3://bucket/prefix")
+    return S3Storage(parts.netloc, parts.path)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that takes the place of `path` only once it is complete and on disk.
+
+    Several processes may do so for the same path at once: the last one wins. UserError if it cannot be written.
+    """
+    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot("write", path, error) from error
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except FileNotFoundError:  # what was to be copied here does not exist
+        raise
+    except OSError as error:
+        raise _cannot("write", path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _cannot(verb: str, path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot {verb} {path} ({error.strerror}): check the path, its permissions and the free space")
+
+
+class LocalStorage(Storage):
+    """Files below one folder, which is made when the first of them is written."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.expanduser()
+        self.url = str(self.root)
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[Path]:
+        path = self.root / name
+        try:
+            yield path
+        except FileNotFoundError:
+            raise
+        except NotADirectoryError as error:  # a path below a regular file is as absent as any other
+            raise FileNotFoundError(path) from error
+        except OSError as error:
+            raise _cannot("read", path, error) from error
+
+    def read(self, name: str) -> bytes:
+        with self._reading(name) as path:
+            return path.read_bytes()
+
+    def write(self, name: str, data: bytes) -> None:
+        with replacing(self.root / name) as file:
+            file.write(data)
+
+    def list(self, prefix: str = "") -> list[str]:
+        names = []
+        for folder, _, files in os.walk(self.root / prefix.rpartition("/")[0]):
+            relative = Path(folder).relative_to(self.root)
+            names += [(relative / file).as_posix() for file in files if not file.startswith(TEMPORARY)]
+        return sorted(name for name in names if name.startswith(prefix))
+
+    def size(self, name: str) -> int:
+        with self._reading(name) as path:
+            return path.stat().st_size
+
+    def download(self, name: str, path: Path) -> None:
+        with self._reading(name) as stored, open(stored, "rb") as source, replacing(path) as file:
+            shutil.copyfileobj(source, file)
+
+    def upload(self, path: Path, name: str) -> None:
+        with open(path, "rb") as source, replacing(self.root / name) as file:
+            shutil.copyfileobj(source, file)
+
+    def delete(self, name: str) -> None:
+        try:
+            (self.root / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise _cannot("delete", self.root / name, error) from error
+
+    def sweep(self) -> None:
+        for path in self.root.rglob(f"{TEMPORARY}*"):
+            path.unlink(missing_ok=True)
+
+
+class S3Storage(Storage):
+    """Objects below one prefix of a bucket, at AWS or any S3-compatible endpoint.
+
+    Endpoint, region and credentials come from where boto3 finds them (AWS_ENDPOINT_URL, AWS_REGION,
+    AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE, instance roles, ...).
+    """
+
+    # Checksums only when required: several S3-compatible stores fail boto3's default response validation on ranges.
+    _CONFIG = Config(
+        connect_timeout=10,
+        read_timeout=60,
+        retries={"mode": "standard", "total_max_attempts": 5},
+        max_pool_connections=32,
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+
+    def __init__(self, bucket: str, prefix: str = "") -> None:
+        self.bucket = bucket
+        self.prefix = prefix.strip("/")
+        self.url = f"s3://{bucket}/{self.prefix}".rstrip("/")
+        self._clients: dict[int, Any] = {}  # by process: a client's connections must not cross a fork
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_clients": {}}
+
+    @property
+    def _client(self) -> Any:
+        if os.getpid() not in self._clients:
+            # A session of its own, since making clients from boto3's shared session is not thread-safe.
+            self._clients[os.getpid()] = boto3.session.Session().client("s3", config=self._CONFIG)
+        return self._clients[os.getpid()]
+
+    def _key(self, name: str) -> str:
+        return f"{self.prefix}/{name}" if self.prefix else name
+
+    def read(self, name: str) -> bytes:
+        buffer = BytesIO()
+        self._fetch(name, buffer)
+        return buffer.getvalue()
+
+    def write(self, name: str, data: bytes) -> None:
+        self._send(BytesIO(data), name)
+
+    def list(self, prefix: str = "") -> list[str]:
+        with self._explained(prefix):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key(prefix))
+            keys = [entry["Key"] for page in pages for entry in page.get("Contents", ())]
+        return sorted(key[len(self._key("")) :] for key in keys if not key.endswith("/"))
+
+    def size(self, name: str) -> int:
+        with self._explained(name):
+            return self._client.head_object(Bucket=self.bucket, Key=self._key(name))["ContentLength"]
+
+    def download(self, name: str, path: Path) -> None:
+        with replacing(path) as file:
+            self._fetch(name, file)
+
+    def upload(self, path: Path, name: str) -> None:
+        with open(path, "rb") as file:
+            self._send(file, name)
+
+    def delete(self, name: str) -> None:
+        with self._explained(name):
+            self._client.delete_object(Bucket=self.bucket, Key=self._key(name))
+
+    # The transfer manager cuts large objects into parts, sends them at once, and retries each body that breaks off.
+
+    def _fetch(self, name: str, file: BinaryIO) -> None:
+        with self._explained(name):
+            self._client.download_fileobj(self.bucket, self._key(name), file)
+
+    def _send(self, file: BinaryIO, name: str) -> None:
+        with self._explained(name):
+            self._client.upload_fileobj(file, self.bucket, self._key(name))
+
+    @contextmanager
+    def _explained(self, name: str) -> Iterator[None]:
+        """Turn what boto3 raises into FileNotFoundError or into a sentence with the remedy."""
+        try:
+            yield
+        except ClientError as error:
+            raise self._explain(error, name) from error
+        except (NoCredentialsError, PartialCredentialsError) as error:
+            raise UserError(
+                f"no S3 credentials for {self.url}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            ) from error
+        except (EndpointError, HTTPClientError, RetriesExceededError) as error:
+            endpoint = self._client.meta.endpoint_url
+            raise StorageUnavailable(
+                f"the S3 endpoint {endpoint} of {self.url} cannot be reached: check AWS_ENDPOINT_URL and the network"
+            ) from error
+        except ParamValidationError as error:
+            raise UserError(f"{self.bucket!r} cannot be the name of an S3 bucket: check the URL {self.url}") from error
+        except (BotoCoreError, ValueError) as error:  # an impossible endpoint, region or profile
+            raise UserError(f"{self.url} cannot be used ({error}): check the URL and the AWS_* variables") from error
+
+    def _explain(self, error: ClientError, name: str) -> Exception:
+        code = error.response["Error"].get("Code", "")
+        status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+        if code == "NoSuchBucket" or (status == 404 and self._bucket_is_missing()):
+            return UserError(
+                f"the S3 bucket {self.bucket} does not exist: create it, or check {self.url} and AWS_ENDPOINT_URL"
+            )
+        if status == 404:
+            return FileNotFoundError(f"{self.url}/{name}")
+        if status in (401, 403):
+            return UserError(
+                f"access to {self.url} is denied ({code}): check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
+            )
+        if status in (301, 307):
+            return UserError(f"the S3 bucket {self.bucket} is in another region: set AWS_REGION to that of the bucket")
+        if status == 429 or status >= 500:
+            return StorageUnavailable(
+                f"{self.url} keeps answering {status} ({code}): wait until the store is well, and start again"
+            )
+        return UserError(f"{self.url}/{name} failed with {code or status}: check the URL and the AWS_* variables")
+
+    def _bucket_is_missing(self) -> bool:
+        """A 404 to a HEAD request has no body that would say which of the two is missing, bucket or key."""
+        try:
+            self._client.head_bucket(Bucket=self.bucket)
+        except ClientError as error:
+            return error.response["ResponseMetadata"]["HTTPStatusCode"] == 404
+        return False

@@ -1,0 +1,31 @@
+"""The data that a job trains on: what was named, what was prepared for its task, or the embedded street scenes."""
+
+import logging
+import os
+from pathlib import Path
+
+from infra.errors import UserError
+from infra.storage import open_storage
+from pipelines.manifest import MANIFEST
+from pipelines.prepare import STREET_SIZE, Encoding, prepare
+from pipelines.sources.drawn import street_scenes
+from trainer.tasks import prepare_command
+
+log = logging.getLogger(__name__)
+
+EMBEDDED_TASK = "gta2city"
+EMBEDDED_ROOT = "data/street-scenes"
+
+
+def find_data(task: str, root: str | None) -> str:
+    """The data root of a job: the one named, else data/TASK, else (for gta2city) street scenes drawn on the spot."""
+    if root is not None:
+        return root
+    prepared = f"data/{task}"
+    if (Path(prepared) / MANIFEST).exists():
+        return prepared
+    if task != EMBEDDED_TASK:
+        raise UserError(f"there is no data for {task}: name it with --data, or prepare it: {prepare_command(task)}")
+    log.info("no --data given and none prepared in %s: using the embedded street scenes (%s)", prepared, EMBEDDED_ROOT)
+    prepare(street_scenes(), open_storage(EMBEDDED_ROOT), Encoding(STREET_SIZE), workers=os.cpu_count() or 1)
+    return EMBEDDED_ROOT

@@ -1,0 +1,115 @@
+"""Prepare a data set: images are resized once and written as WebDataset shards, to a folder or to S3."""
+
+import argparse
+import os
+from pathlib import Path
+
+from infra.errors import exits_cleanly
+from infra.storage import open_storage
+from pipelines.images import parse_size
+from pipelines.inspection import describe, verify
+from pipelines.manifest import load_manifest
+from pipelines.prepare import FOLDER_SIZE, STREET_SIZE, Encoding, prepare
+from pipelines.shards import IMAGE_FORMATS
+from pipelines.sources.base import Source
+from pipelines.sources.drawn import SOURCE_LAYOUT, TARGET_LAYOUT, change_layout, street_scenes
+from pipelines.sources.driving import CITYSCAPES_DOMAINS, cityscapes, gta5
+from pipelines.sources.photos import DIRECTIONS, folders, paired
+
+EXAMPLES = """examples:
+  python launch/prepare.py street-scenes --count 400 --out data/streets
+  python launch/prepare.py folders horse2zebra --out s3://bucket/horse2zebra
+  python launch/prepare.py gta5 GTA5 --cityscapes Cityscapes --out data/gta2city
+  python launch/prepare.py inspect data/gta2city
+
+Run the same command again to continue a preparation that was interrupted. S3 takes its endpoint and credentials
+from the usual variables (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION)."""
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        "prepare.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = top.add_subparsers(dest="command", metavar="SOURCE", required=True)
+
+    def add(name: str, help: str, size: tuple[int, int], directory: bool = True) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help, description=help)
+        if directory:
+            command.add_argument("directory", type=Path, metavar="DIR")
+        option = command.add_argument
+        option("--out", required=True, metavar="ROOT", help="a folder or s3://bucket/prefix")
+        option("--size", metavar="WxH", default="{}x{}".format(*size), help="of every image in pixels [%(default)s]")
+        option("--format", choices=IMAGE_FORMATS, default="jpg", help="png is lossless [%(default)s]")
+        option("--quality", type=int, default=95, metavar="N", help="of JPEG, 1 to 100 [%(default)s]")
+        option("--shard-size", type=int, default=256, metavar="N", help="samples in one shard [%(default)s]")
+        option("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes, a shard each [%(default)s]")
+        return command
+
+    scenes = add("street-scenes", "procedural street scenes with exact labels; needs no data", STREET_SIZE, False)
+    scenes.add_argument(
+        "--count", type=int, default=400, metavar="N", help="training scenes of each domain [%(default)s]"
+    )
+    scenes.add_argument(
+        "--test-count", type=int, default=40, metavar="N", help="test scenes, in both looks [%(default)s]"
+    )
+    scenes.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="another seed draws other worlds [%(default)s]"
+    )
+    layout_help = "change layout statistics, for example street_trees=0.5 floors=2,6"
+    scenes.add_argument("--source-layout", nargs="+", default=[], metavar="FIELD=VALUE", help=layout_help)
+    scenes.add_argument("--target-layout", nargs="+", default=[], metavar="FIELD=VALUE", help=layout_help)
+
+    add("folders", "trainA and trainB (testA, testB) full of images, as CycleGAN and CUT use", FOLDER_SIZE)
+
+    city = add("cityscapes", "Cityscapes, leftImg8bit and gtFine: train for training, val for testing", STREET_SIZE)
+    domain_help = "side of the photographs; label2city: both sides, label colours to photographs [%(default)s]"
+    city.add_argument("--domain", choices=CITYSCAPES_DOMAINS, default="label2city", help=domain_help)
+
+    game = add("gta5", "GTA5, images and labels, as the source; with --cityscapes the whole of gta2city", STREET_SIZE)
+    game.add_argument("--cityscapes", type=Path, metavar="DIR", help="Cityscapes becomes the target")
+    held_out_help = "test images, those with the smallest SHA-256 of the file's stem [%(default)s]"
+    game.add_argument("--held-out", type=int, default=500, metavar="N", help=held_out_help)
+    game.add_argument("--leave-out-mismatched", action="store_true", help="skip frames whose label has another size")
+
+    pairs = add(
+        "paired", "images A and B side by side in one file (maps, facades): train, and test or val", FOLDER_SIZE
+    )
+    pairs.add_argument("--direction", choices=DIRECTIONS, default="AtoB", help="A is the left half [%(default)s]")
+
+    look = commands.add_parser("inspect", help="show what a prepared data set holds and verify every hash")
+    look.add_argument("root", metavar="ROOT", help="a folder or s3://bucket/prefix")
+    return top
+
+
+def source_of(args: argparse.Namespace) -> Source:
+    match args.command:
+        case "street-scenes":
+            layouts = change_layout(SOURCE_LAYOUT, args.source_layout), change_layout(TARGET_LAYOUT, args.target_layout)
+            return street_scenes(args.count, args.test_count, args.seed, *layouts)
+        case "folders":
+            return folders(args.directory)
+        case "cityscapes":
+            return cityscapes(args.directory, args.domain)
+        case "gta5":
+            return gta5(args.directory, args.cityscapes, args.held_out, args.leave_out_mismatched)
+        case _:
+            return paired(args.directory, args.direction)
+
+
+@exits_cleanly
+def main() -> None:
+    args = parser().parse_args()
+    if args.command == "inspect":
+        storage = open_storage(args.root)
+        manifest = load_manifest(storage)
+        print(describe(manifest))
+        verify(storage, manifest)
+        print("every shard is complete and unchanged")
+    else:
+        encoding = Encoding(parse_size(args.size), args.format, args.quality, args.shard_size)
+        manifest = prepare(source_of(args), open_storage(args.out), encoding, args.workers)
+        print(f"{sum(split.samples for split in manifest.splits.values())} images at {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""A run folder, which describes itself: what was asked for, with which versions, by which command, and what came out.
+
+    config.yaml        every option, resolved
+    environment.json   versions, machine and command of each start
+    train.log          what the console said
+    metrics.jsonl      one JSON object per step
+    samples/           sample grids
+    checkpoints/       see trainer/checkpoint.py
+    model/             the final generator as an MLflow model
+    mlflow_run_id      the MLflow run that this folder belongs to
+"""
+
+import dataclasses
+import json
+import platform
+import shlex
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from infra.config import differing, flatten, read_yaml, to_yaml
+from infra.errors import UserError
+from infra.storage import replacing
+from launch.config import JobConfig
+
+PACKAGES = ("torch", "deepspeed", "nvidia-dali-cuda130", "webdataset", "mlflow", "ray", "boto3", "numpy")
+
+
+def default_run_dir(config: JobConfig) -> str:
+    return f"runs/{config.task}-{config.method.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+class RunFolder:
+    """Nothing is written before `open`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.yaml"
+        self.log_file = path / "train.log"
+        self.metrics_file = path / "metrics.jsonl"
+        self.samples = path / "samples"
+        self.checkpoints = path / "checkpoints"
+        self.model = path / "model"
+        self.run_id_file = path / "mlflow_run_id"
+
+    def check(self, config: JobConfig) -> None:
+        """UserError if the folder is something else, or the run of another configuration."""
+        if not self.path.exists():
+            return
+        if not self.path.is_dir() or (any(self.path.iterdir()) and not self.config_file.exists()):
+            raise UserError(f"{self.path} exists and is not a run folder: name another --run-dir")
+        if self.config_file.exists():
+            before, now = read_yaml(self.config_file), flatten(config)
+            for name in differing(JobConfig, before, now):
+                raise UserError(f"the run in {self.path} has {name} = {before.get(name)}, not {now[name]}: "
+                                "repeat its options to continue it, or name another --run-dir")  # fmt: skip
+
+    def open(self, config: JobConfig) -> None:
+        """Make the folder and write down how the run was started."""
+        self.samples.mkdir(parents=True, exist_ok=True)
+        self.checkpoints.mkdir(exist_ok=True)
+        with replacing(self.config_file) as file:
+            file.write(to_yaml(flatten(config)).encode())
+        environment = self.path / "environment.json"
+        starts = json.loads(environment.read_text()) if environment.exists() else []
+        with replacing(environment) as file:
+            file.write(json.dumps([*starts, _environment()], indent=1).encode())
+
+
+def _environment() -> dict[str, object]:
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": shlex.join(sys.argv),
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "versions": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def resolved(config: JobConfig, *, root: str, run_dir: str, precision: str) -> JobConfig:
+    """The configuration with everything that was left to the machine filled in."""
+    return dataclasses.replace(
+        config,
+        run_dir=run_dir,
+        data=dataclasses.replace(config.data, root=root),
+        engine=dataclasses.replace(config.engine, precision=precision),
+    )

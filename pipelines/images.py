@@ -1,0 +1,125 @@
+"""Reading, resizing and encoding single images. An image is a PIL image in mode RGB, 8 bits a channel."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from infra.errors import UserError
+
+# What Pillow raises on files that are not images, are cut off, or claim to be enormous.
+_DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+def image_extensions() -> frozenset[str]:
+    """The lower-case file extensions, with the dot, of every format that Pillow reads."""
+    return frozenset(extension for extension, format in Image.registered_extensions().items() if format in Image.OPEN)
+
+
+def find_images(folder: Path) -> list[Path]:
+    """All image files below a folder, by extension, sorted by path; links are followed.
+
+    UserError if the folder does not exist or holds no image.
+    """
+    if not folder.is_dir():
+        raise UserError(f"the folder {folder} does not exist: check the path")
+    extensions = image_extensions()
+    paths = [Path(root) / file for root, _, files in os.walk(folder, followlinks=True) for file in files]
+    images = sorted(path for path in paths if path.suffix.lower() in extensions)
+    if not images:
+        raise UserError(f"the folder {folder} holds no images: put some there, or check the path")
+    return images
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) as `read_image` would return it, from the file's header alone. UserError if it is not an image."""
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 swap the two axes
+            return (image.height, image.width) if turned else image.size
+    except _DAMAGED as error:
+        raise _unreadable(path, error) from error
+
+
+def read_image(path: Path) -> Image.Image:
+    """The first frame of an image file as 8-bit RGB, turned upright as its EXIF orientation says.
+
+    Transparency is laid over white, 16-bit gray is scaled down to 8 bits. UserError names a file that is not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            return to_rgb(ImageOps.exif_transpose(image))
+    except _DAMAGED as error:
+        raise _unreadable(path, error) from error
+
+
+def read_stored(path: Path) -> np.ndarray:
+    """A label file as it is stored: (H, W) of ids or palette indices, or (H, W, 3 or 4) of colours."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image)
+    except _DAMAGED as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    if not path.exists():
+        return UserError(f"the file {path} does not exist: check the path")
+    return UserError(f"{path} cannot be read as an image ({type(error).__name__}): repair or remove it")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any of Pillow's modes as RGB with 8 bits a channel. ValueError for 32-bit gray, whose range is unknown."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError("32-bit images have no agreed range of values")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The image at (width, height) in pixels, bicubic with Pillow's anti-aliasing, as CUT resizes."""
+    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A uint8 (H, W) label map at (width, height) in pixels, by nearest neighbour."""
+    return np.asarray(Image.fromarray(label).resize(size, Image.Resampling.NEAREST))
+
+
+def multiple_of(image: Image.Image, base: int = 4) -> Image.Image:
+    """The image with width and height rounded to the nearest multiples of `base`, bicubic (CUT's preprocess "none").
+
+    A half rounds to the even multiple, as Python rounds; no side becomes smaller than `base`.
+    """
+    width, height = (max(base, round(side / base) * base) for side in image.size)
+    return resize(image, (width, height))
+
+
+def to_array(image: Image.Image) -> np.ndarray:
+    """RGB image to float32 (3, H, W) in [-1, 1]: (x / 255 - 0.5) / 0.5."""
+    array_HWC = np.asarray(image, np.float32)
+    return np.ascontiguousarray(((array_HWC / 255 - 0.5) / 0.5).transpose(2, 0, 1))
+
+
+def encode(image: Image.Image, format: str, quality: int = 95) -> bytes:
+    """The bytes of a "jpg" (quality 1 to 100) or of a lossless "png" file."""
+    buffer = io.BytesIO()
+    if format == "jpg":
+        image.save(buffer, "JPEG", quality=quality)
+    else:
+        image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(width, height) from "WIDTHxHEIGHT" in pixels. UserError if it is anything else."""
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and 0 < int(width) <= 16384 and 0 < int(height) <= 16384):
+        raise UserError(f"{text!r} is not an image size: write WIDTHxHEIGHT in pixels, for example 512x256")
+    return int(width), int(height)

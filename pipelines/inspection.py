@@ -1,0 +1,58 @@
+"""Looking at a prepared data set: what it holds, and whether every byte is still what was written."""
+
+import hashlib
+
+from tqdm import tqdm
+
+from infra.errors import UserError
+from infra.storage import Storage
+from pipelines.labels import CLASSES
+from pipelines.manifest import Manifest, Split
+
+_BAR = 40  # characters of the longest bar
+
+
+def describe(manifest: Manifest) -> str:
+    """Counts, sizes and, where there are labels, the share of each class, as text for a terminal."""
+    made_from = manifest.provenance.get("source", "unknown")
+    lines = [f"made from {made_from}, test images {'' if manifest.paired else 'not '}paired"]
+    for name, split in manifest.splits.items():
+        lines += ["", *_describe_split(name, split)]
+    return "\n".join(lines)
+
+
+def _describe_split(name: str, split: Split) -> list[str]:
+    width, height = split.image_size
+    mebibytes = sum(shard.bytes for shard in split.shards) / 2**20
+    shards = f"{len(split.shards)} shard{'s' * (len(split.shards) > 1)}"
+    lines = [f"{name}: {split.samples} images of {width}x{height} in {shards}, {mebibytes:.1f} MiB"]
+    if split.class_histogram is None:
+        return [*lines, "  no labels"]
+    total = max(1, sum(split.class_histogram))
+    largest = max(1, max(split.class_histogram))
+    for label, pixels in zip(CLASSES, split.class_histogram, strict=True):
+        lines.append(f"  {label:<14} {pixels / total:7.2%}  {'#' * round(_BAR * pixels / largest)}".rstrip())
+    return lines
+
+
+def verify(storage: Storage, manifest: Manifest, progress: bool = True) -> None:
+    """Read every shard and index and compare sizes and SHA-256. UserError names the first that is missing or damaged."""
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    for shard in tqdm(shards, "verifying", unit="shard", disable=not progress):
+        for name, size, sha256 in (
+            (shard.name, shard.bytes, shard.sha256),
+            (shard.index_name, None, shard.index_sha256),
+        ):
+            _verify_object(storage, name, size, sha256)
+
+
+def _verify_object(storage: Storage, name: str, size: int | None, sha256: str) -> None:
+    remedy = "restore it from a copy, or delete the data and prepare it again"
+    try:
+        data = storage.read(name)
+    except FileNotFoundError:
+        raise UserError(f"{storage.url}/{name} is missing: {remedy}") from None
+    if size is not None and len(data) != size:
+        raise UserError(f"{storage.url}/{name} has {len(data)} bytes instead of {size}: {remedy}")
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise UserError(f"{storage.url}/{name} is damaged, its SHA-256 is wrong: {remedy}")

@@ -1,0 +1,147 @@
+"""Which sample comes when, and how it is cut: pure functions of (seed, domain, global position).
+
+Slot s of training step t in a global batch of GB pairs is position p = t * GB + s of both domains. The sample at a
+position, its crop and its flip are drawn from a counter-based generator (Philox 4x64-10; Salmon et al., "Parallel
+random numbers: as easy as 1, 2, 3", SC 2011), keyed by the seed and the name of the draw and set to the position. No
+state is carried from one draw to the next, so the run is the same for any number of ranks and threads, and resuming
+it is setting one integer.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from infra.errors import UserError
+
+# A rank's slots of one step seldom cross more than one window boundary; two more windows cost little.
+_WINDOWS_KEPT = 4
+
+
+def random_words(seed: int, stream: str, counter: tuple[int, int], count: int) -> np.ndarray:
+    """`count` uniform 64-bit words (uint64) that depend on nothing but the arguments.
+
+    stream: the name of the draw, e.g. "samples/source"; streams are independent of each other.
+    counter: two integers in [0, 2^64), e.g. (epoch, window).
+
+    Raw Philox output is used, since numpy keeps bit streams stable across versions, but not what its distributions
+    make of them (NEP 19).
+    """
+    key = int.from_bytes(hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=16).digest(), "little")
+    high, low = counter
+    # The lowest of the four counter words is left to the generator's own blocks of output.
+    return np.random.Philox(key=key, counter=high << 128 | low << 64).random_raw(count)
+
+
+def permutation(seed: int, stream: str, counter: tuple[int, int], size: int) -> np.ndarray:
+    """A uniform permutation of range(size), int64: the order of `size` random words."""
+    return np.argsort(random_words(seed, stream, counter, size), kind="stable")
+
+
+@dataclass(frozen=True)
+class _Window:
+    """`window` consecutive shards of an epoch's shard order, their samples permuted together."""
+
+    shards: np.ndarray  # shard indices, in reading order
+    starts: np.ndarray  # of each shard's samples, counted inside the window
+    order: np.ndarray
+
+
+class SampleOrder:
+    """The endless order of one domain's samples: in every epoch each sample exactly once.
+
+    An epoch permutes the shards, then permutes the samples within windows of consecutive shards of that list: reading
+    stays local, and memory holds an epoch's shard order and a few windows, whatever the number of samples.
+
+    shard_sizes: samples in each shard. seed: the run's. domain: names the stream, "source" or "target".
+    window: shards whose samples are mixed; with at least as many as there are shards, the shuffle is uniform.
+    """
+
+    def __init__(self, shard_sizes: Sequence[int], seed: int, domain: str, window: int) -> None:
+        assert sum(shard_sizes) > 0 and window > 0
+        self.samples = int(sum(shard_sizes))
+        self._sizes = np.asarray(shard_sizes, dtype=np.int64)
+        self._seed = seed
+        self._domain = domain
+        self._window = window
+        self._epochs: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+        self._windows: OrderedDict[tuple[int, int], _Window] = OrderedDict()
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """(shard index, sample index in that shard) at a global position >= 0; the epoch is position // samples."""
+        epoch, window_index, offset = self._find(position)
+        window = self._open_window(epoch, window_index)
+        sample = window.order[offset]
+        place = np.searchsorted(window.starts, sample, side="right") - 1
+        return int(window.shards[place]), int(sample - window.starts[place])
+
+    def upcoming_shards(self, position: int) -> list[int]:
+        """The shards of the window that holds `position` and of the window after it, in reading order."""
+        epoch, window_index, _ = self._find(position)
+        shards, starts = self._open_epoch(epoch)
+        begin = window_index * self._window
+        upcoming = shards[begin : begin + 2 * self._window]
+        if window_index == len(starts) - 1:
+            upcoming = np.concatenate([upcoming, self._open_epoch(epoch + 1)[0][: self._window]])
+        return list(dict.fromkeys(upcoming.tolist()))
+
+    def _find(self, position: int) -> tuple[int, int, int]:
+        """(epoch, window, place in the window) of a position."""
+        epoch, offset = divmod(position, self.samples)
+        _, starts = self._open_epoch(epoch)
+        window_index = int(np.searchsorted(starts, offset, side="right")) - 1
+        return epoch, window_index, offset - int(starts[window_index])
+
+    def _open_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """(the epoch's shard order, the offset in the epoch at which each window starts)."""
+        if epoch not in self._epochs:
+            shards = permutation(self._seed, f"shards/{self._domain}", (epoch, 0), len(self._sizes))
+            window_sizes = np.add.reduceat(self._sizes[shards], np.arange(0, len(shards), self._window))
+            self._epochs[epoch] = shards, np.cumsum(window_sizes) - window_sizes
+            if len(self._epochs) > 2:
+                self._epochs.popitem(last=False)
+        return self._epochs[epoch]
+
+    def _open_window(self, epoch: int, index: int) -> _Window:
+        if (epoch, index) not in self._windows:
+            shards = self._open_epoch(epoch)[0][index * self._window : (index + 1) * self._window]
+            sizes = self._sizes[shards]
+            order = permutation(self._seed, f"samples/{self._domain}", (epoch, index), int(sizes.sum()))
+            self._windows[epoch, index] = _Window(shards, np.cumsum(sizes) - sizes, order)
+            if len(self._windows) > _WINDOWS_KEPT:
+                self._windows.popitem(last=False)
+        return self._windows[epoch, index]
+
+
+def augmentation(
+    seed: int, domain: str, position: int, image_size: tuple[int, int], crop: int, *, flip: bool = True
+) -> tuple[int, int, bool]:
+    """The crop and flip of the sample at a global position: (x, y, flipped).
+
+    x, y: the crop's left upper corner in pixels, uniform over all places where a square of side `crop` fits into an
+    image of `image_size` (width, height). flipped: true with probability 1/2; never with `flip` off, which leaves the
+    crops as they are.
+    """
+    words = [int(word) for word in random_words(seed, f"augmentation/{domain}", (0, position), 3)]
+    # Multiply and shift: uniform over n values, up to a bias of n / 2^64.
+    x, y = (word * (length - crop + 1) >> 64 for word, length in zip(words, image_size, strict=False))
+    return x, y, flip and bool(words[2] >> 63)
+
+
+def micro_batch_slots(global_batch: int, accumulation: int, rank: int, world_size: int) -> list[range]:
+    """The slots of the global batch that fall to a rank, one range per micro-batch.
+
+    Micro-batch m on rank r holds slots (m * world_size + r) * b … + b with b = global_batch / (world_size *
+    accumulation), so the micro-batches of all ranks, in order, are the global batch. UserError if it does not divide.
+    """
+    parts = accumulation * world_size
+    if global_batch % parts:
+        raise UserError(
+            f"a global batch of {global_batch} does not divide over {world_size} ranks x {accumulation} micro-batches: "
+            f"make it a multiple of {parts}"
+        )
+    size = global_batch // parts
+    starts = [(m * world_size + rank) * size for m in range(accumulation)]
+    return [range(start, start + size) for start in starts]

@@ -1,0 +1,215 @@
+"""Preparing a source: every image is read and resized once, in parallel, and written into shards with a manifest.
+
+A preparation that was killed is continued by running it again: shards whose index is there are kept, and the result
+is the same to the byte. `preparing.json` holds the provenance until the manifest, which is written last, takes over.
+"""
+
+import json
+import multiprocessing
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from infra.errors import UserError
+from infra.storage import Storage
+from pipelines.manifest import MANIFEST, PHASES, Manifest, Split, load_manifest
+from pipelines.shards import IMAGE_FORMATS, LABEL_SPACE, Sample, ShardFacts, build_tar, read_shard, write_shard
+from pipelines.sources.base import Item, Source
+
+PREPARING = "preparing.json"
+STREET_SIZE = (512, 256)  # of street scenes, as in the SRUNIT paper
+FOLDER_SIZE = (256, 256)  # of everything else, as CUT trains on
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How samples are stored. size: (width, height) in pixels; quality: of JPEG, 1 to 100; shard_size: samples a shard."""
+
+    size: tuple[int, int]
+    format: str = "jpg"
+    quality: int = 95
+    shard_size: int = 256
+
+    def __post_init__(self) -> None:
+        if self.format not in IMAGE_FORMATS:
+            raise UserError(f"the image format {self.format!r} does not exist: use one of {', '.join(IMAGE_FORMATS)}")
+        if not 1 <= self.quality <= 100:
+            raise UserError(f"the JPEG quality {self.quality} is impossible: give 1 to 100")
+        if self.shard_size < 1:
+            raise UserError(f"{self.shard_size} samples a shard are impossible: give 1 or more")
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One shard to be made. first: the number of its first sample within the split."""
+
+    storage: Storage
+    name: str
+    first: int
+    items: Sequence[Item]
+    encoding: Encoding
+
+
+def prepare(source: Source, storage: Storage, encoding: Encoding, workers: int = 1, progress: bool = True) -> Manifest:
+    """Write the source's samples to a data root and return the manifest.
+
+    A root that holds the same preparation already is left as it is. UserError for a root prepared otherwise, a split
+    without samples, or input that cannot be used; all headers are read before the first byte is written.
+    workers: number of processes, each of which holds one shard in memory. progress: print, and show progress bars.
+    """
+    if workers < 1:
+        raise UserError(f"{workers} workers are impossible: give 1 or more")
+    provenance = json.loads(json.dumps(source.provenance() | asdict(encoding)))  # in the types it is read back in
+    manifest = _prepared_before(storage, provenance)
+    if manifest is None:
+        facts = _make_shards(source, storage, encoding, provenance, workers, progress)
+        splits = {name: _split(facts[name], encoding.size) for name in source.splits}
+        manifest = Manifest(splits, source.paired, provenance)
+        storage.write(MANIFEST, manifest.to_json().encode())
+        storage.delete(PREPARING)
+    elif progress:
+        print(f"already prepared: {storage.url}")
+    return manifest
+
+
+def _prepared_before(storage: Storage, provenance: dict[str, Any]) -> Manifest | None:
+    """The manifest of the same preparation, if it was completed. UserError if the root holds another one."""
+    try:
+        storage.size(MANIFEST)
+    except FileNotFoundError:
+        return None
+    manifest = load_manifest(storage)
+    _refuse_difference(storage, manifest.provenance, provenance)
+    if storage.list(PREPARING):  # killed between its last two steps
+        storage.delete(PREPARING)
+    return manifest
+
+
+def _claim(storage: Storage, provenance: dict[str, Any]) -> None:
+    """Mark the root as being prepared in this way; if it holds shards already, check that it is so marked."""
+    there = [name for phase in PHASES for name in storage.list(f"{phase}/")]
+    if not there:
+        storage.write(PREPARING, (json.dumps(provenance, indent=1, sort_keys=True) + "\n").encode())
+    else:
+        try:
+            _refuse_difference(storage, json.loads(storage.read(PREPARING)), provenance)
+        except FileNotFoundError:
+            raise UserError(
+                f"{storage.url} holds files of unknown origin ({there[0]}): empty it, or give another --out"
+            ) from None
+    storage.sweep()
+
+
+def _refuse_difference(storage: Storage, there: dict[str, Any], wanted: dict[str, Any]) -> None:
+    there, wanted = _flat(there), _flat(wanted)
+    for name in sorted(there | wanted, key=lambda name: (name != "source", name)):
+        if there.get(name) != wanted.get(name):
+            raise UserError(
+                f"{storage.url} was prepared with {name} = {there.get(name)}, not {wanted.get(name)}: "
+                f"give another --out, or delete it first"
+            )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _make_shards(
+    source: Source, storage: Storage, encoding: Encoding, provenance: dict[str, Any], workers: int, progress: bool
+) -> dict[str, list[ShardFacts]]:
+    """Make or keep every shard; the facts of each by split, in order."""
+    step = encoding.shard_size
+    tasks = {
+        split: [
+            _Task(storage, f"{split}/{first // step:06d}.tar", first, items[first : first + step], encoding)
+            for first in range(0, len(items), step)
+        ]
+        for split, items in source.splits.items()
+    }
+    flat = [task for of_split in tasks.values() for task in of_split]
+
+    def bar(results: Iterable[ShardFacts | None], title: str) -> list[Any]:
+        total = sum(len(task.items) for task in flat)
+        with tqdm(desc=title, total=total, unit="image", disable=not progress) as shown:
+            collected = []
+            for task, result in zip(flat, results, strict=True):
+                collected.append(result)
+                shown.update(len(task.items))
+        return collected
+
+    with _parallel(min(workers, len(flat))) as run:
+        bar(run(_check, flat), "checking")
+        _claim(storage, provenance)
+        facts = iter(bar(run(_make_shard, flat), "preparing"))
+    return {split: [next(facts) for _ in of_split] for split, of_split in tasks.items()}
+
+
+def _check(task: _Task) -> None:
+    for item in task.items:
+        item.check()
+
+
+def _make_shard(task: _Task) -> ShardFacts:
+    kept = read_shard(task.storage, task.name)
+    if kept is not None:
+        return kept
+    encoding = task.encoding
+    samples = (_sample(task.first + place, item, encoding.size) for place, item in enumerate(task.items))
+    return write_shard(task.storage, task.name, build_tar(samples, encoding.format, encoding.quality))
+
+
+def _sample(number: int, item: Item, size: tuple[int, int]) -> Sample:
+    image, label = item.load(size)
+    readable = re.sub(r"[^A-Za-z0-9_-]+", "-", item.name)[:60]  # no "." or "/", and short enough for any tar header
+    return Sample(f"{number:06d}-{readable}", image, label, item.origin)
+
+
+def _split(facts: list[ShardFacts], size: tuple[int, int]) -> Split:
+    histograms = [each.class_histogram for each in facts if each.class_histogram is not None]
+    return Split(
+        shards=tuple(each.shard for each in facts),
+        image_size=size,
+        label_space=LABEL_SPACE if histograms else None,
+        class_histogram=tuple(np.sum(histograms, axis=0).tolist()) if histograms else None,
+    )
+
+
+@contextmanager
+def _parallel(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """A `map` over that many processes, results in order; the first error ends it."""
+    if workers == 1:
+        yield map
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of the caller's threads
+    try:
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+            yield pool.map
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process was killed, perhaps for want of memory: give fewer --workers or a smaller --shard-size"
+        ) from error
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent is killed would otherwise wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

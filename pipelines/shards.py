@@ -1,0 +1,120 @@
+"""Writing and reading back whole shards: plain WebDataset tars whose bytes depend on their samples only."""
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from webdataset import TarWriter
+
+from infra.errors import UserError
+from infra.storage import Storage
+from pipelines.images import encode
+from pipelines.labels import class_histogram
+from pipelines.manifest import SampleEntry, Shard, index_to_json
+
+IMAGE_FORMATS = ("jpg", "png")
+LABEL_SPACE = "cityscapes19"
+
+
+class DamagedShard(UserError):
+    """A shard whose bytes are not what was written."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image on its way into a shard.
+
+    key: unique in its split, without "." (WebDataset cuts a member's name there) and without "/".
+    image: RGB. label: uint8 (H, W) trainIds of the image's size, or None. origin: goes into KEY.json.
+    """
+
+    key: str
+    image: Image.Image
+    label: np.ndarray | None = None
+    origin: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ShardFacts:
+    """What the manifest needs to know of one shard. class_histogram: pixels per trainId, None if nothing is labelled."""
+
+    shard: Shard
+    image_size: tuple[int, int]
+    class_histogram: tuple[int, ...] | None
+
+
+def build_tar(samples: Iterable[Sample], format: str = "jpg", quality: int = 95) -> bytes:
+    """The samples as a WebDataset tar: KEY.jpg or KEY.png, KEY.label.png if labelled, KEY.json.
+
+    Owner and time are fixed, so the same samples give the same bytes. quality: of JPEG, 1 to 100.
+    """
+    buffer = io.BytesIO()
+    with TarWriter(buffer, encoder=False, user="root", group="root", mtime=0) as tar:
+        for sample in samples:
+            parts: dict[str, Any] = {"__key__": sample.key, format: encode(sample.image, format, quality)}
+            if sample.label is not None:
+                parts["label.png"] = encode(Image.fromarray(sample.label), "png")
+            parts["json"] = json.dumps(sample.origin, sort_keys=True).encode()
+            tar.write(parts)
+    return buffer.getvalue()
+
+
+def write_shard(storage: Storage, name: str, tar: bytes) -> ShardFacts:
+    """Store a shard, then its index: a shard whose index is there is complete."""
+    storage.write(name, tar)
+    facts, index = _describe(name, tar)
+    storage.write(facts.shard.index_name, index)
+    return facts
+
+
+def read_shard(storage: Storage, name: str) -> ShardFacts | None:
+    """The facts of a stored shard, from all of its bytes; None if it or its index is missing, damaged or at odds."""
+    try:
+        facts, index = _describe(name, storage.read(name))
+        return facts if storage.read(facts.shard.index_name) == index else None
+    except (FileNotFoundError, DamagedShard):
+        return None
+
+
+def index_tar(name: str, tar: bytes) -> list[SampleEntry]:
+    """Key and byte ranges of every sample, in the order of the tar. DamagedShard if it is cut off or not such a tar."""
+    parts_of: dict[str, dict[str, tuple[int, int]]] = {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(tar), mode="r:") as archive:
+            for member in archive:
+                key, _, part = member.name.partition(".")
+                part = "image" if part in IMAGE_FORMATS else part
+                parts_of.setdefault(key, {})[part] = (member.offset_data, member.size)
+    except tarfile.TarError:
+        parts_of = {}
+    ends = tar.endswith(bytes(2 * tarfile.BLOCKSIZE))  # tarfile does not miss the end marker when it is cut off
+    if not ends or not parts_of or not all("image" in parts for parts in parts_of.values()):
+        raise DamagedShard(f"the shard {name} is truncated or not a tar of images: prepare or copy it again")
+    return [SampleEntry(key, parts["image"], parts.get("label.png")) for key, parts in parts_of.items()]
+
+
+def _describe(name: str, tar: bytes) -> tuple[ShardFacts, bytes]:
+    """The facts of a shard and the bytes of its index file."""
+    entries = index_tar(name, tar)
+    index = index_to_json(entries).encode()
+    shard = Shard(
+        name=name,
+        bytes=len(tar),
+        sha256=hashlib.sha256(tar).hexdigest(),
+        samples=len(entries),
+        index_sha256=hashlib.sha256(index).hexdigest(),
+    )
+    histograms = [class_histogram(np.asarray(_open(tar, entry.label))) for entry in entries if entry.label]
+    histogram = tuple(np.sum(histograms, axis=0).tolist()) if histograms else None
+    return ShardFacts(shard, _open(tar, entries[0].image).size, histogram), index
+
+
+def _open(tar: bytes, place: tuple[int, int]) -> Image.Image:
+    offset, length = place
+    return Image.open(io.BytesIO(tar[offset : offset + length]))

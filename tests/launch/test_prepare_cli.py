@@ -1,0 +1,144 @@
+"""launch/prepare.py as a person types it: output, exit codes, and a run that is killed half way."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from infra.storage import LocalStorage
+from launch import prepare as cli
+from pipelines.manifest import load_manifest
+
+SCRIPT = Path(cli.__file__)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
+    """The exit code of the command line, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["prepare.py", *args])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def scenes(out: object, *more: str) -> list[str]:
+    return [
+        "street-scenes",
+        "--count",
+        "2",
+        "--test-count",
+        "1",
+        "--size",
+        "64x32",
+        "--workers",
+        "1",
+        "--out",
+        str(out),
+        *more,
+    ]
+
+
+def test_prepare_then_inspect(monkeypatch, tmp_path: Path, capsys) -> None:
+    assert run(monkeypatch, *scenes(tmp_path, "--source-layout", "street_trees=0.9", "--quality", "80")) == 0
+    manifest = load_manifest(LocalStorage(tmp_path))
+    assert manifest.provenance["source_layout"]["street_trees"] == 0.9
+    assert manifest.provenance["quality"] == 80
+    assert run(monkeypatch, "inspect", str(tmp_path)) == 0
+    printed = capsys.readouterr().out
+    assert "train/source: 2 images of 64x32 in 1 shard" in printed
+    assert "vegetation" in printed and "every shard is complete" in printed
+
+
+def test_folders_to_s3_and_back(monkeypatch, tmp_path: Path, s3_server, capsys) -> None:
+    for side in ("trainA", "trainB"):
+        (tmp_path / side).mkdir()
+        Image.fromarray(np.full((20, 30, 3), 99, np.uint8)).save(tmp_path / side / "x.bmp")
+    url = f"s3://{s3_server.make_bucket()}/prefix"
+    assert run(monkeypatch, "folders", str(tmp_path), "--out", url) == 0
+    assert run(monkeypatch, "inspect", url) == 0
+    assert "train/target: 1 images of 256x256" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("s3_server")
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["folders", "/no/such/folder", "--out", "OUT"], "/no/such/folder/trainA does not exist"),
+        (["cityscapes", "/no/such/folder", "--out", "OUT"], "/no/such/folder/leftImg8bit/train does not exist"),
+        (["gta5", "/no/such/folder", "--out", "OUT"], "/no/such/folder/images does not exist"),
+        (["paired", "/no/such/folder", "--out", "OUT"], "/no/such/folder/train does not exist"),
+        (scenes("OUT", "--size", "64*32"), "'64*32' is not an image size"),
+        (scenes("OUT", "--size", "0x32"), "'0x32' is not an image size"),
+        (scenes("OUT", "--size", "8x8"), "too small"),
+        (scenes("OUT", "--quality", "0"), "quality 0"),
+        (scenes("OUT", "--workers", "0"), "0 workers"),
+        (scenes("OUT", "--shard-size", "0"), "0 samples a shard"),
+        (scenes("OUT", "--source-layout", "clouds=1"), "no 'clouds'"),
+        (scenes("s3://no-such-bucket/x"), "bucket no-such-bucket does not exist"),
+        (["inspect", "OUT"], "no prepared data at"),
+        (["inspect", "s3://no-such-bucket/x"], "bucket no-such-bucket does not exist"),
+        (["nonsense"], "invalid choice: 'nonsense'"),
+        ([], "SOURCE"),
+    ],
+    ids=lambda value: " ".join(value)[-40:] if isinstance(value, list) else "",
+)
+def test_the_users_mistakes_exit_with_2(monkeypatch, tmp_path: Path, capsys, args: list[str], words: str) -> None:
+    out = str(tmp_path / "out")
+    assert run(monkeypatch, *[out if arg == "OUT" else arg for arg in args]) == 2
+    message = capsys.readouterr().err
+    assert words in message
+    assert "Traceback" not in message
+    assert not list(Path(tmp_path).rglob("*.tar"))
+
+
+def test_inspect_names_a_damaged_shard(monkeypatch, tmp_path: Path, capsys) -> None:
+    assert run(monkeypatch, *scenes(tmp_path)) == 0
+    shard = tmp_path / "train" / "target" / "000000.tar"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    assert run(monkeypatch, "inspect", str(tmp_path)) == 2
+    assert "train/target/000000.tar is damaged" in capsys.readouterr().err
+
+
+def test_every_command_explains_itself(monkeypatch, capsys) -> None:
+    assert run(monkeypatch, "--help") == 0
+    overview = capsys.readouterr().out
+    assert "examples:" in overview
+    for command in ("street-scenes", "folders", "cityscapes", "gta5", "paired", "inspect"):
+        assert command in overview
+        assert run(monkeypatch, command, "--help") == 0
+        assert ("--out ROOT" in capsys.readouterr().out) == (command != "inspect")
+
+
+def test_a_killed_preparation_is_continued_to_the_same_bytes(monkeypatch, tmp_path: Path) -> None:
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+
+    def args(out: Path, workers: int) -> list[str]:
+        sizes = ["--count", "60", "--test-count", "2", "--size", "96x64", "--shard-size", "2"]
+        return ["street-scenes", *sizes, "--workers", str(workers), "--out", str(out)]
+
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, *args(killed, 2)], stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    deadline = time.monotonic() + 60
+    while not list(killed.rglob("*.index.json")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "manifest.json").exists()
+    time.sleep(0.5)  # the workers see that their parent is gone
+    finished = {index.with_name(index.name.replace(".index.json", ".tar")) for index in killed.rglob("*.index.json")}
+    times = {path: path.stat().st_mtime_ns for path in finished}
+    assert 0 < len(times) < 62
+
+    assert run(monkeypatch, *args(killed, 1)) == 0
+    assert run(monkeypatch, *args(whole, 1)) == 0
+    files = {path.relative_to(whole): path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    assert {path.relative_to(killed): path.read_bytes() for path in killed.rglob("*") if path.is_file()} == files
+    assert {path: path.stat().st_mtime_ns for path in finished} == times

@@ -1,0 +1,133 @@
+import importlib.util
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from shardmaker import smooth_image
+
+from infra.errors import UserError
+from pipelines.decode import DaliDecoder, EncodedCrop, PillowDecoder, make_decoder
+
+CPU = torch.device("cpu")
+CROP = 48
+JPEG_TOLERANCE = 2 * 2 / 255  # two of 256 levels, on the scale [-1, 1]
+
+has_dali = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
+needs_dali = pytest.mark.skipif(not has_dali, reason="DALI is not installed")
+kinds = pytest.mark.parametrize("kind", ["pillow", pytest.param("dali", marks=needs_dali)])
+
+
+def encode(image: Image.Image, format: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def crops(images: list[bytes]) -> list[EncodedCrop]:
+    places = [(0, 0, False), (80, 48, True), (33, 17, False), (7, 40, True)]
+    return [EncodedCrop(data, *places[i], name=f"image {i}") for i, data in enumerate(images)]
+
+
+@pytest.fixture
+def images() -> list[Image.Image]:
+    return [smooth_image(np.random.default_rng(i), (128, 96)) for i in range(4)]
+
+
+def decoder(kind: str, device: torch.device = CPU, crop: int = CROP):
+    return make_decoder(kind, crop=crop, device=device, threads=1, batch=4)
+
+
+@kinds
+def test_png_pixels_are_exact(kind, images):
+    decoded = decoder(kind).decode(crops([encode(image, "PNG") for image in images]))
+    assert decoded.shape == (4, 3, CROP, CROP) and decoded.dtype == torch.float32
+    assert decoded.is_contiguous(memory_format=torch.channels_last)
+    pixels = np.asarray(images[0])[:CROP, :CROP], np.asarray(images[1])[48:96, 80:128][:, ::-1]
+    for image, expected_HWC in zip(decoded, pixels, strict=False):
+        expected = torch.from_numpy(expected_HWC.copy()).permute(2, 0, 1).float() / 127.5 - 1
+        assert torch.equal(image, expected)
+
+
+@kinds
+def test_black_and_white_are_the_ends_of_the_range(kind):
+    black, white = (encode(Image.new("RGB", (48, 48), colour), "PNG") for colour in ("black", "white"))
+    decoded = decoder(kind).decode([EncodedCrop(data, 0, 0, False, "") for data in (black, white)])
+    assert decoded[0].unique().tolist() == [-1.0] and decoded[1].unique().tolist() == [1.0]
+
+
+@needs_dali
+@pytest.mark.parametrize(
+    "options", [{"subsampling": 0}, {"subsampling": 2}, {"subsampling": 2, "quality": 60}, {"progressive": True}]
+)
+def test_dali_and_pillow_agree_on_jpeg(images, options):
+    encoded = crops([encode(image, "JPEG", **{"quality": 95} | options) for image in images])
+    difference = decoder("dali").decode(encoded) - decoder("pillow").decode(encoded)
+    assert difference.abs().max() <= JPEG_TOLERANCE
+
+
+@kinds
+def test_grayscale_jpeg_has_three_equal_channels(kind, images):
+    gray = [image.convert("L") for image in images]
+    decoded = decoder(kind).decode(crops([encode(image, "JPEG", quality=100) for image in gray]))
+    assert torch.equal(decoded[:, 0], decoded[:, 1]) and torch.equal(decoded[:, 0], decoded[:, 2])
+    expected = torch.from_numpy(np.asarray(gray[0])[:CROP, :CROP].copy()).float() / 127.5 - 1
+    assert (decoded[0, 0] - expected).abs().max() < 6 / 127.5
+
+
+@needs_dali
+def test_dali_and_pillow_agree_on_real_photographs(shared_data):
+    folders = shared_data / "camvid/train/img", shared_data / "facades/train"
+    photos = [path for folder in folders for path in sorted(folder.glob("*.*"))[:2]]
+    encoded = crops([path.read_bytes() for path in photos])
+    difference = decoder("dali").decode(encoded) - decoder("pillow").decode(encoded)
+    assert difference.abs().max() <= JPEG_TOLERANCE
+
+
+@kinds
+@pytest.mark.parametrize("damage", ["truncated jpg", "truncated png", "text", "empty"])
+def test_a_damaged_image_is_named(kind, damage, images):
+    format = "PNG" if "png" in damage else "JPEG"
+    encoded = [encode(image, format) for image in images]
+    encoded[2] = {"text": b"not an image", "empty": b""}.get(damage, encoded[2][: len(encoded[2]) // 2])
+    with pytest.raises(UserError, match=r"^image 2 cannot be decoded"):
+        decoder(kind).decode(crops(encoded))
+
+
+@kinds
+def test_an_image_smaller_than_its_crop_is_named(kind, images):
+    encoded = [encode(image, "JPEG") for image in images]
+    encoded[1] = encode(images[1].resize((100, 96)), "JPEG")
+    with pytest.raises(UserError, match=r"^image 1 is 100x96, too small for its crop of 48 pixels at \(80, 48\)"):
+        decoder(kind).decode(crops(encoded))
+
+
+@kinds
+def test_batches_may_be_smaller_than_announced(kind, images):
+    encoded = crops([encode(image, "PNG") for image in images])
+    used = decoder(kind)
+    assert torch.equal(used.decode(encoded)[:2], used.decode(encoded[:2]))
+    used.close()
+
+
+def test_auto_falls_back_to_pillow_and_an_absent_dali_is_explained(monkeypatch):
+    assert isinstance(decoder("auto"), DaliDecoder if has_dali else PillowDecoder)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert isinstance(decoder("auto"), PillowDecoder)
+    with pytest.raises(UserError, match="not installed"):
+        decoder("dali")
+
+
+@pytest.mark.gpu
+@needs_dali
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_gpu_decodes_like_the_cpu(images):
+    device = torch.device("cuda")
+    png, jpeg = (crops([encode(image, f, quality=95) for image in images]) for f in ("PNG", "JPEG"))
+    on_gpu = decoder("dali", device)
+    decoded = on_gpu.decode(png)
+    assert decoded.is_cuda and decoded.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(decoded.cpu(), decoder("pillow").decode(png))
+    difference = (on_gpu.decode(jpeg).cpu() - decoder("pillow").decode(jpeg)).abs()
+    assert difference.mean() < 1 / 127.5 and difference.max() < 8 / 127.5

@@ -1,0 +1,251 @@
+import dataclasses
+import importlib.util
+import subprocess
+import sys
+import threading
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from shardmaker import write_root, write_split
+
+from infra.errors import UserError
+from infra.storage import LocalStorage, S3Storage, open_storage
+from pipelines.dataset import Samples
+from pipelines.loader import DataConfig, UnpairedLoader
+from pipelines.manifest import MANIFEST, Manifest
+
+has_dali = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
+kinds = ["pillow", pytest.param("dali", marks=pytest.mark.skipif(not has_dali, reason="DALI is not installed"))]
+CONFIG = DataConfig(crop=16, threads=1, window=2, decoder="pillow")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data")
+    write_root(LocalStorage(path))  # 11 source and 7 target images of 48x32
+    return str(path)
+
+
+def make(root, config=CONFIG, **options):
+    return UnpairedLoader(root, config, **{"seed": 5, "global_batch": 4, "device": torch.device("cpu")} | options)
+
+
+def steps(loader, count):
+    """The first `count` steps, and the loader's threads stopped."""
+    try:
+        return list(islice(loader, count))
+    finally:
+        loader.close()
+
+
+def by_slot(ranks):
+    """{slot: (source, target, source key, target key)} of one step on all ranks."""
+    return {
+        int(slot): (batch.source[i], batch.target[i], batch.source_keys[i], batch.target_keys[i])
+        for batches in ranks
+        for batch in batches
+        for i, slot in enumerate(batch.slots)
+    }
+
+
+def same_step(one, other):
+    assert one.keys() == other.keys()
+    for slot, (source, target, *keys) in one.items():
+        assert keys == list(other[slot][2:])
+        assert torch.equal(source, other[slot][0]) and torch.equal(target, other[slot][1])
+
+
+@pytest.mark.parametrize("first_step", [0, 3])
+@pytest.mark.parametrize(("world_size", "accumulation"), [(1, 2), (2, 1), (2, 2), (4, 1)])
+def test_the_images_are_the_same_for_any_ranks_accumulation_and_resume_point(
+    root, world_size, accumulation, first_step
+):
+    whole = [by_slot([batches]) for batches in steps(make(root), 5)][first_step:]
+    options = {"world_size": world_size, "accumulation": accumulation, "first_step": first_step}
+    ranks = [steps(make(root, rank=rank, **options), 5 - first_step) for rank in range(world_size)]
+    assert all(len(batches) == accumulation for rank in ranks for batches in rank)
+    for expected, *parts in zip(whole, *ranks, strict=True):
+        same_step(expected, by_slot(parts))
+
+
+@pytest.mark.parametrize("decoder", kinds)
+def test_batches_are_what_they_say(root, decoder):
+    loader = make(root, dataclasses.replace(CONFIG, decoder=decoder), accumulation=2)
+    assert loader.source_samples == 11 and loader.steps_per_epoch == 11 / 4
+    (batches,) = steps(loader, 1)
+    assert [batch.slots.tolist() for batch in batches] == [[0, 1], [2, 3]]
+    for batch in batches:
+        for images in (batch.source, batch.target):
+            assert images.shape == (2, 3, 16, 16) and images.dtype == torch.float32 and images.abs().max() <= 1
+            assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.skipif(not has_dali, reason="DALI is not installed")
+def test_both_decoders_give_the_same_batches(root):
+    pillow, dali = (steps(make(root, dataclasses.replace(CONFIG, decoder=kind)), 4) for kind in ("pillow", "dali"))
+    for one, other in zip(pillow, dali, strict=True):
+        assert one[0].source_keys == other[0].source_keys and one[0].target_keys == other[0].target_keys
+        assert (one[0].source - other[0].source).abs().max() <= 4 / 255
+        assert (one[0].target - other[0].target).abs().max() <= 4 / 255
+
+
+def test_images_are_crops_of_the_named_samples(root):
+    samples = {domain: Samples(root, "train", domain) for domain in ("source", "target")}
+    for batches in steps(make(root), 3):
+        for batch in batches:
+            for domain, images, keys in (
+                ("source", batch.source, batch.source_keys),
+                ("target", batch.target, batch.target_keys),
+            ):
+                for image, key in zip(images, keys, strict=True):
+                    whole, _ = samples[domain].read(samples[domain].keys.index(key))
+                    crop = ((image.permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8).numpy()
+                    windows = np.lib.stride_tricks.sliding_window_view(whole, (16, 16), (0, 1)).transpose(0, 1, 3, 4, 2)
+                    assert any((windows == one).all(axis=(2, 3, 4)).any() for one in (crop, crop[:, ::-1]))
+
+
+def test_an_epoch_has_every_source_image_once_and_both_domains_their_own_length(root):
+    batches = [batch for step in steps(make(root, global_batch=1), 14) for batch in step]
+    assert len({batch.source_keys[0] for batch in batches[:11]}) == 11
+    for epoch in (batches[:7], batches[7:]):
+        assert len({batch.target_keys[0] for batch in epoch}) == 7
+
+
+def test_the_seed_changes_order_and_crops(root):
+    (one,), (other,) = steps(make(root, global_batch=8), 1), steps(make(root, global_batch=8, seed=6), 1)
+    assert one[0].source_keys != other[0].source_keys and not torch.equal(one[0].source, other[0].source)
+
+
+def test_the_same_batches_come_from_s3(root, s3_server, tmp_path):
+    bucket = s3_server.make_bucket()
+    write_root(S3Storage(bucket, "street/scenes"))
+    config = dataclasses.replace(CONFIG, cache_dir=str(tmp_path))
+    remote = steps(make(f"s3://{bucket}/street/scenes", config), 4)
+    for one, other in zip(steps(make(root), 4), remote, strict=True):
+        same_step(by_slot([one]), by_slot([other]))
+
+
+def test_a_new_iteration_begins_again_and_ends_the_one_before(root):
+    loader = make(root, first_step=2)
+    first = next(iter(loader))
+    second = next(iter(loader))
+    same_step(by_slot([first]), by_slot([second]))
+    loader.close()
+
+
+def test_stopping_early_leaves_no_thread(root):
+    before = set(threading.enumerate())
+    loader = make(root)
+    for _ in loader:
+        break
+    started = set(threading.enumerate()) - before
+    loader.close()
+    for thread in started:
+        thread.join(5)
+    assert started and not any(thread.is_alive() for thread in started)
+
+
+@pytest.mark.parametrize("decoder", kinds)
+@pytest.mark.parametrize("end", ["", "raise SystemExit(3)"])
+def test_the_interpreter_exits_while_batches_are_decoded(root, decoder, end):
+    script = f"""
+import torch
+from pipelines.loader import DataConfig, UnpairedLoader
+config = DataConfig(crop=16, decoder={decoder!r}, threads=1)
+iterator = iter(UnpairedLoader({root!r}, config, seed=0, global_batch=4, device=torch.device("cpu")))
+next(iterator)
+{end}
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (3 if end else 0, "")
+
+
+@pytest.mark.parametrize("decoder", kinds)
+def test_a_broken_image_is_named_with_its_shard(tmp_path, decoder):
+    manifest = write_root(LocalStorage(tmp_path), source=(3,))
+    (shard,) = manifest.splits["train/source"].shards
+    path = tmp_path / shard.name
+    data = bytearray(path.read_bytes())
+    offset = data.index(b"\xff\xd8\xff", data.index(b"source_000001.jpg"))
+    data[offset : offset + 64] = bytes(64)
+    path.write_bytes(data)
+    seal(tmp_path, manifest, shard)
+    with pytest.raises(UserError, match=f"image source_000001 in {shard.name} cannot be decoded"):
+        steps(make(str(tmp_path), dataclasses.replace(CONFIG, decoder=decoder)), 3)
+
+
+def seal(root: Path, manifest: Manifest, shard):
+    """Write the manifest anew, as if the shard had been made the way it is now."""
+    import hashlib
+
+    damaged = dataclasses.replace(shard, sha256=hashlib.sha256((root / shard.name).read_bytes()).hexdigest())
+    split = dataclasses.replace(manifest.splits["train/source"], shards=(damaged,))
+    splits = manifest.splits | {"train/source": split}
+    (root / MANIFEST).write_text(dataclasses.replace(manifest, splits=splits).to_json())
+
+
+def test_a_damaged_shard_reaches_the_consumer(tmp_path):
+    manifest = write_root(LocalStorage(tmp_path), target=(4,))
+    path = tmp_path / manifest.splits["train/target"].shards[0].name
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=f"{path} is damaged"):
+        steps(make(str(tmp_path)), 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"config": DataConfig(crop=33)},
+            r"crop of 33 pixels is larger than the source images of 48x32: pass --crop 32",
+        ),
+        ({"world_size": 3}, "global batch of 4 does not divide over 3 ranks"),
+        ({"root": "/nowhere/at/all"}, "no prepared data at /nowhere/at/all"),
+    ],
+)
+def test_sizes_and_roots_that_cannot_work_are_refused_at_once(root, change, message):
+    with pytest.raises(UserError, match=message):
+        make(**{"root": root} | change)
+
+
+def test_an_empty_domain_is_refused(tmp_path):
+    storage = open_storage(str(tmp_path))
+    manifest = Manifest({"train/source": write_split(storage, "train/source", [2])})
+    storage.write(MANIFEST, manifest.to_json().encode())
+    with pytest.raises(UserError, match="no train images of the target domain"):
+        make(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["crop", "window", "threads", "prefetch"])
+def test_sizes_below_one_are_refused(name):
+    with pytest.raises(UserError, match=f"--data.{name} is 0: give at least 1"):
+        DataConfig(**{name: 0})
+
+
+def test_samples_are_read_in_the_order_of_the_shards(tmp_path):
+    storage = open_storage(str(tmp_path))
+    splits = {
+        "test/source": write_split(storage, "test/source", [2, 3], format="png"),
+        "test/target": write_split(storage, "test/target", [1], labelled=False),
+    }
+    storage.write(MANIFEST, Manifest(splits).to_json().encode())
+    samples = Samples(str(tmp_path), "test", "source")
+    assert len(samples) == 5 and samples.keys == [f"source_{i:06d}" for i in range(5)]
+    image, label = samples.read(4)
+    assert image.shape == (32, 48, 3) and image.dtype == np.uint8
+    assert label is not None and label.shape == (32, 48) and label.max() <= 18
+    assert len({samples.read(i)[0].tobytes() for i in range(5)}) == 5
+    assert Samples(str(tmp_path), "test", "target").read(0)[1] is None
+    with pytest.raises(IndexError):
+        samples.read(5)
+
+
+def test_another_phase_stands_in_only_where_it_is_asked_to(root):
+    with pytest.raises(UserError, match="no test images of the target domain"):
+        Samples(root, "test", "target")
+    assert len(Samples(root, "test", "target", fallback="train")) == 7
+    with pytest.raises(UserError, match="no test images"):
+        Samples(root, "test", "target", fallback="test")

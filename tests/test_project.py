@@ -1,0 +1,78 @@
+"""The rules of the house that a parser can check."""
+
+import ast
+import re
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+REPOSITORY = Path(__file__).parents[1]
+MAY_IMPORT = {
+    "infra": {"infra"},
+    "pipelines": {"pipelines", "infra"},
+    "trainer": {"trainer", "infra"},
+    "launch": {"launch", "trainer", "pipelines", "infra"},
+    "tuning": {"tuning", "launch", "trainer", "pipelines", "infra"},
+}
+SOURCES = [path for room in MAY_IMPORT for path in sorted((REPOSITORY / room).rglob("*.py"))]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(REPOSITORY).as_posix()
+
+
+def imported_rooms(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, "imports name the room they come from"
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_imports_run_one_way(path: Path) -> None:
+    room = name_of(path).split("/")[0]
+    assert set(imported_rooms(path)) & set(MAY_IMPORT) <= MAY_IMPORT[room]
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *sorted((REPOSITORY / "tests").rglob("*.py"))], ids=name_of)
+def test_no_file_is_long(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 500
+
+
+def test_every_dependency_is_pinned_at_a_version_it_allows() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    pins = {
+        canonicalize_name(name): version
+        for name, version in (line.split("==") for line in lines if not line.startswith("#"))
+    }
+    for text in project["dependencies"] + project["optional-dependencies"]["dev"]:
+        requirement = Requirement(text)
+        pinned = pins[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(pinned), f"{text} and {pinned}"
+
+
+def test_constraints_fit_a_cpu_and_a_cuda_install() -> None:
+    """No local version (+cpu), no path, no address."""
+    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    assert [line for line in lines if not re.fullmatch(r"#.*|[\w.-]+==[\w.!-]+", line)] == []
+
+
+@pytest.mark.parametrize("script", ["infra/setup.sh", ".ci/run"])
+def test_shell_scripts_parse_and_may_run(script: str) -> None:
+    path = REPOSITORY / script
+    subprocess.run(["bash", "-n", path], check=True)
+    assert path.stat().st_mode & 0o111
+
+
+def test_make_explains_itself() -> None:
+    shown = subprocess.run(["make", "-s"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    for target in ("setup", "demo", "test", "lint", "ui", "clean"):
+        assert f"make {target}" in shown

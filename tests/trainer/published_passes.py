@@ -1,0 +1,79 @@
+"""The method with the passes of the published code, to replay recordings of it exactly, a fault of torch included.
+
+On a CPU, torch's instance norm returns wrong gradients for a batch of one image whose gradient arrives in
+channels-last order (see trainer/networks/norm.py, which mends it). The published code runs one image at a time and
+gathers pixels through a permuted view, so its recordings at batch size 1 hold such gradients. They can be replayed only
+by running the same passes with the same memory layouts and without the mend, which is what this module arranges; the
+networks, heads, losses, optimiser and order of the step are the project's own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from trainer.methods.base import Batch, Losses, StepContext
+from trainer.methods.cut import Cut, CutOutputs
+from trainer.networks import ResnetGenerator, heads, norm
+
+
+def stock_norm_is_wrong() -> bool:
+    """Whether this torch has the fault."""
+    x = torch.randn(1, 4, 8, 8, dtype=torch.float64, requires_grad=True)
+    y = torch.nn.functional.instance_norm(x)
+    gradient = torch.randn_like(y)
+    (right,) = torch.autograd.grad(y, x, gradient, retain_graph=True)
+    (other,) = torch.autograd.grad(y, x, gradient.contiguous(memory_format=torch.channels_last))
+    return not torch.allclose(right, other)
+
+
+def unmend(patch: pytest.MonkeyPatch) -> None:
+    """Bring torch's fault back, and the layout of the published gather that meets it."""
+
+    def sample_patches(feature: Tensor, ids: Tensor) -> Tensor:
+        return feature.permute(0, 2, 3, 1).flatten(1, 2)[:, ids].flatten(0, 1)
+
+    def one_by_one(self: ResnetGenerator, perturbed: Sequence[Tensor], taps: Sequence[int]) -> list[Tensor]:
+        return [self.encode(self.model[tap + 1 :](feature), [tap])[0] for feature, tap in zip(perturbed, taps)]
+
+    patch.setattr(heads, "sample_patches", sample_patches)
+    patch.setattr(norm.InstanceNorm2d, "forward", torch.nn.InstanceNorm2d.forward)
+    patch.setattr(ResnetGenerator, "perturbed_features", one_by_one)
+
+
+class PublishedPasses(Cut):
+    """Cut, but source and target are encoded apart, in SRUNIT's code also translated apart, and where L_robust trains
+    G alone its gradient travels in a backward of its own."""
+
+    def forward(self, batch: Batch, context: StepContext) -> CutOutputs:
+        if self.config.name != "srunit":
+            return super().forward(batch, context)
+        fake, source_features = self.generator.forward_with_features(batch.source, self.config.taps)
+        identity, target_features = self.generator.forward_with_features(batch.target, self.config.taps)
+        return CutOutputs(fake, identity, source_features, target_features, flipped=False)
+
+    def _contrast(self, outputs: CutOutputs, batch: Batch, context: StepContext) -> tuple[Tensor, Tensor | None]:
+        def nce(made: Tensor, original: Tensor, stream: str) -> Tensor:
+            queries = self.generator.encode(made, self.config.taps)
+            queries = [query.flip(3) for query in queries] if outputs.flipped else queries
+            with torch.no_grad():
+                keys = self.generator.encode(original, self.config.taps)
+            return self._nce(queries, keys, stream, context)
+
+        identity = None
+        if outputs.identity is not None:
+            identity = nce(outputs.identity, batch.target, "identity")
+        return nce(outputs.fake, batch.source, "nce"), identity
+
+    def generator_loss(self, outputs: CutOutputs, batch: Batch, context: StepContext) -> tuple[Tensor, Losses]:
+        robust = self.config.robust
+        if robust.gradient == "both" or not robust.beta:
+            return super().generator_loss(outputs, batch, context)
+        full, self.config = self.config, replace(self.config, robust=replace(robust, beta=0.0))
+        loss, named = super().generator_loss(outputs, batch, context)
+        self.config = full
+        loss.backward(retain_graph=True)
+        term = self._robustness(outputs, batch, context)
+        return robust.beta * term, named | {"robust": term.detach()}

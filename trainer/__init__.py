@@ -1,0 +1,1 @@
+"""What is learned: tasks, networks, losses, methods, engines, the loop, checkpoints, evaluation."""

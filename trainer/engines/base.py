@@ -1,0 +1,208 @@
+"""The engine of one process, and the interface that all engines share: how gradients travel, and nothing else."""
+
+import os
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from infra.config import option
+from infra.errors import UserError
+from trainer.methods.base import PHASES, Method
+from trainer.optim import OptimConfig, make_optimiser
+
+Loss = Callable[[], Tensor]
+OptimiserState = dict[str, dict[str, Tensor]]
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    kind: str = option(
+        "auto", "who carries the gradients; auto: by the launcher that started the program",
+        flag="--engine", choices=("auto", "single", "ddp", "deepspeed"), resumable=True,
+    )  # fmt: skip
+    device: str = option("auto", "auto: a GPU where there is one", choices=("auto", "cpu", "cuda"), resumable=True)
+    precision: str = option(
+        "auto", "of activations; weights are always fp32; auto: bf16 where the hardware has it, else fp32",
+        flag="--precision", choices=("auto", "fp32", "bf16", "fp16"),
+    )  # fmt: skip
+    memory_format: str = option(
+        "auto", "layout of weights and activations; auto: channels-last on a GPU, contiguous on a CPU",
+        choices=("auto", "channels_last", "contiguous"), resumable=True,
+    )  # fmt: skip
+    zero_stage: int = option(0, "DeepSpeed ZeRO stage: 1 spreads the optimiser state", choices=(0, 1), resumable=True)
+
+
+class Phase(nn.Module):
+    """The networks of one optimiser, as the module that DDP and DeepSpeed wrap.
+
+    Its forward evaluates a loss that depends on these networks, however it comes about: the generators run once per
+    step, before the discriminator's update, and their graph is used after it, so no wrapper can own that pass.
+    """
+
+    def __init__(self, networks: nn.ModuleDict) -> None:
+        super().__init__()
+        self.networks = networks
+
+    def forward(self, loss: Loss) -> Tensor:
+        return loss()
+
+
+class Engine:
+    """One process, no communication. Subclasses carry gradients between processes.
+
+    rank, local_rank, world_size: this process's place; device: where its networks live.
+    """
+
+    kind = "single"
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.rank = int(os.environ.get("RANK", 0))
+        self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        self.world_size = int(os.environ.get("WORLD_SIZE", 1))
+        self.device = _pick_device(config.device, self.local_rank)
+        self.dtype = PRECISIONS[resolve_precision(config.precision, self.device)]
+        self.channels_last = config.memory_format == "channels_last" or (
+            config.memory_format == "auto" and self.device.type == "cuda"
+        )
+        self.phases: dict[str, nn.Module] = {}
+        self.parameters: dict[str, dict[str, nn.Parameter]] = {}
+        self.optimisers: dict[str, torch.optim.Optimizer] = {}
+        self.scalers: dict[str, torch.amp.GradScaler] = {}
+        self._connect()
+
+    def _connect(self) -> None:
+        """Join the other processes."""
+        if self.world_size > 1:
+            raise UserError(f"engine single cannot use {self.world_size} processes: leave out --engine, or start one")
+
+    # ---- training -------------------------------------------------------------------------------------------------
+
+    def prepare(self, method: Method, optim: OptimConfig) -> None:
+        """Move a method's networks to the device and make one optimiser per phase. All ranks must hold equal weights."""
+        method.to(self.device)
+        self._lay_out(method)
+        for phase in PHASES:
+            networks = method.networks(phase)
+            self.parameters[phase] = dict(networks.named_parameters())
+            self.optimisers[phase] = make_optimiser(networks.parameters(), optim, self.device)
+            self.scalers[phase] = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+            self.phases[phase] = self._wrap(Phase(networks), phase, optim)
+
+    def _lay_out(self, method: Method) -> None:
+        if self.channels_last:
+            method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _wrap(self, module: Phase, phase: str, optim: OptimConfig) -> nn.Module:
+        return module
+
+    def autocast(self) -> AbstractContextManager:
+        """The precision of everything that runs forward."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
+
+    def update(self, phase: str, losses: Iterable[Loss], count: int) -> None:
+        """One optimiser step on the mean of `count` micro-batch losses (and over all ranks)."""
+        optimiser, scaler = self.optimisers[phase], self.scalers[phase]
+        optimiser.zero_grad(set_to_none=True)
+        for index, loss in enumerate(losses):
+            with self._gradients_stay_here(phase) if index < count - 1 else nullcontext():
+                with self.autocast():
+                    value = self.phases[phase](loss)
+                scaler.scale(value / count).backward()
+        scaler.step(optimiser)
+        scaler.update()
+
+    def _gradients_stay_here(self, phase: str) -> AbstractContextManager:
+        """While a micro-batch other than the last runs backward: no communication yet."""
+        return nullcontext()
+
+    def set_learning_rate(self, rate: float) -> None:
+        for optimiser in self.optimisers.values():
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+
+    # ---- what travels between ranks, and into checkpoints -----------------------------------------------------------
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over ranks."""
+        return values
+
+    def all_ranks(self, rows: Tensor) -> tuple[Tensor, int]:
+        """Detached rows (n, c) of all ranks in rank order, and the first row of this rank."""
+        return rows, 0
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """Every rank's value, in rank order, on rank 0; None elsewhere."""
+        return [value]
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value, everywhere."""
+        return value
+
+    def optimiser_state(self, phase: str) -> OptimiserState:
+        """Adam's state by parameter name: exp_avg, exp_avg_sq (both like the parameter) and step (scalar). All ranks
+        must call it; every rank gets the whole."""
+        optimiser = self.optimisers[phase]
+        return {
+            name: {key: value.detach().cpu() for key, value in optimiser.state[parameter].items()}
+            for name, parameter in self.parameters[phase].items()
+            if parameter in optimiser.state
+        }
+
+    def load_optimiser_state(self, phase: str, state: OptimiserState) -> None:
+        optimiser = self.optimisers[phase]
+        for name, parameter in self.parameters[phase].items():
+            optimiser.state[parameter] = {
+                key: _like(value, parameter) if key != "step" else _step(value, optimiser, self.device)
+                for key, value in state[name].items()
+            }
+
+    def scaler_state(self) -> dict[str, Any]:
+        return {phase: scaler.state_dict() for phase, scaler in self.scalers.items()}
+
+    def load_scaler_state(self, state: dict[str, Any]) -> None:
+        for phase, scaler in self.scalers.items():
+            if state.get(phase):
+                scaler.load_state_dict(state[phase])
+
+    def weights_loaded(self) -> None:
+        """Called after weights were copied into the networks: engines that hold a second copy refresh it."""
+
+    def close(self) -> None:
+        """Leave the other processes."""
+
+
+def _like(value: Tensor, parameter: nn.Parameter) -> Tensor:
+    return torch.empty_like(parameter, memory_format=torch.preserve_format).copy_(value)
+
+
+def _step(value: Tensor, optimiser: torch.optim.Optimizer, device: torch.device) -> Tensor:
+    # Adam keeps its step count on the CPU unless it is fused.
+    return value.clone().to(device if optimiser.defaults.get("fused") else "cpu")
+
+
+def _pick_device(wanted: str, local_rank: int) -> torch.device:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device is visible: install a driver, or leave out --engine.device")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(f"rank {local_rank} of this machine has no GPU ({torch.cuda.device_count()} found): start fewer processes")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def resolve_precision(wanted: str, device: torch.device) -> str:
+    """"auto" as the precision that this device is best at."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if has_bf16 else "fp32"

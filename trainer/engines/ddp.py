@@ -1,0 +1,69 @@
+"""Several processes under torchrun: torch's DistributedDataParallel."""
+
+import os
+import socket
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from infra.errors import UserError
+from trainer.engines.base import Engine, Phase
+from trainer.optim import OptimConfig
+
+
+class DdpEngine(Engine):
+    kind = "ddp"
+
+    def _connect(self) -> None:
+        for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
+            os.environ.setdefault(name, value)
+        if "MASTER_PORT" not in os.environ:
+            os.environ["MASTER_PORT"] = str(_free_port())
+        try:
+            # Ranks wait here for a rank 0 that draws or prepares data, so the limit is generous.
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(minutes=60))
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"the {self.world_size} processes cannot reach each other ({error}): check the launcher's "
+                            "master address, port and number of nodes") from None  # fmt: skip
+
+    def _wrap(self, module: Phase, phase: str, optim: OptimConfig) -> nn.Module:
+        # Every network of a phase takes part in its loss, and buffers (blur kernels) are constants.
+        return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def _gradients_stay_here(self, phase: str) -> AbstractContextManager:
+        return self.phases[phase].no_sync()  # type: ignore[operator, no-any-return]
+
+    def mean(self, values: Tensor) -> Tensor:
+        values = values.clone()
+        dist.all_reduce(values)
+        return values / self.world_size
+
+    def all_ranks(self, rows: Tensor) -> tuple[Tensor, int]:
+        gathered = [torch.empty_like(rows) for _ in range(self.world_size)]
+        dist.all_gather(gathered, rows.detach().contiguous())
+        return torch.cat(gathered), self.rank * rows.shape[0]
+
+    def gather(self, value: Any) -> list[Any] | None:
+        values = [None] * self.world_size if self.rank == 0 else None
+        dist.gather_object(value, values)
+        return values
+
+    def broadcast(self, value: Any) -> Any:
+        box = [value]
+        dist.broadcast_object_list(box, device=self.device)
+        return box[0]
+
+    def close(self) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

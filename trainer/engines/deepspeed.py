@@ -1,0 +1,109 @@
+"""Several processes under the `deepspeed` launcher, with ZeRO if asked for.
+
+Traps that shape this file (DeepSpeed 0.19): two `backward` calls before a step give wrong gradients under ZeRO
+unless DeepSpeed counts the accumulation itself; clipping is on by default; an optimiser named in its configuration
+becomes AdamW; parameters are broadcast as flat bytes, which fails on channels-last weights, and ZeRO's flat buffers
+take contiguous gradients only.
+"""
+
+import os
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.engines.base import Loss, OptimiserState, Phase, _like
+from trainer.engines.ddp import DdpEngine
+from trainer.methods.base import Method
+from trainer.optim import OptimConfig
+
+
+class DeepSpeedEngine(DdpEngine):
+    kind = "deepspeed"
+
+    def _connect(self) -> None:
+        os.environ.setdefault("DS_ACCELERATOR", self.device.type)
+        super()._connect()
+        import deepspeed
+
+        deepspeed.init_distributed(verbose=False)  # finds the process group and adopts it
+
+    def prepare(self, method: Method, optim: OptimConfig) -> None:
+        super().prepare(method, optim)
+        if self.config.zero_stage == 0:
+            super()._lay_out(method)
+
+    def _lay_out(self, method: Method) -> None:
+        """Not before DeepSpeed has broadcast the weights."""
+
+    def _wrap(self, module: Phase, phase: str, optim: OptimConfig) -> nn.Module:
+        import deepspeed
+
+        settings: dict[str, Any] = {
+            "train_micro_batch_size_per_gpu": optim.global_batch // (self.world_size * optim.accumulation),
+            "gradient_accumulation_steps": optim.accumulation,
+            "gradient_clipping": 0.0,
+            "zero_optimization": {"stage": self.config.zero_stage},
+            # bf16 needs no help: this engine's own autocast runs inside the phase. Only fp16 needs DeepSpeed's scaler.
+            "torch_autocast": {"enabled": self.dtype == torch.float16, "dtype": "float16"},
+        }
+        wrapped, *_ = deepspeed.initialize(
+            model=module, optimizer=self.optimisers[phase], config=settings, dist_init_required=False
+        )
+        if wrapped.torch_autocast_z0_gradscaler is not None:
+            self.scalers[phase] = wrapped.torch_autocast_z0_gradscaler
+        return wrapped
+
+    def update(self, phase: str, losses: Iterable[Loss], count: int) -> None:
+        engine: Any = self.phases[phase]
+        for loss in losses:
+            value = engine(partial(self._under_autocast, loss))
+            engine.backward(value)  # divides by the number of micro-batches
+            engine.step()  # acts on the last micro-batch only
+
+    def _under_autocast(self, loss: Loss) -> Tensor:
+        # Entered inside DeepSpeed's forward, since it switches a surrounding autocast off.
+        with self.autocast():
+            return loss()
+
+    def optimiser_state(self, phase: str) -> OptimiserState:
+        if self.config.zero_stage == 0:
+            return super().optimiser_state(phase)
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        step = self._zero_steps(phase)[0].detach().cpu()
+        return {
+            name: {
+                "exp_avg": safe_get_full_optimizer_state(parameter, "exp_avg").cpu(),
+                "exp_avg_sq": safe_get_full_optimizer_state(parameter, "exp_avg_sq").cpu(),
+                "step": step.clone(),
+            }
+            for name, parameter in self.parameters[phase].items()
+        }
+
+    def load_optimiser_state(self, phase: str, state: OptimiserState) -> None:
+        if self.config.zero_stage == 0:
+            return super().load_optimiser_state(phase, state)
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        for name, parameter in self.parameters[phase].items():
+            for key in ("exp_avg", "exp_avg_sq"):
+                safe_set_full_optimizer_state(parameter, _like(state[name][key], parameter), key)
+        step = next(iter(state.values()))["step"]
+        for held in self._zero_steps(phase):
+            held.copy_(step)
+
+    def _zero_steps(self, phase: str) -> list[Tensor]:
+        """Adam's step counts of the flat partitions that this rank holds."""
+        return [held["step"] for held in self.optimisers[phase].state.values()]
+
+    def weights_loaded(self) -> None:
+        if self.config.zero_stage == 0:
+            return
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        for parameters in self.parameters.values():
+            for parameter in parameters.values():
+                safe_set_full_fp32_param(parameter, parameter.detach())

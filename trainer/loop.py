@@ -1,0 +1,192 @@
+"""The training loop: fetch, step, report, sample, save."""
+
+import math
+import signal
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from infra.config import option
+from infra.errors import Stopped, UserError
+from infra.tracking import Status
+from trainer.checkpoint import Checkpoint
+from trainer.draws import Draws
+from trainer.engines import Engine
+from trainer.methods.base import Batch, Losses, Method, StepContext
+from trainer.optim import OptimConfig
+from trainer.state import TrainingState, collect_state, restore_state
+from trainer.step import train_step
+
+DIVERGED, TERMINATED = 3, 143  # exit codes: losses that are not numbers; SIGTERM (128 + 15) after a checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    max_steps: int | None = option(None, "stop after this many steps, however long the schedule", flag="--max-steps", resumable=True)
+    report_every: int = option(10, "steps between synchronisations that write metrics (a line for every step)", resumable=True)
+    samples_every: int = option(500, "steps between sample grids", resumable=True)
+    samples: int = option(4, "rows of the sample grid", resumable=True)
+    checkpoint_every: int = option(1000, "steps between checkpoints", resumable=True)
+    keep: int = option(2, "checkpoints kept in the run folder", resumable=True)
+    keep_logged: int = option(1, "checkpoints kept as MLflow artifacts", resumable=True)
+    mirror: str | None = option(None, "s3://bucket/prefix that checkpoints are copied to, and restored from", resumable=True)
+
+    def __post_init__(self) -> None:
+        counts = (self.report_every, self.samples_every, self.samples, self.checkpoint_every, self.keep)
+        if min(counts) < 1 or self.keep_logged < 0:
+            raise UserError("loop.*_every, loop.samples and loop.keep must be 1 or more, and loop.keep_logged 0 or more")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise UserError(f"--max-steps {self.max_steps} trains nothing: give 1 or more")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How steps, epochs of the source and learning rates go together."""
+
+    optim: OptimConfig
+    source_samples: int
+
+    @property
+    def steps(self) -> int:
+        """Steps that cover all epochs."""
+        return math.ceil(self.optim.total_epochs * self.source_samples / self.optim.global_batch)
+
+    def epoch(self, step: int) -> int:
+        """The epoch, counted from 1, in which a step (counted from 0) begins."""
+        return step * self.optim.global_batch // self.source_samples + 1
+
+    def progress(self, step: int) -> float:
+        """The share of all epochs that is done when a step (counted from 0) begins."""
+        return step * self.optim.global_batch / (self.optim.total_epochs * self.source_samples)
+
+    def learning_rate(self, step: int) -> float:
+        return self.optim.learning_rate(self.epoch(step))
+
+
+class Observer:
+    """What watches a run and keeps it; this one does nothing, for the ranks that only compute.
+
+    Steps are counts of finished steps. All ranks have one, and each method is called on all of them at once.
+    """
+
+    def progress(self, rows: Sequence[dict[str, float]]) -> None:
+        """A step is done. rows: the metrics of every step since the last synchronisation, or nothing in between."""
+
+    def estimate(self, seconds: float) -> None:
+        """Once, early: seconds that the rest of the run will take at the pace of its second step."""
+
+    def sample(self, step: int) -> None:
+        """Show what the generator does."""
+
+    def save(self, state: TrainingState) -> None:
+        """Keep a checkpoint."""
+
+    def close(self, status: Status) -> None:
+        """The run ends."""
+
+
+class Trainer:
+    """Trains a method on an iterable of steps, each a list of this rank's micro-batches."""
+
+    def __init__(
+        self, method: Method[Any], engine: Engine, optim: OptimConfig, config: LoopConfig, *, seed: int, source_samples: int
+    ) -> None:
+        self.method, self.engine, self.config, self.seed = method, engine, config, seed
+        self.schedule = Schedule(optim, source_samples)
+        self.averaged = _moving_average(method, optim.ema)
+        self._pending: list[tuple[int, Losses]] = []
+        self._seconds = 0.0  # spent in the pending steps
+        self._terminated = False
+
+    @property
+    def total_steps(self) -> int:
+        return min(self.schedule.steps, self.config.max_steps or self.schedule.steps)
+
+    @property
+    def translator(self) -> nn.Module:
+        """The generator to judge the run by: its moving average where one is kept."""
+        return self.method.translator if self.averaged is None else self.averaged.module
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        restore_state(self.method, self.engine, self.averaged, checkpoint)
+
+    def fit(self, steps: Iterable[Sequence[Batch]], first_step: int, observer: Observer) -> None:
+        """Train from `first_step` (the number of steps already done) to the end.
+
+        Raises Stopped after SIGTERM (with a checkpoint saved) and when a loss is no longer a finite number.
+        """
+        previous = signal.signal(signal.SIGTERM, self._terminate)
+        try:
+            waiting = time.perf_counter()
+            for step, batches in zip(range(first_step, self.total_steps), steps):
+                self._step(step, batches)
+                self._seconds += time.perf_counter() - waiting
+                self._observe(step + 1, first_step, observer)
+                waiting = time.perf_counter()
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+
+    def _terminate(self, *_: Any) -> None:
+        self._terminated = True
+
+    def _step(self, step: int, batches: Sequence[Batch]) -> None:
+        self.engine.set_learning_rate(self.schedule.learning_rate(step))
+        context = StepContext(Draws(self.seed, step), self.schedule.progress(step), self.engine.all_ranks)
+        self._pending.append((step, train_step(self.method, self.engine, batches, context)))
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.method.translator)
+
+    def _observe(self, done: int, first_step: int, observer: Observer) -> None:
+        config, last = self.config, done == self.total_steps
+        saves = last or done % config.checkpoint_every == 0
+        # A checkpoint must find the line of every step before it written: a resumed run cuts the journal there.
+        rows = self._synchronise() if saves or done % config.report_every == 0 or done - first_step <= 2 else []
+        observer.progress(rows)
+        if done - first_step == 2:
+            pairs = (self.total_steps - done) * self.schedule.optim.global_batch
+            observer.estimate(pairs / rows[-1]["pairs_per_s"])
+        if last or done % config.samples_every == 0:
+            observer.sample(done)
+        if saves or self._terminated:
+            observer.save(collect_state(self.method, self.engine, self.averaged, done))
+        if self._terminated and not last:
+            raise Stopped(f"terminated after step {done}, which is saved: the same command continues from there", TERMINATED)
+
+    def _synchronise(self) -> list[dict[str, float]]:
+        """Metrics of the pending steps as plain numbers, averaged over ranks; learns whether any rank was told to stop."""
+        names = sorted({name for _, losses in self._pending for name in losses})
+        zero = torch.zeros((), device=self.engine.device)
+        told = zero + float(self._terminated)
+        table = torch.stack([torch.stack([*(losses.get(name, zero) for name in names), told]) for _, losses in self._pending])
+        *columns, told_column = self.engine.mean(table).cpu().T.tolist()
+        self._terminated = any(told_column)
+
+        batch = self.schedule.optim.global_batch
+        shared = {"pairs_per_s": len(self._pending) * batch / self._seconds, "memory_gib": _memory_gib(self.engine.device)}
+        rows = []
+        for place, (step, losses) in enumerate(self._pending):
+            named = {name: column[place] for name, column in zip(names, columns) if name in losses}
+            if not all(map(math.isfinite, named.values())):
+                broken = ", ".join(name for name, value in named.items() if not math.isfinite(value))
+                raise Stopped(f"{broken} is not a finite number at step {step + 1}: the last checkpoint is good; continue "
+                              "from it with a lower optim.lr or beta, or with --precision fp32", DIVERGED)  # fmt: skip
+            position = {"step": step + 1, "epoch": self.schedule.epoch(step), "lr": self.schedule.learning_rate(step)}
+            rows.append({**position, **named, **shared})
+        self._pending, self._seconds = [], 0.0
+        return rows
+
+
+def _memory_gib(device: torch.device) -> float:
+    """Peak memory allocated on a GPU, or the resident memory of this process."""
+    used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+    return used / 2**30
+
+
+def _moving_average(method: Method[Any], decay: float) -> AveragedModel | None:
+    return AveragedModel(method.translator, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None

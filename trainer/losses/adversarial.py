@@ -1,0 +1,27 @@
+"""Adversarial losses on the raw scores of a discriminator."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from infra.errors import UserError
+
+
+def adversarial_loss(kind: str, score: Tensor, real: bool) -> Tensor:
+    """How far raw scores (B, ...) are from "real" or "fake", as a scalar mean over the batch, float32 or wider.
+
+    lsgan: squared distance from 1 or 0 (Mao et al. 2017). vanilla and nonsaturating: softplus(-score) or
+    softplus(score), which are the cross entropy with logits (Goodfellow et al. 2014); the two are one in this form,
+    where the generator asks for "real" instead of against "fake". wgangp: the signed mean (Gulrajani et al. 2017),
+    without the penalty.
+    """
+    score = score.to(torch.promote_types(score.dtype, torch.float32))
+    match kind:
+        case "lsgan":
+            return (score - float(real)).square().mean()
+        case "vanilla" | "nonsaturating":
+            return F.softplus(-score if real else score).mean()
+        case "wgangp":
+            return -score.mean() if real else score.mean()
+        case _:
+            raise UserError(f"adversarial loss {kind} does not exist: choose lsgan, vanilla, nonsaturating or wgangp")

@@ -1,0 +1,38 @@
+"""L_robust of SRUNIT: what a small perturbation of the features may change in the semantics of the translation."""
+
+from torch import Tensor
+
+from infra.errors import UserError
+from trainer.networks.heads import sample_patches
+
+_MIN_NORM = 1e-7
+
+
+def perturbation(normal: Tensor, uniform: Tensor, max_norm: float, rule: str = "paper") -> tuple[Tensor, Tensor]:
+    """tau_k, one random vector for each pixel of a feature map, and the norm that divides the distance (Sec. 5.3).
+
+    normal: draws of N(0, 1), (B, C, H, W). uniform: draws of U(0, 1), (B, 1, H, W). max_norm: T > 1e-7.
+    The direction is uniform on the unit sphere of the channels, the magnitude uniform in [1e-7, T].
+    rule "paper": tau = magnitude * direction. "published": tau = T * direction, as the authors' code does, although
+    the distance is divided by the magnitude all the same.
+    Returns tau (B, C, H, W) and magnitude (B, 1, H, W).
+    """
+    direction = normal / (normal.norm(dim=1, keepdim=True) + 1e-12)
+    magnitude = _MIN_NORM + (max_norm - _MIN_NORM) * uniform
+    match rule:
+        case "paper":
+            return magnitude * direction, magnitude
+        case "published":
+            return max_norm * direction, magnitude
+        case _:
+            raise UserError(f"perturbation rule {rule} does not exist: choose paper or published")
+
+
+def robustness_loss(source: Tensor, perturbed: Tensor, magnitude: Tensor, ids: Tensor) -> Tensor:
+    """L_k of Eqn. 3 at sampled patches, a scalar: the mean of |F_k(source) - F_k(perturbed)|_2 / |tau_k|_2.
+
+    source, perturbed: (B * n, dim), the same patches `ids` (n,) projected by head k, image-major; gradients flow into
+    both. magnitude: (B, 1, H, W) from `perturbation`. L_robust is the mean of L_k over the taps.
+    """
+    distance = ((source - perturbed).square().sum(dim=1) + 1e-12).sqrt()
+    return (distance / sample_patches(magnitude, ids).squeeze(1)).mean()

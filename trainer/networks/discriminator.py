@@ -1,0 +1,35 @@
+"""The PatchGAN discriminator of pix2pix and CUT."""
+
+from torch import Tensor, nn
+
+from trainer.networks.norm import InstanceNorm2d
+from trainer.networks.resample import BlurDownsample
+
+
+class PatchDiscriminator(nn.Module):
+    """(B, in_channels, H, W) in [-1, 1] -> (B, 1, H//8 - 2, W//8 - 2) raw scores, one for each patch; H, W >= 24.
+
+    With the default three layers this is the 70x70 PatchGAN of Isola et al. 2017: strided convolutions, and a score
+    sees 70x70 pixels (`antialias=False`). CUT blurs before it subsamples (`antialias=True`), and a score sees 84x84.
+    No norm on the first and last convolution.
+    `self.model` has the module order of the published code, so checkpoints exchange by name.
+    """
+
+    def __init__(self, in_channels: int = 3, ndf: int = 64, layers: int = 3, antialias: bool = True) -> None:
+        super().__init__()
+        widths = [ndf * min(2**n, 8) for n in range(layers + 1)]
+        model: list[nn.Module] = []
+        for n, width in enumerate(widths):
+            halve = n < layers
+            stride = 2 if halve and not antialias else 1
+            model += [nn.Conv2d(widths[n - 1] if n else in_channels, width, 4, stride=stride, padding=1)]
+            if n:
+                model += [InstanceNorm2d(width)]
+            model += [nn.LeakyReLU(0.2)]
+            if halve and antialias:
+                model += [BlurDownsample(width)]
+        model += [nn.Conv2d(widths[-1], 1, 4, padding=1)]
+        self.model = nn.Sequential(*model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)

@@ -1,0 +1,135 @@
+"""The ResNet generator of CycleGAN and CUT, with taps: places where its features are read or perturbed."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from infra.errors import UserError
+from trainer.networks.norm import InstanceNorm2d
+from trainer.networks.resample import BlurDownsample, BlurUpsample
+
+
+def _instance_norm_relu(channels: int) -> list[nn.Module]:
+    return [InstanceNorm2d(channels), nn.ReLU()]
+
+
+class ResnetBlock(nn.Module):
+    """x + conv(relu(norm(conv(x)))), normalised again: (B, C, H, W) -> (B, C, H, W), reflection padding."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv_block = nn.Sequential(
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(channels, channels, 3),
+            *_instance_norm_relu(channels),
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(channels, channels, 3),
+            InstanceNorm2d(channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv_block(x)
+
+
+class ResnetGenerator(nn.Module):
+    """(B, in_channels, H, W) in [-1, 1] -> (B, out_channels, H, W) in (-1, 1); H and W multiples of 4, at least 8.
+
+    Johnson et al. 2016 with the anti-aliased resampling of Park et al. 2020 (CUT), or with strided and transposed
+    convolutions (`antialias=False`, CycleGAN). `self.model` has the module order of the published code, so
+    checkpoints exchange by name and a tap is the index of a module:
+
+        antialias      0 padded image | 4, 8 convolutions before their norm | 12, 13, … residual blocks
+        not antialias  0 padded image | 4, 7 convolutions before their norm | 10, 11, … residual blocks
+
+    A tap at an instance norm reads what the ReLU after it leaves: the published ReLU works in place and overwrites
+    the norm's output (tap 8 of the generator that is not anti-aliased).
+    """
+
+    def __init__(
+        self, in_channels: int = 3, out_channels: int = 3, ngf: int = 64, blocks: int = 9, antialias: bool = True
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.ReflectionPad2d(3), nn.Conv2d(in_channels, ngf, 7), *_instance_norm_relu(ngf)]
+        for width in (2 * ngf, 4 * ngf):
+            if antialias:
+                layers += [nn.Conv2d(width // 2, width, 3, padding=1), *_instance_norm_relu(width)]
+                layers += [BlurDownsample(width)]
+            else:
+                layers += [nn.Conv2d(width // 2, width, 3, stride=2, padding=1), *_instance_norm_relu(width)]
+        layers += [ResnetBlock(4 * ngf) for _ in range(blocks)]
+        for width in (2 * ngf, ngf):
+            if antialias:
+                layers += [BlurUpsample(2 * width), nn.Conv2d(2 * width, width, 3, padding=1)]
+            else:
+                layers += [nn.ConvTranspose2d(2 * width, width, 3, stride=2, padding=1, output_padding=1)]
+            layers += _instance_norm_relu(width)
+        layers += [nn.ReflectionPad2d(3), nn.Conv2d(ngf, out_channels, 7), nn.Tanh()]
+        self.model = nn.Sequential(*layers)
+        self.valid_taps = range(len(layers))
+        self.in_channels = in_channels
+
+    def tap_channels(self, taps: Sequence[int]) -> list[int]:
+        """The channels of the features at each tap. UserError for a tap that does not exist or is named twice."""
+        self._check(taps)
+        channels, at = self.in_channels, []
+        for layer in self.model:
+            channels = layer.out_channels if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) else channels
+            at.append(channels)
+        return [at[tap] for tap in taps]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+    def forward_with_features(self, x: Tensor, taps: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """The translation and G_1^k(x) for each tap k, in the order of `taps`."""
+        return self._walk(x, self._read_after(taps), len(self.model))
+
+    def encode(self, x: Tensor, taps: Sequence[int]) -> list[Tensor]:
+        """G_1^k(x) for each tap k, in the order of `taps`; nothing runs after the deepest."""
+        read_after = self._read_after(taps)
+        return self._walk(x, read_after, max(read_after) + 1)[1]
+
+    def perturbed_features(self, perturbed: Sequence[Tensor], taps: Sequence[int]) -> list[Tensor]:
+        """G_1^k(G_k^{K+1}(f_k)) for each tap k: finish the translation from perturbed features, then encode it.
+
+        This goes into the second F_k of L_k, Eqn. 3 of SRUNIT. perturbed: f_k = G_1^k(x) + tau_k, one tensor
+        (B, C_k, H_k, W_k) for each tap. All taps share two passes in place of two each: on the first, f_k joins the
+        batch after module k; on the second, its group leaves there. Nothing in the generator mixes images.
+        """
+        read_after = dict(zip(taps, self._read_after(taps), strict=True))
+        feature = dict(zip(taps, perturbed, strict=True))
+        order = sorted(taps)
+        batch = feature[order[0]]
+        images = len(batch)
+        for index in range(order[0] + 1, len(self.model)):
+            batch = self.model[index](batch)
+            if index in feature:
+                batch = torch.cat([batch, feature[index]])
+        result: dict[int, Tensor] = {}
+        for index in range(max(read_after.values()) + 1):
+            batch = self.model[index](batch)
+            for tap in order:
+                if read_after[tap] == index:
+                    result[tap], batch = batch.split([images, len(batch) - images])
+        return [result[tap] for tap in taps]
+
+    def _walk(self, x: Tensor, read_after: Sequence[int], stop: int) -> tuple[Tensor, list[Tensor]]:
+        features: dict[int, Tensor] = {}
+        for index in range(stop):
+            x = self.model[index](x)
+            if index in read_after:
+                features[index] = x
+        return x, [features[index] for index in read_after]
+
+    def _read_after(self, taps: Sequence[int]) -> list[int]:
+        """The modules whose output the taps read: the tap itself, or the ReLU that follows it (see the class)."""
+        self._check(taps)
+        return [tap + isinstance(self.model[tap], InstanceNorm2d) for tap in taps]
+
+    def _check(self, taps: Sequence[int]) -> None:
+        for tap in taps:
+            if tap not in self.valid_taps:
+                raise UserError(f"tap {tap} does not exist in this generator: choose from 0 to {self.valid_taps[-1]}")
+        if len(set(taps)) < len(taps):
+            raise UserError(f"taps {', '.join(map(str, taps))} name one twice: name each tap once")

@@ -1,0 +1,50 @@
+"""The optimiser, its batch and its schedule, as CUT has them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from infra.config import option
+from infra.errors import UserError
+from trainer.schedule import lr_factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    global_batch: int = option(1, "pairs per step, over all ranks", flag="--global-batch")
+    accumulation: int = option(1, "micro-batches per step and rank; G runs twice per step above 1", resumable=True)
+    lr: float = option(2e-4, "Adam's learning rate")
+    beta1: float = option(0.5, "Adam's beta1")
+    beta2: float = option(0.999, "Adam's beta2")
+    epochs: float = option(200.0, "epochs (of the source) at the full learning rate")
+    decay_epochs: float = option(200.0, "epochs over which it then falls to zero")
+    schedule: str = option("linear", "how the learning rate falls", choices=("linear", "step", "cosine"))
+    step_epochs: int = option(50, "schedule step: epochs between divisions by ten")
+    ema: float = option(0.0, "decay of the exponential moving average of the generator, e.g. 0.999; 0: none")
+
+    def __post_init__(self) -> None:
+        if self.global_batch < 1 or self.accumulation < 1:
+            raise UserError("optim.global_batch and optim.accumulation count pairs and passes: they must be 1 or more")
+        if self.lr <= 0 or not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+            raise UserError(f"Adam needs lr > 0 and 0 <= beta < 1 (got lr {self.lr}, betas {self.beta1}, {self.beta2})")
+        if self.epochs < 0 or self.decay_epochs < 0 or self.total_epochs <= 0:
+            raise UserError("optim.epochs and optim.decay_epochs must not be negative, and not both 0")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"optim.ema = {self.ema} must lie in [0, 1): 0.999 is usual, 0 turns it off")
+
+    @property
+    def total_epochs(self) -> float:
+        return self.epochs + self.decay_epochs
+
+    def learning_rate(self, epoch: int) -> float:
+        """The rate in use during an epoch, counted from 1."""
+        return self.lr * lr_factor(self.schedule, epoch, self.epochs, self.decay_epochs, self.step_epochs)
+
+
+def make_optimiser(parameters: Iterable[nn.Parameter], config: OptimConfig, device: torch.device) -> torch.optim.Adam:
+    """Adam as published (no weight decay). One Adam over several networks equals one Adam for each."""
+    return torch.optim.Adam(
+        parameters, lr=config.lr, betas=(config.beta1, config.beta2), fused=device.type == "cuda" or None
+    )

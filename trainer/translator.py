@@ -1,0 +1,91 @@
+"""A trained generator as a thing to use: images in, images out; from a run folder, a checkpoint, or MLflow."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from infra.config import build
+from infra.errors import UserError
+from trainer.checkpoint import Checkpoint, Checkpointer
+from trainer.networks.config import ModelConfig
+
+MULTIPLE = 4  # the generator halves its input twice
+
+
+class Translator:
+    """Translates images with a generator.
+
+    network: (n, 3, h, w) in [-1, 1] to the same shape and range, h and w multiples of 4.
+    """
+
+    def __init__(self, network: nn.Module, device: torch.device | str = "cpu") -> None:
+        self.network, self.device = network, device
+
+    @torch.no_grad()
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 RGB, or (N, H, W, 3), to the same shape. Sizes that are no multiple of 4 are padded by
+        reflection and cut back."""
+        batch = image if image.ndim == 4 else image[None]
+        if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[3] != 3:
+            raise UserError(f"an image of type {image.dtype} and shape {image.shape} cannot be translated: "
+                            "give uint8 RGB of shape (H, W, 3) or (N, H, W, 3)")  # fmt: skip
+        height, width = batch.shape[1:3]
+        x_NCHW = to_tensor(batch).to(self.device)
+        padded = nn.functional.pad(x_NCHW, (0, -width % MULTIPLE, 0, -height % MULTIPLE), mode="reflect")
+        result = to_images(self.network(padded)[:, :, :height, :width])
+        return result if image.ndim == 4 else result[0]
+
+
+def to_tensor(images_NHWC: np.ndarray) -> Tensor:
+    """uint8 (N, H, W, 3) to float32 (N, 3, H, W) in [-1, 1], channels-last in memory."""
+    return torch.from_numpy(images_NHWC.astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)
+
+
+def to_images(x_NCHW: Tensor) -> np.ndarray:
+    """float (N, 3, H, W) in [-1, 1] to uint8 (N, H, W, 3), rounded to nearest."""
+    scaled = (x_NCHW.float().clamp(-1, 1) + 1) * 127.5
+    return scaled.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint folder meant by a run folder (its newest) or by itself. UserError if there is none."""
+    if (path / "checkpoints").is_dir():
+        newest = Checkpointer(path / "checkpoints", keep=1).latest()
+        if newest is None:
+            raise UserError(f"the run {path} has no complete checkpoint yet: let it train longer")
+        return newest
+    if not (path / "manifest.json").is_file():
+        raise UserError(f"{path} is neither a run folder nor a checkpoint: give runs/NAME or runs/NAME/checkpoints/step_N")
+    return path
+
+
+def load_translator(path: Path, device: torch.device | str = "cpu", *, averaged: bool = True) -> Translator:
+    """The generator of a run or checkpoint; its moving average where the run kept one and `averaged` is true."""
+    checkpoint = Checkpoint(find_checkpoint(path))
+    model = {name: value for name, value in checkpoint.state["config"].items() if name.startswith("model.")}
+    config = build(ModelConfig, {name.removeprefix("model."): value for name, value in model.items()})
+    stem = "generator_ema" if averaged and checkpoint.has("generator_ema") else "generator"
+    network = config.generator()
+    checkpoint.load_into(network, stem)
+    return Translator(network.to(device).eval(), device)
+
+
+def save_pyfunc_model(folder: Path, checkpoint: Path) -> None:
+    """Write a checkpoint's generator as a folder that `mlflow.pyfunc.load_model` loads: `predict` takes and gives
+    uint8 images as `Translator` does. It carries the code it needs."""
+    import mlflow.pyfunc
+
+    class Model(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
+        def load_context(self, context: Any) -> None:
+            self.translator = load_translator(Path(context.artifacts["checkpoint"]))
+
+        def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
+            return self.translator(np.asarray(model_input))
+
+    shutil.rmtree(folder, ignore_errors=True)
+    rooms = [str(Path(__file__).parents[1] / room) for room in ("trainer", "infra")]
+    mlflow.pyfunc.save_model(folder, python_model=Model(), artifacts={"checkpoint": str(checkpoint)}, code_paths=rooms)
