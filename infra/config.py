@@ -140,7 +140,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read the configuration {path} ({error.strerror}): check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError):
-        raise UserError(f"{path} is not valid YAML: correct it, or start from the config.yaml of a run folder") from None
+        raise UserError(
+            f"{path} is not valid YAML: correct it, or start from the config.yaml of a run folder"
+        ) from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds no options: it should have lines such as 'optim: {{lr: 0.0002}}'")
     return dict(_flat_items(tree))

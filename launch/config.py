@@ -19,8 +19,12 @@ from trainer.tasks import TASKS, preset
 
 @dataclass(frozen=True, kw_only=True)
 class JobConfig:
-    task: str = option("gta2city", "the pair of domains: a preset of everything below", flag="--task", choices=tuple(TASKS))
-    seed: int = option(0, "fixes initialisation, sample order, crops, flips and every draw of the method", flag="--seed")
+    task: str = option(
+        "gta2city", "the pair of domains: a preset of everything below", flag="--task", choices=tuple(TASKS)
+    )
+    seed: int = option(
+        0, "fixes initialisation, sample order, crops, flips and every draw of the method", flag="--seed"
+    )
     run_dir: str | None = option(
         None, "folder of the run; the same command again continues it [runs/TASK-METHOD-TIME]",
         flag="--run-dir", resumable=True,

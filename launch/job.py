@@ -1,4 +1,4 @@
-"""One training job, wired: data -> method -> engine -> loop -> run folder and MLflow. `launch/train.py` and searches run it."""
+"""One training job, wired: data -> method -> engine -> loop -> run folder and MLflow."""
 
 import hashlib
 import logging
@@ -66,7 +66,9 @@ def _train(config: JobConfig, engine: Engine) -> Path:
         trainer = Trainer(method, engine, optim, config.loop, seed=config.seed, source_samples=loader.source_samples)
         if checkpoint:
             trainer.restore(checkpoint)
-        observer = _observer(config, folder, trainer, checkpointer, first_step, data) if engine.rank == 0 else Observer()
+        observer = (
+            _observer(config, folder, trainer, checkpointer, first_step, data) if engine.rank == 0 else Observer()
+        )
         _fit(trainer, loader, first_step, observer)
     finally:
         loader.close()

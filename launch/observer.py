@@ -40,11 +40,15 @@ class RunObserver(Observer):
         first_step: int,
         state: Mapping[str, Any],
     ) -> None:
-        self.folder, self.tracker, self.trainer, self.checkpointer, self.grid = folder, tracker, trainer, checkpointer, grid
-        self.state = state
-        self.line = ProgressLine(
-            trainer.total_steps, first_step, pairs_per_step=trainer.schedule.optim.global_batch
+        self.folder, self.tracker, self.trainer, self.checkpointer, self.grid = (
+            folder,
+            tracker,
+            trainer,
+            checkpointer,
+            grid,
         )
+        self.state = state
+        self.line = ProgressLine(trainer.total_steps, first_step, pairs_per_step=trainer.schedule.optim.global_batch)
         self.journal = Journal(folder.metrics_file)
         self.journal.truncate_after(first_step)
         self.logged: list[int] = []

@@ -1,13 +1,13 @@
 """A run folder, which describes itself: what was asked for, with which versions, by which command, and what came out.
 
-    config.yaml        every option, resolved
-    environment.json   versions, machine and command of each start
-    train.log          what the console said
-    metrics.jsonl      one JSON object per step
-    samples/           sample grids
-    checkpoints/       see trainer/checkpoint.py
-    model/             the final generator as an MLflow model
-    mlflow_run_id      the MLflow run that this folder belongs to
+config.yaml        every option, resolved
+environment.json   versions, machine and command of each start
+train.log          what the console said
+metrics.jsonl      one JSON object per step
+samples/           sample grids
+checkpoints/       see trainer/checkpoint.py
+model/             the final generator as an MLflow model
+mlflow_run_id      the MLflow run that this folder belongs to
 """
 
 import dataclasses

@@ -73,7 +73,9 @@ class Manifest:
     def from_json(cls, text: str) -> "Manifest":
         raw = json.loads(text)
         if raw.get("format") != FORMAT:
-            raise UserError(f"manifest format {raw.get('format')!r} is not {FORMAT}: prepare the data again with this version")
+            raise UserError(
+                f"manifest format {raw.get('format')!r} is not {FORMAT}: prepare the data again with this version"
+            )
         splits = {
             name: Split(
                 shards=tuple(Shard(**shard) for shard in split["shards"]),
@@ -89,7 +91,9 @@ class Manifest:
         """The split of that name; UserError if it is absent or has no samples."""
         split = self.splits.get(f"{phase}/{domain}")
         if split is None or split.samples == 0:
-            raise UserError(f"the data has no {phase} images of the {domain} domain: prepare it again with images on that side")
+            raise UserError(
+                f"the data has no {phase} images of the {domain} domain: prepare it again with images on that side"
+            )
         return split
 
 
@@ -107,7 +111,9 @@ def load_manifest(storage: Storage) -> Manifest:
     try:
         text = storage.read(MANIFEST).decode()
     except FileNotFoundError:
-        raise UserError(f"no prepared data at {storage.url} (no {MANIFEST}): make some with launch/prepare.py, or check the path") from None
+        raise UserError(
+            f"no prepared data at {storage.url} (no {MANIFEST}): make some with launch/prepare.py, or check the path"
+        ) from None
     try:
         return Manifest.from_json(text)
     except (KeyError, TypeError, json.JSONDecodeError) as error:
@@ -119,4 +125,7 @@ def index_to_json(entries: list[SampleEntry]) -> str:
 
 
 def index_from_json(text: str) -> list[SampleEntry]:
-    return [SampleEntry(key, tuple(image), None if label is None else tuple(label)) for key, image, label in json.loads(text)]
+    return [
+        SampleEntry(key, tuple(image), None if label is None else tuple(label))
+        for key, image, label in json.loads(text)
+    ]

@@ -1,10 +1,10 @@
 """Checkpoints that belong to no engine and no number of ranks: one folder per step, whole or not there at all.
 
-    checkpoints/step_500/generator.safetensors      one file per network
-                         optimiser.safetensors      Adam's state, "phase/parameter/key"
-                         slots.safetensors          state of the global batch's slots (image buffers)
-                         state.json                 step, seed, what the data was, loss scalers, the resolved config
-                         manifest.json              bytes and SHA-256 of each file, written last
+checkpoints/step_500/generator.safetensors      one file per network
+                     optimiser.safetensors      Adam's state, "phase/parameter/key"
+                     slots.safetensors          state of the global batch's slots (image buffers)
+                     state.json                 step, seed, what the data was, loss scalers, the resolved config
+                     manifest.json              bytes and SHA-256 of each file, written last
 """
 
 import hashlib

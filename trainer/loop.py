@@ -2,8 +2,10 @@
 
 import math
 import signal
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,19 +30,27 @@ DIVERGED, TERMINATED = 3, 143  # exit codes: losses that are not numbers; SIGTER
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    max_steps: int | None = option(None, "stop after this many steps, however long the schedule", flag="--max-steps", resumable=True)
-    report_every: int = option(10, "steps between synchronisations that write metrics (a line for every step)", resumable=True)
+    max_steps: int | None = option(
+        None, "stop after this many steps, however long the schedule", flag="--max-steps", resumable=True
+    )
+    report_every: int = option(
+        10, "steps between synchronisations that write metrics (a line for every step)", resumable=True
+    )
     samples_every: int = option(500, "steps between sample grids", resumable=True)
     samples: int = option(4, "rows of the sample grid", resumable=True)
     checkpoint_every: int = option(1000, "steps between checkpoints", resumable=True)
     keep: int = option(2, "checkpoints kept in the run folder", resumable=True)
     keep_logged: int = option(1, "checkpoints kept as MLflow artifacts", resumable=True)
-    mirror: str | None = option(None, "s3://bucket/prefix that checkpoints are copied to, and restored from", resumable=True)
+    mirror: str | None = option(
+        None, "s3://bucket/prefix that checkpoints are copied to, and restored from", resumable=True
+    )
 
     def __post_init__(self) -> None:
         counts = (self.report_every, self.samples_every, self.samples, self.checkpoint_every, self.keep)
         if min(counts) < 1 or self.keep_logged < 0:
-            raise UserError("loop.*_every, loop.samples and loop.keep must be 1 or more, and loop.keep_logged 0 or more")
+            raise UserError(
+                "loop.*_every, loop.samples and loop.keep must be 1 or more, and loop.keep_logged 0 or more"
+            )
         if self.max_steps is not None and self.max_steps < 1:
             raise UserError(f"--max-steps {self.max_steps} trains nothing: give 1 or more")
 
@@ -95,7 +105,14 @@ class Trainer:
     """Trains a method on an iterable of steps, each a list of this rank's micro-batches."""
 
     def __init__(
-        self, method: Method[Any], engine: Engine, optim: OptimConfig, config: LoopConfig, *, seed: int, source_samples: int
+        self,
+        method: Method[Any],
+        engine: Engine,
+        optim: OptimConfig,
+        config: LoopConfig,
+        *,
+        seed: int,
+        source_samples: int,
     ) -> None:
         self.method, self.engine, self.config, self.seed = method, engine, config, seed
         self.schedule = Schedule(optim, source_samples)
@@ -121,19 +138,29 @@ class Trainer:
 
         Raises Stopped after SIGTERM (with a checkpoint saved) and when a loss is no longer a finite number.
         """
-        previous = signal.signal(signal.SIGTERM, self._terminate)
-        try:
+        with self._on_terminate():
             waiting = time.perf_counter()
-            for step, batches in zip(range(first_step, self.total_steps), steps):
+            for step, batches in zip(range(first_step, self.total_steps), steps, strict=False):
                 self._step(step, batches)
                 self._seconds += time.perf_counter() - waiting
                 self._observe(step + 1, first_step, observer)
                 waiting = time.perf_counter()
+
+    @contextmanager
+    def _on_terminate(self) -> Iterator[None]:
+        """Take note of SIGTERM instead of dying of it. (Python hears signals in the main thread only.)"""
+
+        def note(*_: Any) -> None:
+            self._terminated = True
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = signal.signal(signal.SIGTERM, note)
+        try:
+            yield
         finally:
             signal.signal(signal.SIGTERM, previous)
-
-    def _terminate(self, *_: Any) -> None:
-        self._terminated = True
 
     def _step(self, step: int, batches: Sequence[Batch]) -> None:
         self.engine.set_learning_rate(self.schedule.learning_rate(step))
@@ -156,22 +183,29 @@ class Trainer:
         if saves or self._terminated:
             observer.save(collect_state(self.method, self.engine, self.averaged, done))
         if self._terminated and not last:
-            raise Stopped(f"terminated after step {done}, which is saved: the same command continues from there", TERMINATED)
+            raise Stopped(
+                f"terminated after step {done}, which is saved: the same command continues from there", TERMINATED
+            )
 
     def _synchronise(self) -> list[dict[str, float]]:
         """Metrics of the pending steps as plain numbers, averaged over ranks; learns whether any rank was told to stop."""
         names = sorted({name for _, losses in self._pending for name in losses})
         zero = torch.zeros((), device=self.engine.device)
         told = zero + float(self._terminated)
-        table = torch.stack([torch.stack([*(losses.get(name, zero) for name in names), told]) for _, losses in self._pending])
+        table = torch.stack(
+            [torch.stack([*(losses.get(name, zero) for name in names), told]) for _, losses in self._pending]
+        )
         *columns, told_column = self.engine.mean(table).cpu().T.tolist()
         self._terminated = any(told_column)
 
         batch = self.schedule.optim.global_batch
-        shared = {"pairs_per_s": len(self._pending) * batch / self._seconds, "memory_gib": _memory_gib(self.engine.device)}
+        shared = {
+            "pairs_per_s": len(self._pending) * batch / self._seconds,
+            "memory_gib": _memory_gib(self.engine.device),
+        }
         rows = []
         for place, (step, losses) in enumerate(self._pending):
-            named = {name: column[place] for name, column in zip(names, columns) if name in losses}
+            named = {name: column[place] for name, column in zip(names, columns, strict=True) if name in losses}
             if not all(map(math.isfinite, named.values())):
                 broken = ", ".join(name for name, value in named.items() if not math.isfinite(value))
                 raise Stopped(f"{broken} is not a finite number at step {step + 1}: the last checkpoint is good; continue "

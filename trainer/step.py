@@ -1,6 +1,7 @@
 """One optimisation step of a two-phase game, on any engine, in the order of CUT's published step."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ def train_step(method: Method[Any], engine: Engine, batches: Sequence[Batch], co
             else:
                 with torch.set_grad_enabled(with_graph):
                     outputs = run(batch)
-            yield lambda outputs=outputs, batch=batch: evaluate(loss, outputs, batch)
+            yield partial(evaluate, loss, outputs, batch)
 
     engine.update("discriminator", losses(method.discriminator_loss, with_graph=False), len(batches))
     engine.update("generator", losses(method.generator_loss, with_graph=True), len(batches))

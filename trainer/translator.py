@@ -59,7 +59,9 @@ def find_checkpoint(path: Path) -> Path:
             raise UserError(f"the run {path} has no complete checkpoint yet: let it train longer")
         return newest
     if not (path / "manifest.json").is_file():
-        raise UserError(f"{path} is neither a run folder nor a checkpoint: give runs/NAME or runs/NAME/checkpoints/step_N")
+        raise UserError(
+            f"{path} is neither a run folder nor a checkpoint: give runs/NAME or runs/NAME/checkpoints/step_N"
+        )
     return path
 
 
@@ -79,7 +81,7 @@ def save_pyfunc_model(folder: Path, checkpoint: Path) -> None:
     uint8 images as `Translator` does. It carries the code it needs."""
     import mlflow.pyfunc
 
-    class Model(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
+    class Model(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         def load_context(self, context: Any) -> None:
             self.translator = load_translator(Path(context.artifacts["checkpoint"]))
 

@@ -1,11 +1,11 @@
 """Houses: a facade along the street, the end that faces the camera, and a roof."""
 
-from pipelines.street_scenes.draw import NEAREST, Canvas, Colour, Draws, Material
+from pipelines.street_scenes.draw import Canvas, Colour, Draws, Material
 
 FLOOR = 3.1  # metres
 FACADES: tuple[Colour, ...] = (
-    (196, 164, 120), (206, 190, 158), (176, 112, 88), (150, 144, 138), (210, 204, 192), (188, 150, 132), (160, 168, 172),
-    (200, 176, 110), (134, 92, 78), (170, 178, 160),
+    (196, 164, 120), (206, 190, 158), (176, 112, 88), (150, 144, 138), (210, 204, 192), (188, 150, 132),
+    (160, 168, 172), (200, 176, 110), (134, 92, 78), (170, 178, 160),
 )  # fmt: skip
 ROOFS: tuple[Colour, ...] = ((150, 84, 66), (96, 88, 86), (120, 72, 60), (82, 86, 94))
 PANES: tuple[Colour, ...] = ((58, 76, 96), (48, 58, 70), (78, 98, 118))
@@ -17,8 +17,6 @@ def building(
 ) -> None:  # fmt: skip
     """side: -1 left of the street, 1 right. near, far: (X, Z) of the facade's two ends. style: 0..1, modern to old."""
     (x1, z1), (x2, z2) = near, far
-    if z1 < NEAREST:
-        raise AssertionError("a building must begin before the camera")
     height = floors * FLOOR + draws.between(0.4, 1.2)
     wall, pane = draws.vary(draws.among(FACADES), 0.1), draws.vary(draws.among(PANES), 0.15)
     pitch = draws.between(2.2, 3.6)
@@ -45,7 +43,6 @@ def building(
         canvas.polygon(trim, [(x1, low, z1), (x1, high, z1), (x2, high, z2), (x2, low, z2)])
     if floors > 1 and draws.chance(0.4):
         _awning(canvas, draws, side, near, far)
-    # The house's shadow on the ground.
     dx, dz = sun[0] * height, sun[1] * height
     canvas.cast([(x1, z1), (x2, z2), (x2 + dx, z2 + dz), (x1 + dx, z1 + dz)])
     canvas.cast([(x1, z1), (x1 + side * depth, z1), (x1 + side * depth + dx, z1 + dz), (x1 + dx, z1 + dz)])
@@ -70,7 +67,6 @@ def _awning(canvas: Canvas, draws: Draws, side: int, near: tuple[float, float], 
         "building", draws.vary(draws.among(((170, 50, 48), (44, 96, 72), (50, 84, 140), (214, 176, 80))), 0.1), z=z1
     )
     u1, u2 = draws.between(0.05, 0.4), draws.between(0.6, 0.95)
-    for u, v in ((u1, u2),):
-        (xa, za), (xb, zb) = ((x1 + (x2 - x1) * t, z1 + (z2 - z1) * t) for t in (u, v))
-        out = -side * 1.1
-        canvas.polygon(cloth, [(xa, 3.0, za), (xa + out, 2.45, za), (xb + out, 2.45, zb), (xb, 3.0, zb)])
+    (xa, za), (xb, zb) = ((x1 + (x2 - x1) * u, z1 + (z2 - z1) * u) for u in (u1, u2))
+    out = -side * 1.1
+    canvas.polygon(cloth, [(xa, 3.0, za), (xa + out, 2.45, za), (xb + out, 2.45, zb), (xb, 3.0, zb)])

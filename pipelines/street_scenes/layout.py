@@ -34,12 +34,12 @@ class Layout:
 
 # Both domains share everything that is not sky or vegetation; those two differ as GTA5 and Cityscapes do, but more.
 SOURCE_LAYOUT = Layout(
-    open_lots=0.45, floors=(1, 5), street_trees=0.12, lot_trees=0.25, tree_height=(4.0, 7.0), palms=0.6, hedges=0.08,
+    open_lots=0.52, floors=(1, 5), street_trees=0.12, lot_trees=0.25, tree_height=(4.0, 7.0), palms=0.6, hedges=0.08,
     wooded_horizon=0.1, green_verge=0.15, walls=0.35, fences=0.45, parked_cars=0.3, traffic=3.5, heavy_vehicles=0.13,
-    trams=0.12, pedestrians=5.0, cyclists=2.6, junctions=0.45, signs=0.6,
+    trams=0.16, pedestrians=5.0, cyclists=2.6, junctions=0.45, signs=0.6,
 )  # fmt: skip
 TARGET_LAYOUT = Layout(
     open_lots=0.25, floors=(3, 7), street_trees=0.7, lot_trees=0.95, tree_height=(7.0, 13.0), palms=0.0, hedges=0.35,
     wooded_horizon=0.85, green_verge=0.3, walls=0.35, fences=0.45, parked_cars=0.3, traffic=3.5, heavy_vehicles=0.13,
-    trams=0.12, pedestrians=5.0, cyclists=2.6, junctions=0.45, signs=0.6,
+    trams=0.16, pedestrians=5.0, cyclists=2.6, junctions=0.45, signs=0.6,
 )  # fmt: skip

@@ -20,7 +20,7 @@ class Sky:
     zenith: tuple[float, float, float]
     horizon: tuple[float, float, float]
     cloud: tuple[float, float, float]
-    sunlight: tuple[float, float, float]  # what white ground looks like in the sun, 255 is neutral
+    light: tuple[float, float, float]  # what white ground looks like in the sun, 255 is neutral
     cover: float  # 0 clear … 1 overcast
 
 
@@ -37,20 +37,22 @@ class Look:
 
 
 GAME = Look(
-    saturation=1.45, gain=1.12, shadow=0.48, soft_shadows=False, texture=0.45, haze=(0.0006, 0.002), cloud_crispness=3.0,
+    saturation=1.45, gain=1.12, shadow=0.44, soft_shadows=False, texture=0.45, haze=(0.0006, 0.002),
+    cloud_crispness=3.0,
     skies=(
-        Sky(zenith=(52, 122, 214), horizon=(176, 216, 246), cloud=(255, 255, 255), sunlight=(262, 256, 244), cover=0.3),
-        Sky(zenith=(36, 104, 206), horizon=(150, 204, 250), cloud=(255, 255, 255), sunlight=(264, 258, 240), cover=0.05),
-        Sky(zenith=(74, 126, 202), horizon=(255, 214, 152), cloud=(255, 238, 214), sunlight=(276, 244, 204), cover=0.35),
-        Sky(zenith=(60, 144, 220), horizon=(206, 232, 240), cloud=(250, 252, 255), sunlight=(256, 256, 250), cover=0.55),
+        Sky(zenith=(52, 122, 214), horizon=(176, 216, 246), cloud=(255, 255, 255), light=(262, 256, 244), cover=0.3),
+        Sky(zenith=(46, 118, 216), horizon=(160, 210, 250), cloud=(255, 255, 255), light=(264, 258, 240), cover=0.05),
+        Sky(zenith=(74, 126, 202), horizon=(255, 214, 152), cloud=(255, 238, 214), light=(276, 244, 204), cover=0.35),
+        Sky(zenith=(60, 144, 220), horizon=(206, 232, 240), cloud=(250, 252, 255), light=(256, 256, 250), cover=0.55),
     ),
 )  # fmt: skip
 CAMERA = Look(
-    saturation=0.5, gain=0.8, shadow=0.26, soft_shadows=True, texture=1.25, haze=(0.003, 0.008), cloud_crispness=1.0,
+    saturation=0.52, gain=0.98, shadow=0.28, soft_shadows=True, texture=1.25, haze=(0.003, 0.008), cloud_crispness=1.0,
     skies=(
-        Sky(zenith=(196, 204, 206), horizon=(222, 224, 220), cloud=(232, 232, 228), sunlight=(250, 254, 248), cover=0.9),
-        Sky(zenith=(170, 184, 194), horizon=(214, 216, 210), cloud=(226, 226, 222), sunlight=(252, 252, 240), cover=0.6),
-        Sky(zenith=(178, 186, 186), horizon=(206, 206, 196), cloud=(212, 212, 204), sunlight=(240, 246, 240), cover=1.0),
+        Sky(zenith=(208, 216, 218), horizon=(234, 236, 232), cloud=(244, 244, 240), light=(250, 254, 248), cover=0.9),
+        Sky(zenith=(176, 192, 204), horizon=(226, 228, 222), cloud=(238, 238, 234), light=(254, 252, 242), cover=0.6),
+        Sky(zenith=(190, 198, 198), horizon=(218, 218, 208), cloud=(224, 224, 216), light=(240, 246, 240), cover=1.0),
+        Sky(zenith=(198, 202, 206), horizon=(238, 230, 212), cloud=(240, 236, 226), light=(256, 248, 234), cover=0.7),
     ),
 )  # fmt: skip
 LOOKS: dict[str, Look] = {"game": GAME, "camera": CAMERA}
@@ -109,7 +111,7 @@ def _recoloured(table: np.ndarray, look: Look, sky: Sky) -> tuple[np.ndarray, np
         rgb = table[COLUMN[name] : COLUMN[name] + 3]
         grey = rgb.mean(axis=0)
         rgb = (grey + look.saturation * (rgb - grey)).clip(4, 250) * look.gain
-        colours.append(rgb * (np.array(sky.sunlight, np.float32) / 255)[:, None])
+        colours.append(rgb * (np.array(sky.light, np.float32) / 255)[:, None])
     colours[0][:, 0], colours[1][:, 0] = sky.zenith, sky.cloud
     return colours[0], colours[1]
 
@@ -130,10 +132,10 @@ def _exposed(rgb_CHW: np.ndarray, draws: Draws) -> np.ndarray:
     height, width = rgb_CHW.shape[1:]
     soft = Image.fromarray(_to_image(rgb_CHW)).filter(ImageFilter.BoxBlur(height * draws.between(0.003, 0.006)))
     x = np.moveaxis(np.asarray(soft), 2, 0).astype(np.float32)
-    cast = np.array([draws.between(0.95, 1.0), draws.between(0.98, 1.03), draws.between(0.92, 1.0)], np.float32)
+    cast = np.array([draws.between(0.95, 1.0), draws.between(0.98, 1.02), draws.between(0.93, 1.0)], np.float32)
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     vignette = 1 - draws.between(0.1, 0.24) * (np.linspace(-1, 1, width, dtype=np.float32) ** 2 + 0.8 * y**2) / 1.8
-    exposure, black, amount = draws.between(0.8, 0.92), draws.between(16, 26), draws.between(0.03, 0.06)
+    exposure, black, amount = draws.between(0.82, 0.94), draws.between(12, 24), draws.between(0.03, 0.06)
     x *= (cast * exposure)[:, None, None] * vignette
     x += black
     grain = np.frombuffer(draws.generator.bytes(4 * height * width), np.uint8).reshape(4, height, width)

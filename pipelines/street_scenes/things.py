@@ -11,14 +11,15 @@ CHROME: Colour = (150, 150, 152)
 STEEL: Colour = (112, 114, 116)
 SKIN: tuple[Colour, ...] = ((226, 180, 150), (198, 146, 112), (140, 94, 66), (92, 62, 46))
 CLOTHES: tuple[Colour, ...] = (
-    (40, 48, 78), (38, 38, 42), (150, 40, 44), (210, 206, 196), (60, 92, 140), (96, 84, 62), (190, 140, 50), (58, 96, 70),
+    (40, 48, 78), (38, 38, 42), (150, 40, 44), (210, 206, 196), (60, 92, 140), (96, 84, 62), (190, 140, 50),
+    (58, 96, 70),
 )  # fmt: skip
 PAINTS: tuple[Colour, ...] = (
     (200, 200, 204), (40, 42, 48), (120, 124, 130), (170, 34, 36), (36, 70, 140), (224, 222, 214), (60, 92, 80),
     (196, 150, 50), (84, 24, 36), (70, 110, 150),
 )  # fmt: skip
 LEAVES: tuple[Colour, ...] = ((74, 118, 46), (92, 130, 50), (58, 102, 50), (108, 132, 58))
-BARK: tuple[Colour, ...] = ((92, 72, 54), (78, 66, 56), (110, 92, 74))
+BARK: tuple[Colour, ...] = ((88, 74, 62), (76, 68, 60), (104, 92, 80))
 GLASS: Colour = (36, 46, 58)
 SKY_ON_GLASS: Colour = (150, 176, 196)
 
@@ -48,7 +49,7 @@ def _blob(canvas: Canvas, draws: Draws, surface: int, x: float, y: float, z: flo
 
 
 def _leaves(canvas: Canvas, colour: Colour, z: float, bottom: float, top: float, light: float) -> int:
-    shade = (colour[0] * 0.42, colour[1] * 0.5, colour[2] * 0.5)
+    shade = (colour[0] * 0.46, colour[1] * 0.54, colour[2] * 0.54)
     return canvas.surface(
         "vegetation", colour, shade, z=z, material=Material.FOLIAGE, light=light, params=(bottom, top, 0.0, 0.0)
     )
@@ -64,7 +65,7 @@ def tree(canvas: Canvas, draws: Draws, x: float, z: float, height: float, sun: f
     girth = 0.02 * height + 0.05
     canvas.upright(trunk, z, x, [(-girth, 0), (girth, 0), (girth * 0.6, middle), (-girth * 0.6, middle)])
     green = draws.vary(draws.among(LEAVES), 0.12)
-    dark, fair, bright = (_leaves(canvas, green, z, foot, height, light) for light in (0.74, 0.94, 1.14))
+    dark, fair, bright = (_leaves(canvas, green, z, foot, height, light) for light in (0.8, 1.0, 1.2))
     _blob(canvas, draws, dark, x, middle, z, width, half)
     # Farther away fewer clumps will do; that must not depend on the size of the picture.
     clumps = 3 if width / z > 0.09 else 1
@@ -88,7 +89,9 @@ def palm(canvas: Canvas, draws: Draws, x: float, z: float, height: float) -> Non
             dx, dy = reach * 2.1 * float(np.cos(angle)), reach * 1.3 * float(np.sin(angle))
             tip = (lean + dx, height + dy - 0.55)
             bend = (lean + dx * 0.6, height + dy * 0.75 + 0.35)
-            canvas.upright(leaf, z, x, [(lean, height - 0.1), bend, tip, (bend[0], bend[1] - 0.4), (lean, height - 0.35)])
+            canvas.upright(
+                leaf, z, x, [(lean, height - 0.1), bend, tip, (bend[0], bend[1] - 0.4), (lean, height - 0.35)]
+            )
 
 
 def bush(canvas: Canvas, draws: Draws, x: float, z: float, height: float) -> None:
@@ -108,9 +111,7 @@ def lamp_post(canvas: Canvas, draws: Draws, x: float, z: float, reach: float) ->
     pole = canvas.surface("pole", draws.vary(STEEL, 0.2), z=z)
     height = draws.between(6.0, 8.0)
     _post(canvas, pole, x, z, height, 0.09)
-    canvas.upright(
-        pole, z, x, [(0, height), (reach, height + 0.45), (reach, height + 0.3), (0, height - 0.15)]
-    )
+    canvas.upright(pole, z, x, [(0, height), (reach, height + 0.45), (reach, height + 0.3), (0, height - 0.15)])
     canvas.rectangle(pole, x + reach - 0.3, x + reach + 0.3, height + 0.25, height + 0.45, z)
 
 

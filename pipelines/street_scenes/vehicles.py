@@ -58,8 +58,12 @@ class _Body:
         """On the ground: beneath, and where the sun throws it."""
         x1, x2, z1, z2 = self.x - self.half, self.x + self.half, self.z, self.far
         dx, dz = sun_shift[0] * height, sun_shift[1] * height
-        self.canvas.cast([(x1, z1), (x2, z1), (x2, z2), (x1, z2)])
-        self.canvas.cast([(x1 + dx, z1 + dz), (x2 + dx, z1 + dz), (x2 + dx, z2 + dz), (x1 + dx, z2 + dz)])
+        corners = [(x1, z1), (x2, z1), (x2, z2), (x1, z2)]
+        thrown = [(x + dx, z + dz) for x, z in corners]
+        self.canvas.cast(corners)
+        self.canvas.cast(thrown)
+        for k in (0, 1):  # what lies between the two, swept by the diagonals
+            self.canvas.cast([corners[k], thrown[k], thrown[k + 2], corners[k + 2]])
 
 
 def car(canvas: Canvas, draws: Draws, x: float, z: float, *, rear: bool, sun_shift: tuple[float, float]) -> None:
@@ -69,7 +73,8 @@ def car(canvas: Canvas, draws: Draws, x: float, z: float, *, rear: bool, sun_shi
     belt, roof, low = (1.05, draws.between(1.7, 1.95), 0.3) if tall else (0.9, draws.between(1.4, 1.52), 0.24)
     colour = draws.vary(draws.among(PAINTS), 0.12)
     shell, flank, lid = body.paint(colour), body.paint(colour, 0.8), body.paint(colour, 1.2)
-    tyre, hub, glass, trim = body.paint(TYRE), body.paint(CHROME, 0.8), body.glass(belt, roof + 0.3), body.paint((48, 50, 54))
+    tyre, hub, trim = body.paint(TYRE), body.paint(CHROME, 0.8), body.paint((48, 50, 54))
+    glass = body.glass(belt, roof + 0.3)
     first, last = (0.04, 0.74) if rear else (0.3, 0.96)  # where the cabin begins and ends along the car
     if tall:
         first, last = (0.0, 0.78) if rear else (0.24, 1.0)
@@ -79,10 +84,11 @@ def car(canvas: Canvas, draws: Draws, x: float, z: float, *, rear: bool, sun_shi
     body.flank(flank, [(0, low), (1, low), (1, belt), (0, belt)])
     for u in (0.18, 0.8):
         body.wheel(tyre, hub, u, 0.32)
+    body.top(lid, 0, 1, belt)
     body.flank(flank, [(first, belt), (last, belt), (last - 0.1, roof), (first + 0.1, roof)], 0.1)
     body.flank(glass, [(first + 0.07, belt + 0.03), (last - 0.07, belt + 0.03), (last - 0.13, roof - 0.08),
                        (first + 0.12, roof - 0.08)], 0.09)  # fmt: skip
-    body.top(lid, 0, 1, belt)
+    body.top(lid, first, last - 0.1, roof, 0.9)
     # The cabin's end stands back from the bumper by `first`; near enough to draw it in the plane of the bumper,
     # scaled by its distance.
     back = z / (z + first * (body.far - z))

@@ -80,9 +80,7 @@ def test_a_run_is_continued_by_its_id_file(client: MlflowClient, tmp_path: Path)
     assert tracker.run_id not in run_ids and tracker.run_id == (tmp_path / "run_id").read_text().strip()
 
 
-def test_old_checkpoints_can_be_deleted(
-    client: MlflowClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_old_checkpoints_can_be_deleted(client: MlflowClient, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tracker = Tracker.start("streets", "three", {}, run_id_file=tmp_path / "run_id")
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "generator.safetensors").write_bytes(b"g")

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from infra.errors import UserError
 from trainer.networks import PatchDiscriminator, ProjectionHeads, ResnetGenerator, init_weights
 from trainer.networks.heads import normalise, sample_patches
+from trainer.networks.norm import InstanceNorm2d
 from trainer.networks.resample import BlurDownsample, BlurUpsample
 
 TAPS = {True: [0, 4, 8, 12, 14], False: [0, 4, 8, 10, 12]}  # by antialias; 8 of the second is an instance norm
@@ -213,13 +214,38 @@ def test_unknown_normalisation() -> None:
         ProjectionHeads([3], normalisation="l1", use_mlp=False)([images(1, 3, 4, 4)], [torch.tensor([0])])
 
 
+@pytest.mark.parametrize("batch", [1, 2])  # one image is where torch's own instance norm fails, see networks/norm.py
 @pytest.mark.parametrize("antialias", [True, False])
-def test_channels_last_gives_the_same_numbers(antialias: bool) -> None:
-    net, discriminator = small_generator(antialias), PatchDiscriminator(ndf=4, antialias=antialias).double()
-    x, taps = images(2, 3, 32, 32), TAPS[antialias]
-    plain = [net(x), discriminator(x), *net.perturbed_features(net.encode(x, taps), taps)]
-    last = torch.channels_last
-    net, discriminator, x = net.to(memory_format=last), discriminator.to(memory_format=last), x.to(memory_format=last)
-    assert net.model[1](net.model[0](x)).is_contiguous(memory_format=last)
-    relaid = [net(x), discriminator(x), *net.perturbed_features(net.encode(x, taps), taps)]
-    torch.testing.assert_close(relaid, plain, rtol=1e-9, atol=1e-11)
+def test_channels_last_gives_the_same_numbers_and_gradients(antialias: bool, batch: int) -> None:
+    generator, discriminator = small_generator(antialias), PatchDiscriminator(ndf=4, antialias=antialias).double()
+    x, taps = images(batch, 3, 32, 32), TAPS[antialias]
+    parameters = [*generator.parameters(), *discriminator.parameters()]
+
+    def run(image: Tensor) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        outputs = [discriminator(generator(image))]
+        outputs += generator.perturbed_features(generator.encode(image, taps), taps)
+        loss = torch.stack([output.square().sum() for output in outputs]).sum()
+        return outputs, torch.autograd.grad(loss, parameters)
+
+    plain = run(x)
+    for net in (generator, discriminator):
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = x.contiguous(memory_format=torch.channels_last)
+    assert generator.model[1](generator.model[0](x)).is_contiguous(memory_format=torch.channels_last)
+    relaid = run(x)
+    torch.testing.assert_close(relaid[0], plain[0], rtol=1e-9, atol=1e-11)
+    for gradient, expected in zip(relaid[1], plain[1], strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-8, atol=1e-10 * float(expected.abs().max()) + 1e-9)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_instance_norm_gradient_in_any_layout(batch: int) -> None:
+    x, gradient = images(batch, 4, 6, 5).requires_grad_(), images(batch, 4, 6, 5, seed=1)
+    centred = x - x.mean((2, 3), keepdim=True)
+    by_hand = centred / (centred.square().mean((2, 3), keepdim=True) + 1e-5).sqrt()
+    y = InstanceNorm2d(4)(x)
+    torch.testing.assert_close(y, by_hand)
+    (expected,) = torch.autograd.grad(by_hand, x, gradient)
+    for layout in torch.contiguous_format, torch.channels_last:
+        (actual,) = torch.autograd.grad(y, x, gradient.contiguous(memory_format=layout), retain_graph=True)
+        torch.testing.assert_close(actual, expected)

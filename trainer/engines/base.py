@@ -71,6 +71,8 @@ class Engine:
         self.channels_last = config.memory_format == "channels_last" or (
             config.memory_format == "auto" and self.device.type == "cuda"
         )
+        if self.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(_threads_per_rank())
         self.phases: dict[str, nn.Module] = {}
         self.parameters: dict[str, dict[str, nn.Parameter]] = {}
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
@@ -187,19 +189,27 @@ def _step(value: Tensor, optimiser: torch.optim.Optimizer, device: torch.device)
     return value.clone().to(device if optimiser.defaults.get("fused") else "cpu")
 
 
+def _threads_per_rank() -> int:
+    """This machine's cores, shared out among its ranks: more threads than cores make every one of them wait."""
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    return max(1, torch.get_num_threads() // local_ranks)
+
+
 def _pick_device(wanted: str, local_rank: int) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device is visible: install a driver, or leave out --engine.device")
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
-        raise UserError(f"rank {local_rank} of this machine has no GPU ({torch.cuda.device_count()} found): start fewer processes")
+        raise UserError(
+            f"rank {local_rank} of this machine has no GPU ({torch.cuda.device_count()} found): start fewer processes"
+        )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
 
 
 def resolve_precision(wanted: str, device: torch.device) -> str:
-    """"auto" as the precision that this device is best at."""
+    """ "auto" as the precision that this device is best at."""
     if wanted != "auto":
         return wanted
     if device.type == "cuda":

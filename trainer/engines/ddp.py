@@ -36,7 +36,7 @@ class DdpEngine(Engine):
         return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def _gradients_stay_here(self, phase: str) -> AbstractContextManager:
-        return self.phases[phase].no_sync()  # type: ignore[operator, no-any-return]
+        return self.phases[phase].no_sync()  # type: ignore[operator]
 
     def mean(self, values: Tensor) -> Tensor:
         values = values.clone()

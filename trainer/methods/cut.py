@@ -37,7 +37,9 @@ class RobustConfig:
         choices=("paper", "published"),
     )  # fmt: skip
     start: float = option(0.25, "share of all epochs before L_robust begins")
-    gradient: str = option("both", "networks that L_robust trains: G and its heads, or G alone", choices=("both", "generator"))
+    gradient: str = option(
+        "both", "networks that L_robust trains: G and its heads, or G alone", choices=("both", "generator")
+    )
 
     def __post_init__(self) -> None:
         if self.beta < 0:
@@ -109,7 +111,8 @@ class Cut(Method[CutOutputs]):
         for name in ("generator", "discriminator", "heads"):
             init_weights(getattr(self, name), generator("cpu", seed, "init", name))
         self._capacity = -(-config.buffer // global_batch)
-        self._buffers: dict[int, ImageBuffer] = {}
+        self._image_buffers: dict[int, ImageBuffer] = {}  # of the slots that this rank has met
+        self._restored: dict[str, Tensor] = {}  # of all slots, from a checkpoint
 
     def networks(self, phase: str) -> nn.ModuleDict:
         names = {"discriminator": ("discriminator",), "generator": ("generator", "heads")}[phase]
@@ -165,18 +168,23 @@ class Cut(Method[CutOutputs]):
             return fake
         seen = []
         for image, slot in zip(fake, slots.tolist(), strict=True):
-            buffer = self._buffers.setdefault(slot, ImageBuffer(self._capacity))
+            buffer = self._image_buffer(slot, image.device)
             seen.append(buffer.query(image, *context.draws.buffer(slot, self._capacity)))
         return torch.stack(seen)
 
+    def _image_buffer(self, slot: int, device: torch.device) -> ImageBuffer:
+        if slot not in self._image_buffers:
+            self._image_buffers[slot] = ImageBuffer(self._capacity)
+            if (images := self._restored.get(_slot_name(slot))) is not None:
+                self._image_buffers[slot].load_state_dict({"images": images.to(device)})
+        return self._image_buffers[slot]
+
     def slot_state(self) -> dict[str, Tensor]:
-        return {f"buffer/{slot}": buffer.state_dict()["images"] for slot, buffer in self._buffers.items()}
+        return {_slot_name(slot): buffer.state_dict()["images"] for slot, buffer in self._image_buffers.items()}
 
     def load_slot_state(self, state: dict[str, Tensor]) -> None:
-        device = next(self.generator.parameters()).device
-        for name, images in state.items():
-            buffer = self._buffers[int(name.split("/")[1])] = ImageBuffer(self._capacity)
-            buffer.load_state_dict({"images": images.to(device)})
+        # A rank takes a slot's images when it first meets the slot, so that it never reports those of other ranks.
+        self._image_buffers, self._restored = {}, state
 
     # ---- the contrastive part ---------------------------------------------------------------------------------------
 
@@ -244,6 +252,10 @@ class Cut(Method[CutOutputs]):
         count = len(taps)
         terms = [robustness_loss(rows[k], rows[count + k], magnitudes[k], ids[k]) for k in range(count)]
         return torch.stack(terms).sum() / len(all_taps)
+
+
+def _slot_name(slot: int) -> str:
+    return f"buffer/{slot}"
 
 
 def _reported(**losses: Tensor) -> Losses:
