@@ -7,11 +7,12 @@ configuration travels as a flat mapping of dotted names ("optim.lr") to values, 
 import argparse
 import dataclasses
 import difflib
+import math
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 
@@ -120,8 +121,12 @@ def _convert(value: Any, kind: Any) -> Any:
         if not isinstance(value, bool):
             raise TypeError
         return value
-    if isinstance(value, bool) or value is None or (kind is int and isinstance(value, float) and value != int(value)):
+    if isinstance(value, bool | list) or value is None:
         raise TypeError
+    if kind is not str and not math.isfinite(float(value)):  # a check such as T <= 0 lets nan pass
+        raise ValueError
+    if kind is int and isinstance(value, float) and not value.is_integer():
+        raise ValueError
     return kind(value)
 
 
@@ -166,6 +171,22 @@ def to_yaml(flat: Mapping[str, Any]) -> str:
             node = node.setdefault(section, {})
         node[leaf] = list(value) if isinstance(value, tuple) else value
     return yaml.safe_dump(tree, sort_keys=False)
+
+
+class OptionParser(argparse.ArgumentParser):
+    """An argument parser whose complaints are UserErrors, with the nearest option where one is unknown."""
+
+    def options(self, arguments: Sequence[str]) -> dict[str, Any]:
+        """What a command line gives, by destination."""
+        given, unknown = self.parse_known_args(arguments)
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            known = self._option_string_actions
+            raise UserError(f"unknown option {name!r}{_nearest(name, known)}: see --help for all options")
+        return vars(given)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}: see --help for all options")
 
 
 def add_options(parser: argparse.ArgumentParser, cls: type, defaults: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from infra.config import add_options, build, flatten, option, read_yaml
+from infra.config import OptionParser, add_options, build, flatten, option, read_yaml
 from infra.errors import UserError
 from pipelines.loader import DataConfig
 from trainer.engines import EngineConfig
@@ -55,20 +55,20 @@ def make_config(*layers: Mapping[str, Any]) -> JobConfig:
     merged: dict[str, Any] = {}
     for layer in layers:
         merged |= layer
-    chosen = presets(merged.get("task", "gta2city"), merged.get("method.name", "srunit"))
+    chosen = presets(str(merged.get("task", "gta2city")), str(merged.get("method.name", "srunit")))
     return build(JobConfig, chosen, merged)
 
 
 def parse_arguments(arguments: Sequence[str]) -> JobConfig:
     """The job that a command line describes: presets < --config FILE < options."""
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early = OptionParser(add_help=False, allow_abbrev=False)
     early.add_argument("--task", default="gta2city")
     early.add_argument("--method", "--method.name", default="srunit")
     known, _ = early.parse_known_args(arguments)
     shown = known.task in TASKS and known.method in METHODS
     defaults = flatten(make_config({"task": known.task, "method.name": known.method}) if shown else make_config())
 
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         usage="%(prog)s [--task TASK] [--data ROOT] [options]",
         description="Train an unpaired image-to-image translator. Values in [brackets] are the defaults of the task and "
         "method named on this line.",
@@ -79,7 +79,7 @@ def parse_arguments(arguments: Sequence[str]) -> JobConfig:
     parser.add_argument("--config", metavar="FILE", help="YAML file of options, under those of the command line")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     add_options(parser, JobConfig, defaults)
-    given = vars(parser.parse_args(arguments))
+    given = parser.options(arguments)
     del given["local_rank"]
     path = given.pop("config")
     return make_config(read_yaml(path) if path else {}, given)

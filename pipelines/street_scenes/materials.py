@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.street_scenes.draw import COLUMN, Canvas, Material
+from pipelines.street_scenes.draw import COLUMN, OVERSAMPLE, Canvas, Material
 from pipelines.street_scenes.samples import Samples
 from pipelines.street_scenes.textures import look_up, look_up_smooth, noise
 
@@ -45,14 +45,25 @@ class Pixels:
     def parameter(self, k: int) -> np.ndarray:
         return self.table[COLUMN["p0"] + k].take(self.ids)
 
-    def sharp(self, metres: np.ndarray | float) -> np.ndarray:
-        """1 where a pattern of that period is drawn in full, falling to 0 where its period nears one pixel."""
-        period = metres / self.z
-        period *= self.canvas.scale
+    def upright_pixels(self, metres: np.ndarray | float) -> np.ndarray:
+        """How many picture pixels that length takes, upright."""
+        return metres * (self.canvas.scale / OVERSAMPLE) / self.z
+
+    def level_pixels(self, metres: np.ndarray | float) -> np.ndarray:
+        """The same along a wall, which a slant compresses by dZ/dx = slant · Z²."""
         slant = np.abs(self.table[COLUMN["inverse_z_x"]]).take(self.ids)
-        if slant.any():  # a receding wall compresses its pattern by dZ/dx = slant · Z²
-            np.minimum(period, metres / np.maximum(slant * self.z * self.z, 1e-6), out=period)
-        return ((period - 1.5) * 0.25).clip(0, 1)
+        across = self.z * (OVERSAMPLE / self.canvas.scale)
+        return metres / np.maximum(across, OVERSAMPLE * slant * self.z * self.z)
+
+
+def _inside(margin: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """The share of a pixel that lies inside an edge: margin is the distance to it, in periods of `pixels` pixels."""
+    return (margin * pixels + 0.5).clip(0, 1)
+
+
+def _resolved(pixels: np.ndarray) -> np.ndarray:
+    """1 where a pattern whose period takes that many pixels can be drawn, falling to 0 where it would alias."""
+    return ((pixels - 1.5) * 0.5).clip(0, 1)
 
 
 def _fraction(values: np.ndarray) -> np.ndarray:
@@ -100,40 +111,42 @@ def _facade(p: Pixels) -> None:
     column, storey = np.floor(u), np.floor(v)
     u -= column
     v -= storey
-    du, dv = np.abs(u - 0.5), np.abs(v - 0.52)
+    wide, high = p.level_pixels(pitch), p.upright_pixels(floor)
     shop = storey < 1
-    half_width, half_height = np.where(shop, 0.42, glazed * 0.5), np.where(shop, 0.36, 0.3)
-    pane = (du < half_width) & (dv < half_height)
-    frame = (du < half_width + 0.05) & (dv < half_height + 0.05) & ~pane
-    chance = look_up(noise(*GRAIN), column * 7 + seed, storey * 13 + seed)
-    sharp = p.sharp(pitch)
-    average = glazed * 0.6
+    beside = np.where(shop, 0.42, glazed * 0.5) - np.abs(u - 0.5)
+    above = np.where(shop, 0.36, 0.3) - np.abs(v - 0.52)
+    pane = _inside(beside, wide) * _inside(above, high)
+    frame = _inside(beside + 0.05, wide) * _inside(above + 0.05, high) - pane
     # Glass mirrors a brighter sky towards its top, and some rooms have curtains.
+    chance = look_up(noise(*GRAIN), column * 7 + seed, storey * 13 + seed)
     glass = (0.92 - 0.5 * (v - 0.2).clip(0, 1) - 0.28 * chance).clip(0.15, 1)
-    p.mix[:] = average * 0.8 + sharp * (pane * glass - average * 0.8)
-    p.light += frame * sharp * 0.12
+    resolved, average = _resolved(wide), glazed * 0.48
+    p.mix[:] = average + resolved * (pane * glass - average)
+    p.light += resolved * (0.12 * frame + 0.07 * p.texture * look_up(noise(*GRAIN), along * 30, p.above * 30))
     p.light += p.texture * 0.12 * look_up(noise(*DIRT), along * 8, p.above * 8)
-    p.light += p.texture * 0.07 * look_up(noise(*GRAIN), along * 30, p.above * 30) * sharp
 
 
 def _masonry(p: Pixels) -> None:
     """Courses of stones. Parameters: length and height of a stone, height of the wall."""
     along = p.across + p.z
-    course = p.above / p.parameter(1)
+    length, height = p.parameter(0), p.parameter(1)
+    course = p.above / height
     row = np.floor(course)
-    joint = (_fraction(along / p.parameter(0) + 0.5 * row) < 0.1) | (course - row < 0.14)
+    wide, high = p.level_pixels(length), p.upright_pixels(height)
+    stone = _inside(0.45 - np.abs(_fraction(along / length + 0.5 * row) - 0.5), wide)
+    stone *= _inside(0.43 - np.abs(course - row - 0.5), high)
     coping = p.above > p.parameter(2) - 0.15
-    p.mix[:] = joint * ~coping * 0.7 * p.sharp(0.6)
+    p.mix[:] = 0.7 * (1 - stone) * ~coping * _resolved(np.minimum(wide, high))
     p.light += coping * 0.12 + p.texture * 0.14 * look_up(noise(*DIRT), along * 14, p.above * 14)
 
 
 def _railing(p: Pixels) -> None:
     """Bars between two rails. Parameters: pitch of the bars, height."""
     pitch, height = p.parameter(0), p.parameter(1)
-    gap = _fraction((p.across + p.z) / pitch) > 0.36
+    wide = p.level_pixels(pitch)
+    gap = _inside(0.32 - np.abs(_fraction((p.across + p.z) / pitch) - 0.5), wide)
     rail = (p.above > height - 0.12) | (np.abs(p.above - 0.25) < 0.06)
-    sharp = p.sharp(pitch)
-    p.mix[:] = ~rail * (0.55 + sharp * (gap - np.float32(0.55)))
+    p.mix[:] = ~rail * (0.6 + _resolved(wide) * (gap - 0.6))
 
 
 def _foliage(p: Pixels) -> None:

@@ -1,6 +1,7 @@
-"""Where a drawn scene is sampled: once in a pixel that shows one plain surface, at every raster point elsewhere.
+"""Where a drawn scene is sampled: once in a pixel that shows one surface, at every raster point elsewhere.
 
-Most pixels of a street are inside one surface; the others (edges, windows, joints) carry the anti-aliasing.
+Most pixels of a street are inside one surface; those on an edge carry the anti-aliasing. (The patterns inside a
+surface, windows and joints, are smoothed by the materials.)
 """
 
 from dataclasses import dataclass
@@ -8,9 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from pipelines.street_scenes.draw import COLUMN, OVERSAMPLE, Drawn, Material
-
-PATTERNED = (Material.FACADE, Material.MASONRY, Material.RAILING)  # sharp edges inside one surface
+from pipelines.street_scenes.draw import OVERSAMPLE, Drawn
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,10 @@ class Samples:
 
 
 def take_samples(drawn: Drawn) -> Samples:
-    ids, table = drawn.ids, drawn.table
+    ids = drawn.ids
     corners = [ids[dy::OVERSAMPLE, dx::OVERSAMPLE] for dy in range(OVERSAMPLE) for dx in range(OVERSAMPLE)]
-    is_mixed = np.isin(table[COLUMN["material"]], PATTERNED).take(corners[0])
-    for corner in corners[1:]:
+    is_mixed = corners[1] != corners[0]
+    for corner in corners[2:]:
         is_mixed |= corner != corners[0]
     single, mixed = np.flatnonzero(~is_mixed), np.flatnonzero(is_mixed)
     height, width = ids.shape
@@ -48,7 +47,7 @@ def take_samples(drawn: Drawn) -> Samples:
     x, y = x.take(places), y.take(places)
     for axis in (x, y):  # one sample stands for the pixel's centre
         axis[: single.size] += (OVERSAMPLE - 1) / 2
-    return Samples(table, ids.ravel().take(places), places, x, y, single, mixed)
+    return Samples(drawn.table, ids.ravel().take(places), places, x, y, single, mixed)
 
 
 @lru_cache(maxsize=4)

@@ -2,15 +2,17 @@ import dataclasses
 import hashlib
 import subprocess
 import sys
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from infra.errors import UserError
 from pipelines.labels import CLASSES, class_histogram
-from pipelines.street_scenes import SOURCE_LAYOUT, TARGET_LAYOUT, render
+from pipelines.street_scenes import SOURCE_LAYOUT, TARGET_LAYOUT, Layout, LookName, render
 
 SIZE = (128, 64)
+LOOKS: tuple[LookName, ...] = get_args(LookName)
 SKY, VEGETATION, ROAD = (CLASSES.index(name) for name in ("sky", "vegetation", "road"))
 
 
@@ -29,7 +31,7 @@ def histograms() -> dict[str, np.ndarray]:
     }
 
 
-def test_a_scene_depends_on_its_number_alone_not_on_the_process_or_on_what_was_drawn_before():
+def test_a_scene_depends_on_its_number_alone_not_on_the_process_or_on_what_was_drawn_before() -> None:
     script = (
         "import hashlib; from pipelines.street_scenes import *;"
         "a, b = render(7, 5, layout=TARGET_LAYOUT, look='camera', size=(128, 64));"
@@ -41,8 +43,8 @@ def test_a_scene_depends_on_its_number_alone_not_on_the_process_or_on_what_was_d
     assert digest(*render(7, 5, layout=TARGET_LAYOUT, look="camera", size=SIZE)) == elsewhere.strip()
 
 
-def test_seed_index_and_layout_each_make_another_scene():
-    def label(seed: int, index: int, layout=SOURCE_LAYOUT) -> str:
+def test_seed_index_and_layout_each_make_another_scene() -> None:
+    def label(seed: int, index: int, layout: Layout = SOURCE_LAYOUT) -> str:
         return digest(render(seed, index, layout=layout, look="game", size=SIZE)[1])
 
     dense = dataclasses.replace(SOURCE_LAYOUT, open_lots=0.0)
@@ -50,11 +52,11 @@ def test_seed_index_and_layout_each_make_another_scene():
 
 
 @pytest.mark.parametrize("layout", [SOURCE_LAYOUT, TARGET_LAYOUT])
-def test_the_two_looks_share_the_label_map_and_differ_as_the_domains_do(layout):
+def test_the_two_looks_share_the_label_map_and_differ_as_the_domains_do(layout: Layout) -> None:
     chroma, contrast = {"game": 0.0, "camera": 0.0}, {"game": 0.0, "camera": 0.0}
     for index in range(8):
         labels = []
-        for look in ("game", "camera"):
+        for look in LOOKS:
             image, label = render(1, index, layout=layout, look=look, size=SIZE)
             labels.append(label)
             surfaces = image[label != SKY].astype(int)
@@ -65,7 +67,7 @@ def test_the_two_looks_share_the_label_map_and_differ_as_the_domains_do(layout):
     assert contrast["game"] > 1.3 * contrast["camera"], "the camera look is the flat one"
 
 
-def test_edges_of_labels_are_edges_of_the_picture():
+def test_edges_of_labels_are_edges_of_the_picture() -> None:
     """Where two classes meet, colours change more than elsewhere: label and image come from one drawing."""
     across, inside = [], []
     for index in range(8):
@@ -78,8 +80,8 @@ def test_edges_of_labels_are_edges_of_the_picture():
 
 
 @pytest.mark.parametrize("size", [(32, 32), (256, 128), (256, 256), (100, 57), (64, 200), (640, 96)])
-@pytest.mark.parametrize("look", ["game", "camera"])
-def test_any_size(size, look):
+@pytest.mark.parametrize("look", LOOKS)
+def test_any_size(size: tuple[int, int], look: LookName) -> None:
     image, label = render(0, 4, layout=TARGET_LAYOUT, look=look, size=size)
     assert image.shape == (size[1], size[0], 3) and image.dtype == np.uint8
     assert label.shape == (size[1], size[0]) and label.dtype == np.uint8
@@ -87,32 +89,32 @@ def test_any_size(size, look):
     assert image.flags["C_CONTIGUOUS"] and label.flags["C_CONTIGUOUS"]
 
 
-def test_a_larger_picture_shows_the_same_world_in_more_detail():
+def test_a_larger_picture_shows_the_same_world_in_more_detail() -> None:
     for index in range(5):
         _, small = render(0, index, layout=TARGET_LAYOUT, look="game", size=(128, 64))
         _, large = render(0, index, layout=TARGET_LAYOUT, look="game", size=(512, 256))
         assert (large[::4, ::4] == small).mean() > 0.9
 
 
-def test_a_wider_picture_shows_the_same_world_and_more_of_it():
+def test_a_wider_picture_shows_the_same_world_and_more_of_it() -> None:
     _, narrow = render(0, 6, layout=TARGET_LAYOUT, look="game", size=(128, 128))
     _, wide = render(0, 6, layout=TARGET_LAYOUT, look="game", size=(256, 128))
     assert (wide[:, 64:192] == narrow).mean() > 0.99
 
 
-def test_too_small_a_size_is_refused():
+def test_too_small_a_size_is_refused() -> None:
     with pytest.raises(UserError, match="31x64"):
         render(0, 0, layout=SOURCE_LAYOUT, look="game", size=(31, 64))
 
 
-def test_every_class_occurs_in_both_domains(histograms):
+def test_every_class_occurs_in_both_domains(histograms: dict[str, np.ndarray]) -> None:
     for name, histogram in histograms.items():
         scenes = (histogram >= 6).sum(axis=0)
         rare = {CLASSES[k]: int(scenes[k]) for k in range(19) if scenes[k] < 6}
         assert not rare, f"{name}: classes in fewer than 6 of {len(histogram)} scenes: {rare}"
 
 
-def test_the_domains_differ_in_sky_and_vegetation_as_the_papers_do(histograms):
+def test_the_domains_differ_in_sky_and_vegetation_as_the_papers_do(histograms: dict[str, np.ndarray]) -> None:
     source, target = (histograms[name].sum(axis=0) / histograms[name].sum() for name in ("source", "target"))
     assert source[SKY] > 2.5 * target[SKY]
     assert target[VEGETATION] > 2.5 * source[VEGETATION]
@@ -121,7 +123,7 @@ def test_the_domains_differ_in_sky_and_vegetation_as_the_papers_do(histograms):
         assert 0.5 < source[k] / target[k] < 2, name
 
 
-def test_each_scene_is_a_street(histograms):
+def test_each_scene_is_a_street(histograms: dict[str, np.ndarray]) -> None:
     for histogram in histograms.values():
         share = histogram / histogram.sum(axis=1, keepdims=True)
         assert (share[:, ROAD] > 0.1).all() and (share[:, SKY] < 0.6).all()
@@ -130,8 +132,8 @@ def test_each_scene_is_a_street(histograms):
     assert (label[-4:] == ROAD).mean() > 0.5
 
 
-def test_layout_parameters_do_what_they_say():
-    def share(name: str, **changes: object) -> float:
+def test_layout_parameters_do_what_they_say() -> None:
+    def share(name: str, **changes: Any) -> float:
         layout = dataclasses.replace(TARGET_LAYOUT, **changes)
         labels = [render(5, i, layout=layout, look="game", size=SIZE)[1] for i in range(12)]
         return float(np.mean([(label == CLASSES.index(name)).mean() for label in labels]))
