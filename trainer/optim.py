@@ -31,6 +31,8 @@ class OptimConfig:
             raise UserError(f"Adam needs lr > 0 and 0 <= beta < 1 (got lr {self.lr}, betas {self.beta1}, {self.beta2})")
         if self.epochs < 0 or self.decay_epochs < 0 or self.total_epochs <= 0:
             raise UserError("optim.epochs and optim.decay_epochs must not be negative, and not both 0")
+        if self.step_epochs < 1 or (self.schedule == "cosine" and self.epochs == 0):
+            raise UserError("optim.step_epochs must be 1 or more, and optim.epochs above 0 for the cosine schedule")
         if not 0 <= self.ema < 1:
             raise UserError(f"optim.ema = {self.ema} must lie in [0, 1): 0.999 is usual, 0 turns it off")
 

@@ -1,0 +1,91 @@
+"""Whole training jobs as a person starts them, small enough for a test: processes, launchers, files, exit codes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+REPOSITORY = Path(__file__).parents[2]
+TRAIN = str(REPOSITORY / "launch" / "train.py")
+BINARIES = Path(sys.executable).parent
+
+# Everything that has state is on: image buffer, moving average, L_robust from the start.
+OPTIONS = [
+    "--task", "gta2city", "--crop", "32", "--ngf", "4", "--model.ndf", "4", "--model.head-dim", "8",
+    "--method.patches", "16", "--method.buffer", "4", "--method.robust.start", "0", "--optim.ema", "0.9",
+    "--global-batch", "2", "--precision", "fp32", "--max-steps", "8", "--loop.checkpoint-every", "3",
+    "--loop.report-every", "1", "--loop.samples-every", "4", "--loop.samples", "2",
+]  # fmt: skip
+
+LAUNCHERS = {
+    "single": [sys.executable],
+    "ddp": [str(BINARIES / "torchrun"), "--standalone", "--nproc_per_node", "2"],
+    "deepspeed": [str(BINARIES / "deepspeed"), "--num_accelerators", "2", "--master_port"],
+}
+
+
+def start(launcher: str, *arguments: str, cwd: Path, port: int = 0) -> subprocess.Popen[str]:
+    """Start a job with `OPTIONS` and more; one thread per rank, so that arithmetic is cut up alike in each."""
+    command = [*LAUNCHERS[launcher], *([str(port or 29600 + os.getpid() % 300)] if launcher == "deepspeed" else [])]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    environment["PATH"] = f"{BINARIES}{os.pathsep}{environment['PATH']}"
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    return subprocess.Popen(
+        [*command, TRAIN, *OPTIONS, *arguments],
+        cwd=cwd, env=environment, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def finish(job: subprocess.Popen[str], expect: int = 0) -> str:
+    """Wait for a job; returns what it printed."""
+    output, _ = job.communicate(timeout=300)
+    assert job.returncode == expect, output
+    return output
+
+
+def run(launcher: str, *arguments: str, cwd: Path, expect: int = 0) -> str:
+    return finish(start(launcher, *arguments, cwd=cwd), expect)
+
+
+def wait_for_step(job: subprocess.Popen[str], run_dir: Path, step: int) -> None:
+    """Until the job has written the metrics of a step."""
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        metrics = run_dir / "metrics.jsonl"
+        if metrics.exists() and f'"step": {step},' in metrics.read_text():
+            return
+        assert job.poll() is None, job.communicate()[0]
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was not reached")
+
+
+def kill(job: subprocess.Popen[str]) -> None:
+    """SIGKILL to the launcher and all ranks at once."""
+    os.killpg(job.pid, signal.SIGKILL)
+    job.communicate()
+    # The deepspeed launcher puts its ranks into sessions of their own.
+    subprocess.run(["pkill", "-KILL", "-f", str(job.args[-1])], check=False)  # type: ignore[index]
+
+
+def losses(run_dir: Path) -> list[dict[str, Any]]:
+    """The metrics of every step, without what depends on the machine's speed."""
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("pairs_per_s", "memory_gib")} for row in rows]
+
+
+def weights(run_dir: Path, step: int) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint: networks, optimiser, moving average, image buffers."""
+    folder = run_dir / "checkpoints" / f"step_{step}"
+    return {
+        f"{file.stem}/{name}": value
+        for file in sorted(folder.glob("*.safetensors"))
+        for name, value in load_file(file).items()
+    }

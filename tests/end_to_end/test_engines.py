@@ -1,0 +1,93 @@
+"""The same job on every engine and number of ranks: same losses; killed and continued: same weights."""
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from infra.storage import open_storage
+from pipelines.prepare import Encoding, prepare
+from pipelines.sources.drawn import street_scenes
+from tests.end_to_end.jobs import finish, kill, losses, run, start, wait_for_step, weights
+
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small prepared data set, on disk."""
+    root = str(tmp_path_factory.mktemp("data"))
+    prepare(street_scenes(count=7, test_count=3), open_storage(root), Encoding((64, 32), shard_size=4), progress=False)
+    return root
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of one process, which takes the two pairs of a step one after the other, as two ranks take one each."""
+    folder = tmp_path_factory.mktemp("single")
+    run("single", "--optim.accumulation", "2", "--data", data, "--run-dir", "run", cwd=folder)
+    return folder / "run"
+
+
+def assert_same_losses(run_dir: Path, reference: Path, tolerance: float = 1e-5) -> None:
+    ours, theirs = losses(run_dir), losses(reference)
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs] == list(range(1, STEPS + 1))
+    for row, expected in zip(ours, theirs, strict=True):
+        assert row == pytest.approx(expected, rel=tolerance, abs=0)
+
+
+def assert_same_weights(run_dir: Path, reference: Path) -> None:
+    ours, theirs = weights(run_dir, STEPS), weights(reference, STEPS)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
+
+
+@pytest.mark.parametrize("launcher", ["ddp", "deepspeed"])
+def test_two_ranks_give_the_losses_of_one_process(
+    launcher: str, data: str, uninterrupted: Path, tmp_path: Path
+) -> None:
+    run(launcher, "--data", data, "--run-dir", "run", cwd=tmp_path)
+    assert_same_losses(tmp_path / "run", uninterrupted)
+
+
+def test_zero_gives_the_same_losses_and_its_checkpoint_continues_on_another_engine(
+    data: str, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """ZeRO-1 spreads Adam's state over the ranks; the checkpoint holds it whole."""
+    options = ["--data", data, "--run-dir", "run"]
+    run("deepspeed", "--engine.zero-stage", "1", *options, "--max-steps", "5", cwd=tmp_path)
+    run("single", "--optim.accumulation", "2", *options, cwd=tmp_path)
+    assert_same_losses(tmp_path / "run", uninterrupted)
+
+
+def test_killed_under_deepspeed_and_started_again_ends_with_the_same_weights(
+    data: str, uninterrupted: Path, tmp_path: Path
+) -> None:
+    options = ["--data", data, "--run-dir", str(tmp_path / "run")]
+    job = start("deepspeed", *options, cwd=tmp_path)
+    wait_for_step(job, tmp_path / "run", 5)  # two steps after a checkpoint, in the middle of the second epoch
+    kill(job)
+    run("deepspeed", *options, cwd=tmp_path)
+    assert_same_losses(tmp_path / "run", uninterrupted)
+
+    # The uninterrupted run had one process; two ranks end with its weights bit for bit.
+    assert_same_weights(tmp_path / "run", uninterrupted)
+
+
+def test_terminated_run_saves_its_step_and_exits_with_143(data: str, uninterrupted: Path, tmp_path: Path) -> None:
+    options = ["--optim.accumulation", "2", "--data", data, "--run-dir", "run"]
+    job = start("single", *options, cwd=tmp_path)
+    wait_for_step(job, tmp_path / "run", 2)
+    job.send_signal(signal.SIGTERM)
+    assert "the same command continues" in finish(job, expect=143)
+    run("single", *options, cwd=tmp_path)
+    assert_same_losses(tmp_path / "run", uninterrupted, tolerance=0)
+    assert_same_weights(tmp_path / "run", uninterrupted)
+
+
+def test_a_mistake_under_the_deepspeed_launcher_exits_with_2(tmp_path: Path) -> None:
+    output = run("deepspeed", "--data", "nowhere", cwd=tmp_path, expect=2)
+    assert "error: no prepared data at nowhere" in output
+    assert "Traceback" not in output

@@ -1,0 +1,87 @@
+"""What a run leaves in its folder, in MLflow and in S3."""
+
+import json
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from PIL import Image
+
+from infra.storage import open_storage
+from pipelines.dataset import Samples
+from pipelines.prepare import Encoding, prepare
+from pipelines.sources.drawn import street_scenes
+from tests.conftest import S3Server
+from tests.end_to_end.jobs import losses, run, weights
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data in `data` and a finished run in `run`, started there."""
+    folder = tmp_path_factory.mktemp("workplace")
+    _prepare(str(folder / "data"))
+    run("single", "--data", "data", "--run-dir", "run", cwd=folder)
+    return folder
+
+
+def _prepare(root: str) -> None:
+    prepare(street_scenes(count=7, test_count=3), open_storage(root), Encoding((64, 32), shard_size=4), progress=False)
+
+
+def test_the_run_folder_describes_itself(workplace: Path) -> None:
+    folder = workplace / "run"
+    assert {path.name for path in folder.iterdir()} == {
+        "config.yaml", "environment.json", "train.log", "metrics.jsonl", "samples", "checkpoints", "model", "mlflow_run_id"
+    }  # fmt: skip
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert rows[0].keys() >= {"epoch", "lr", "pairs_per_s", "memory_gib", "G", "G_GAN", "D_real", "D_fake", "NCE", "robust"}
+    assert {path.name for path in (folder / "samples").iterdir()} == {"step_0.png", "step_4.png", "step_8.png"}
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"step_6", "step_8"}  # the newest two
+    assert Image.open(folder / "samples" / "step_8.png").size == (3 * 64 + 2 * 4, 2 * 32 + 4)  # two rows of three
+    start = json.loads((folder / "environment.json").read_text())[0]
+    assert "--run-dir run" in start["command"]
+    assert start["versions"]["torch"]
+
+
+def test_mlflow_has_the_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    client = mlflow.MlflowClient(tracking_uri="sqlite:///mlflow.db")
+    tracked = client.get_run((workplace / "run" / "mlflow_run_id").read_text().strip())
+    assert tracked.info.status == "FINISHED"
+    assert tracked.data.params["method.robust.beta"] == "0.0001"
+    assert [metric.step for metric in client.get_metric_history(tracked.info.run_id, "NCE")] == list(range(1, 9))
+    assert tracked.data.metrics.keys() >= {"lr", "pairs_per_s", "memory_gib"}
+    artifacts = {item.path for item in client.list_artifacts(tracked.info.run_id)}
+    assert {"images", "checkpoints"} <= artifacts
+    assert [item.path for item in client.list_artifacts(tracked.info.run_id, "checkpoints")] == ["checkpoints/step_8"]
+
+
+def test_the_logged_model_translates_an_image(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    line = next(line for line in (workplace / "run" / "train.log").read_text().splitlines() if "models:/" in line)
+    model = mlflow.pyfunc.load_model(line[line.index("models:/") :])
+    image, _ = Samples(str(workplace / "data"), "test", "source").read(0)
+    translated = model.predict(image)
+    assert translated.shape == image.shape
+    assert translated.dtype == np.uint8
+    assert not np.array_equal(translated, image)
+
+
+def test_from_s3_the_losses_are_those_from_disk(s3_server: S3Server, workplace: Path, tmp_path: Path) -> None:
+    root = f"s3://{s3_server.make_bucket()}/scenes"
+    _prepare(root)
+    options = ["--data", root, "--data.cache-dir", str(tmp_path / "cache")]
+    run("single", *options, "--run-dir", "run", cwd=tmp_path)
+    assert losses(tmp_path / "run") == losses(workplace / "run")
+
+
+def test_a_lost_run_folder_is_restored_from_the_mirror(s3_server: S3Server, workplace: Path, tmp_path: Path) -> None:
+    options = ["--data", str(workplace / "data"), "--loop.mirror", f"s3://{s3_server.make_bucket()}/run"]
+    run("single", *options, "--run-dir", "first", "--max-steps", "6", cwd=tmp_path)
+    run("single", *options, "--run-dir", "second", cwd=tmp_path)
+    assert [row["step"] for row in losses(tmp_path / "second")] == [7, 8]
+    restored, direct = weights(tmp_path / "second", 8), weights(workplace / "run", 8)
+    assert all((restored[name] == direct[name]).all() for name in direct)

@@ -1,0 +1,93 @@
+import itertools
+
+import pytest
+import torch
+
+from trainer.draws import Draws, generator
+
+
+def features(images: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(images, 3, 4, 5, dtype=dtype)
+
+
+def test_the_same_counter_draws_the_same() -> None:
+    one, other = Draws(1, 2), Draws(1, 2)
+    slots = torch.tensor([4, 1])
+    assert torch.equal(one.patch_ids("nce", 8, 100, 20), other.patch_ids("nce", 8, 100, 20))
+    for a, b in zip(one.noise(8, slots, features(2)), other.noise(8, slots, features(2)), strict=True):
+        assert torch.equal(a, b)
+    assert one.buffer(3, 50) == other.buffer(3, 50)
+    assert [one.coin("flip"), one.choice("robust", 5)] == [other.coin("flip"), other.choice("robust", 5)]
+
+
+def test_no_draw_touches_the_global_generator() -> None:
+    before = torch.get_rng_state()
+    draws = Draws(0, 0)
+    draws.patch_ids("nce", 0, 9, 4), draws.noise(0, torch.tensor([0]), features(1)), draws.buffer(0, 2)
+    draws.coin("flip"), draws.choice("robust", 3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("counters", [("seed", [(0, 7), (1, 7)]), ("step", [(7, 0), (7, 1)]), ("swapped", [(1, 2), (2, 1)])])
+def test_another_seed_or_step_draws_another(counters) -> None:
+    one, other = (Draws(*counter) for counter in counters[1])
+    assert not torch.equal(one.patch_ids("nce", 8, 100, 20), other.patch_ids("nce", 8, 100, 20))
+    slots = torch.tensor([0])
+    assert not torch.equal(one.noise(8, slots, features(1))[0], other.noise(8, slots, features(1))[0])
+    assert one.buffer(0, 50) != other.buffer(0, 50)
+
+
+def test_every_stream_tap_and_slot_has_draws_of_its_own() -> None:
+    draws = Draws(0, 0)
+    ids = [draws.patch_ids(stream, tap, 1000, 8) for stream in ("nce", "identity", "robust") for tap in (0, 4, 8)]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(ids, 2))
+    noises = [part[i] for tap in (0, 4) for part in draws.noise(tap, torch.tensor([0, 1]), features(2))[:1] for i in (0, 1)]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(noises, 2))
+    assert len({draws.buffer(slot, 50) for slot in range(20)}) == 20
+
+
+def test_counters_do_not_run_together() -> None:
+    """(1, 23) and (12, 3) are different counters, and so are 1 and "1"."""
+    counters = [(1, 23), (12, 3), (123,), ("1", 23)]
+    assert len({generator("cpu", *counter).initial_seed() for counter in counters}) == len(counters)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_noise_of_a_slot_does_not_depend_on_the_batch_it_is_in(dtype: torch.dtype) -> None:
+    draws = Draws(5, 6)
+    whole = draws.noise(8, torch.arange(4), features(4, dtype))
+    parts = [draws.noise(8, torch.tensor(slots), features(len(slots), dtype)) for slots in ([3, 0], [1], [2])]
+    for kind in (0, 1):
+        assert whole[kind].dtype == dtype
+        joined = torch.cat([part[kind] for part in parts])
+        assert torch.equal(joined, whole[kind][[3, 0, 1, 2]])
+
+
+def test_noise_has_the_distributions_it_says() -> None:
+    like = torch.empty(2, 16, 40, 40)
+    normal, uniform = Draws(0, 1).noise(0, torch.arange(2), like)
+    assert normal.shape == like.shape and uniform.shape == (2, 1, 40, 40)
+    assert abs(normal.mean()) < 0.02 and abs(normal.std() - 1) < 0.02
+    assert 0 <= uniform.min() and uniform.max() < 1 and abs(uniform.mean() - 0.5) < 0.02
+
+
+@pytest.mark.parametrize(("positions", "count", "expected"), [(1000, 256, 256), (9, 256, 9)])
+def test_patch_ids_are_distinct_places(positions: int, count: int, expected: int) -> None:
+    ids = Draws(0, 0).patch_ids("nce", 4, positions, count)
+    assert ids.dtype == torch.int64 and len(ids) == len(set(ids.tolist())) == expected
+    assert 0 <= ids.min() and ids.max() < positions
+
+
+def test_patch_ids_coins_and_choices_are_fair() -> None:
+    steps = [Draws(0, step) for step in range(400)]
+    assert 160 < sum(draws.coin("flip") for draws in steps) < 240
+    counts = torch.bincount(torch.tensor([draws.choice("robust", 5) for draws in steps]), minlength=5)
+    assert len(counts) == 5 and counts.min() > 50
+    places = torch.bincount(torch.cat([draws.patch_ids("nce", 0, 16, 4) for draws in steps]), minlength=16)
+    assert len(places) == 16 and places.min() > 60  # 100 expected
+
+
+def test_the_image_buffer_gets_a_draw_and_a_place() -> None:
+    drawn = [Draws(0, step).buffer(2, 3) for step in range(200)]
+    assert all(0 <= uniform < 1 for uniform, _ in drawn) and {place for _, place in drawn} == {0, 1, 2}
+    assert 60 < sum(uniform > 0.5 for uniform, _ in drawn) < 140

@@ -1,0 +1,308 @@
+"""CUT, FastCUT and SRUNIT as a game: against plain loops, for any cut of the batch, and whom each loss trains."""
+
+import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from infra.config import build
+from infra.errors import UserError
+from trainer.draws import Draws
+from trainer.engines import Engine, EngineConfig
+from trainer.losses import patch_nce
+from trainer.methods import METHODS, PHASES, Cut, CutConfig
+from trainer.methods.base import StepContext
+from trainer.networks.config import ModelConfig
+from trainer.optim import OptimConfig
+from trainer.step import train_step
+
+TAPS = (0, 4, 8, 12, 16)
+
+
+@dataclass
+class Pairs:
+    source: Tensor
+    target: Tensor
+    slots: Tensor
+
+    def __getitem__(self, part: slice) -> "Pairs":
+        return Pairs(self.source[part], self.target[part], self.slots[part])
+
+
+def pairs(count: int = 4, size: int = 32, seed: int = 0) -> Pairs:
+    draw = torch.Generator().manual_seed(seed)
+    source, target = (torch.rand(count, 3, size, size, generator=draw, dtype=torch.float64) * 2 - 1 for _ in range(2))
+    return Pairs(source, target, torch.arange(count))
+
+
+def make(name: str = "srunit", global_batch: int = 4, seed: int = 0, **options: Any) -> Cut:
+    """A small method in float64. options: those of CutConfig, "__" for a dot."""
+    preset = {key.removeprefix("method."): value for key, value in METHODS[name].items() if key.startswith("method.")}
+    given = {key.replace("__", "."): value for key, value in options.items()}
+    config = build(CutConfig, {"name": name, "patches": 20, "buffer": 4}, preset, given)
+    model = ModelConfig(ngf=4, ndf=4, blocks=6, head_dim=8)
+    method = Cut(config, model, seed=seed, global_batch=global_batch).double()
+    with torch.no_grad():  # as after some training, so that no number is as small as with the gain of 0.02
+        for parameter in method.parameters():
+            parameter.mul_(10)
+    return method
+
+
+def at(step: int = 0, progress: float = 1.0) -> StepContext:
+    return StepContext(Draws(0, step), progress)
+
+
+def play(method: Cut, batch: Pairs, context: StepContext) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+    """Losses by name, and the gradient of every parameter by name, of one step without an update."""
+    method.zero_grad()
+    outputs = method(batch, context)
+    d_loss, d_named = method.discriminator_loss(outputs, batch, context)
+    g_loss, g_named = method.generator_loss(outputs, batch, context)
+    d_loss.backward()
+    g_loss.backward()
+    return {**d_named, **g_named}, {name: p.grad for name, p in method.named_parameters()}
+
+
+def close(one: dict[str, Any], other: dict[str, Any], tolerance: float = 1e-9) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        scale = max(1.0, float(other[name].abs().max()))
+        assert float((one[name] - other[name]).abs().max()) <= tolerance * scale, name
+
+
+# ---- L_robust ---------------------------------------------------------------------------------------------------------
+
+
+def slow_robustness(method: Cut, batch: Pairs, draws: Draws) -> Tensor:
+    """Eqn. 3 of SRUNIT, one image, one layer and one patch at a time."""
+    layers, config = method.generator.model, method.config
+    terms = []
+    for k, tap in enumerate(config.taps):
+        distances = []
+        for i in range(len(batch.source)):
+            feature = layers[: tap + 1](batch.source[i : i + 1])
+            normal, uniform = draws.noise(tap, batch.slots[i : i + 1], feature)
+            norm = 1e-7 + (config.robust.T - 1e-7) * uniform
+            tau = norm * normal / normal.norm(dim=1, keepdim=True)
+            again = layers[: tap + 1](layers[tap + 1 :](feature + tau))
+            width = feature.shape[3]
+            for place in draws.patch_ids("robust", tap, feature.shape[2] * width, config.patches).tolist():
+                y, x = divmod(place, width)
+                head = method.heads.get_submodule(f"mlp_{k}")
+                rows = [head(each[0, :, y, x]) for each in (feature, again)]
+                unit = [row / row.norm() for row in rows]
+                distances.append((unit[0] - unit[1]).norm() / norm[0, 0, y, x])
+        terms.append(torch.stack(distances).mean())
+    return torch.stack(terms).mean()
+
+
+def test_the_ragged_robustness_is_the_plain_loop_of_equation_3() -> None:
+    method, batch, context = make(patches=6, buffer=0, robust__beta=1.0), pairs(2), at()
+    without = play(make(patches=6, buffer=0, robust__beta=0.0), batch, context)
+    with_it = play(method, batch, context)
+    method.zero_grad()
+    slow = slow_robustness(method, batch, context.draws)
+    slow.backward()
+    assert float(with_it[0]["robust"]) == pytest.approx(float(slow), rel=1e-8)
+    for name, parameter in method.named_parameters():
+        if parameter.grad is not None:
+            added = with_it[1][name] - without[1][name]
+            assert torch.allclose(added, parameter.grad, rtol=1e-5, atol=1e-8 * float(slow)), name
+
+
+def test_one_tap_per_step_is_that_tap_divided_by_all_of_them() -> None:
+    batch, chosen = pairs(2), set()
+    one = make(robust__per_step="one")
+    for step in range(8):
+        tap = TAPS[Draws(0, step).choice("robust", len(TAPS))]
+        chosen.add(tap)
+        alone = make(robust__taps=(tap,))
+        named, _ = play(one, batch, at(step))
+        assert float(named["robust"]) == pytest.approx(float(play(alone, batch, at(step))[0]["robust"]) / len(TAPS))
+    assert len(chosen) > 1
+
+
+def test_robustness_begins_at_its_start() -> None:
+    method, batch = make(robust__start=0.25), pairs(1)
+    before, at_start = (play(method, batch, at(progress=share)) for share in (0.2499, 0.25))
+    assert "robust" not in before[0] and float(at_start[0]["robust"]) > 0
+    assert not torch.equal(before[1]["generator.model.1.weight"], at_start[1]["generator.model.1.weight"])
+    assert "robust" not in play(make("cut"), batch, at())[0]
+
+
+def test_the_reported_sum_of_g_leaves_robustness_out_and_the_gradient_does_not() -> None:
+    batch = pairs(1)
+    named, _ = play(make(lambda_gan=0.5, robust__beta=0.3), batch, at())
+    assert float(named["G"]) == pytest.approx(float(named["G_GAN"] + (named["NCE"] + named["NCE_Y"]) / 2))
+    method = make(lambda_gan=0.5, robust__beta=0.3)
+    total, _ = method.generator_loss(method(batch, at()), batch, at())
+    assert float(total) == pytest.approx(float(named["G"] + 0.3 * named["robust"]))
+
+
+# ---- any cut of the global batch ----------------------------------------------------------------------------------------
+
+
+class Ranks:
+    """Two threads in the place of two ranks: gathers rows as `Engine.all_ranks` does."""
+
+    def __init__(self) -> None:
+        self.barrier, self.rows = threading.Barrier(2, timeout=60), [torch.empty(0), torch.empty(0)]
+
+    def gather(self, rank: int, rows: Tensor) -> tuple[Tensor, int]:
+        self.rows[rank] = rows
+        self.barrier.wait()
+        joined = torch.cat(self.rows)
+        self.barrier.wait()
+        return joined, rank * len(rows)
+
+
+SPLITTABLE = [
+    ("cut", {}),
+    ("fastcut", {}),
+    ("srunit", {"buffer": 4}),
+    ("srunit", {"robust__per_step": "one", "robust__rule": "published"}),
+    ("cut", {"all_negatives": True}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), SPLITTABLE)
+def test_two_ranks_with_half_the_batch_have_the_losses_and_gradients_of_one(name: str, options: dict[str, Any]) -> None:
+    whole = make(name, **options)
+    halves, ranks = [copy.deepcopy(whole) for _ in range(2)], Ranks()
+    for step in range(3):  # from the second on, the image buffers are full
+        batch = pairs(seed=step)
+
+        def half(rank: int, step: int = step, batch: Pairs = batch) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+            context = StepContext(Draws(0, step), 1.0, lambda rows: ranks.gather(rank, rows))
+            return play(halves[rank], batch[2 * rank : 2 * rank + 2], context)
+
+        with ThreadPoolExecutor(2) as pool:
+            parts = list(pool.map(half, range(2)))
+        losses, gradients = play(whole, batch, at(step))
+        close({key: (parts[0][0][key] + parts[1][0][key]) / 2 for key in losses}, losses)
+        close({key: (parts[0][1][key] + parts[1][1][key]) / 2 for key in gradients}, gradients)
+
+
+def test_all_negatives_are_those_of_the_whole_batch() -> None:
+    batch = pairs(2)
+    few, many = (play(make("cut", all_negatives=both), batch, at())[0]["NCE"] for both in (False, True))
+    assert float(many) > float(few)  # every row has the same positive and more negatives
+
+
+def trained(micro_batches: int, steps: int = 3) -> tuple[list[dict[str, Tensor]], Cut]:
+    method, engine = make(buffer=4), Engine(EngineConfig(device="cpu", precision="fp32"))
+    engine.prepare(method, OptimConfig(global_batch=4, accumulation=micro_batches))
+    size, losses = 4 // micro_batches, []
+    for step in range(steps):
+        batch = pairs(seed=step)
+        parts = [batch[i : i + size] for i in range(0, 4, size)]
+        losses.append(train_step(method, engine, parts, at(step)))
+    return losses, method
+
+
+def test_accumulation_equals_one_batch() -> None:
+    (whole, one), (parts, two) = trained(1), trained(2)
+    for expected, given in zip(whole, parts, strict=True):
+        close(given, expected, 1e-8)
+    close(dict(two.named_parameters()), dict(one.named_parameters()), 1e-8)
+    assert not torch.equal(one.generator.model[1].weight, make().generator.model[1].weight)
+    close(two.slot_state(), one.slot_state(), 1e-8)
+
+
+# ---- whom each loss trains ----------------------------------------------------------------------------------------------
+
+
+def with_gradient(method: Cut) -> set[str]:
+    found = [n for n, p in method.named_parameters() if p.grad is not None and float(p.grad.abs().max()) > 0]
+    return {name.split(".")[0] for name in found}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_loss_reaches_the_networks_of_its_phase_only(name: str) -> None:
+    method, batch, context = make(name), pairs(2), at()
+    outputs = method(batch, context)
+    method.discriminator_loss(outputs, batch, context)[0].backward()
+    assert with_gradient(method) == set(method.networks("discriminator")) == {"discriminator"}
+    method.zero_grad()
+    method.generator_loss(outputs, batch, context)[0].backward()
+    assert with_gradient(method) == set(method.networks("generator")) == {"generator", "heads"}
+    assert all(parameter.grad is None for parameter in method.discriminator.parameters())
+
+
+def test_every_parameter_belongs_to_one_phase() -> None:
+    method = make()
+    owned = [id(p) for phase in PHASES for p in method.networks(phase).parameters()]
+    assert sorted(owned) == sorted(id(p) for p in method.parameters())
+
+
+@pytest.mark.parametrize(("gradient", "heads_learn"), [("both", True), ("generator", False)])
+def test_whom_robustness_trains(gradient: str, heads_learn: bool) -> None:
+    batch, context = pairs(2), at()
+    without = play(make(robust__beta=0.0), batch, context)[1]
+    with_it = play(make(robust__beta=1.0, robust__gradient=gradient), batch, context)[1]
+    moved = {name.split(".")[0] for name in without if not torch.equal(without[name], with_it[name])}
+    assert moved == {"generator", "heads"} if heads_learn else moved == {"generator"}
+
+
+# ---- options ------------------------------------------------------------------------------------------------------------
+
+
+def step_with_coin(side: bool) -> int:
+    return next(step for step in range(100) if Draws(0, step).coin("flip") == side)
+
+
+@pytest.mark.parametrize("side", [True, False])
+def test_flip_equivariance_mirrors_the_input_and_the_features_back(side: bool) -> None:
+    method, batch, step = make("fastcut"), pairs(2), step_with_coin(side)
+    outputs = method(batch, at(step))
+    source = batch.source.flip(3) if side else batch.source
+    assert torch.equal(outputs.fake, method.generator(source)) and outputs.identity is None
+
+    queries = method.generator.encode(outputs.fake, TAPS)
+    queries = [query.flip(3) for query in queries] if side else queries
+    keys = method.generator.encode(batch.source, TAPS)
+    ids = [at(step).draws.patch_ids("nce", tap, f.shape[2] * f.shape[3], 20) for tap, f in zip(TAPS, keys, strict=True)]
+    rows = zip(method.heads(queries, ids), method.heads(keys, ids), strict=True)
+    expected = torch.stack([patch_nce(query, key, 2).mean() for query, key in rows]).mean() * 10
+    _, named = method.generator_loss(outputs, batch, at(step))
+    assert float(named["NCE"]) == pytest.approx(float(expected), rel=1e-10)
+
+
+def test_identity_is_the_translation_of_the_target() -> None:
+    method, batch = make("cut"), pairs(2)
+    outputs = method(batch, at())
+    torch.testing.assert_close(outputs.identity, method.generator(batch.target), rtol=1e-10, atol=1e-10)
+    assert "NCE_Y" not in play(make("cut", identity=False), batch, at())[0]
+
+
+def test_the_buffer_of_a_slot_outlives_a_save_and_belongs_to_the_slot() -> None:
+    method = make(buffer=8)
+    for step in range(4):
+        play(method, pairs(seed=step), at(step))
+    saved = method.slot_state()
+    assert {name: tuple(images.shape) for name, images in saved.items()} == {
+        f"buffer/{slot}": (2, 3, 32, 32) for slot in range(4)
+    }
+    other = make(buffer=8)
+    other.load_slot_state(saved)
+    batch, context = pairs(seed=4), at(4)
+    close(play(other, batch[2:], context)[0], play(method, batch[2:], context)[0], 0)
+    assert sorted(other.slot_state()) == ["buffer/2", "buffer/3"]  # what this rank has met
+
+
+def test_the_seed_fixes_the_initial_weights() -> None:
+    one, same, other = make(seed=1), make(seed=1), make(seed=2)
+    assert torch.equal(one.generator.model[1].weight, same.generator.model[1].weight)
+    for name, parameter in one.named_parameters():
+        if parameter.ndim > 1:
+            assert not torch.equal(parameter, other.get_parameter(name)), name
+
+
+def test_a_tap_that_does_not_exist_is_named() -> None:
+    with pytest.raises(UserError, match="tap 99 does not exist"):
+        make(taps=(0, 99))
