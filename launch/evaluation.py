@@ -40,13 +40,11 @@ class Result:
     picture_file: Path
 
 
-class TestImages:
+class HeldOut:
     """The first `limit` test images of a data root (all if None), and of pairs their true targets.
 
     UserError if there are none, or if the pairs do not fit together.
     """
-
-    __test__ = False  # pytest: not a test class
 
     def __init__(self, root: str, limit: int | None, cache_dir: str | None) -> None:
         if limit is not None and limit < 1:
@@ -79,7 +77,7 @@ def evaluate(run: Path, *, data: str | None = None, limit: int | None = None, js
     checkpoint = Checkpoint(checkpoint_folder)
     config = checkpoint.state["config"]
     root = data or config["data.root"]
-    images = TestImages(root, limit, config["data.cache_dir"])
+    images = HeldOut(root, limit, config["data.cache_dir"])
     translator = load_translator(checkpoint_folder, "cuda" if torch.cuda.is_available() else "cpu")
 
     evaluation = Evaluation(functools.partial(metrics_for, config["task"], paired=images.paired))
@@ -99,7 +97,7 @@ def evaluate(run: Path, *, data: str | None = None, limit: int | None = None, js
     return result
 
 
-def _translate_all(translator: Translator, images: TestImages, evaluation: Evaluation) -> np.ndarray:
+def _translate_all(translator: Translator, images: HeldOut, evaluation: Evaluation) -> np.ndarray:
     """Feed every image to the metrics; returns the sheet of the first ones, source | translation | true target."""
     rows = []
     # Figures must repeat and be comparable, so the GPU neither rounds to TF32 nor picks kernels by their speed.

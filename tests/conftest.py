@@ -17,6 +17,14 @@ import pytest
 ACCESS_KEY, SECRET_KEY = "TESTACCESSKEY", "TESTSECRETKEY"
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs an NVIDIA GPU")
+
+
 @dataclass(frozen=True)
 class S3Server:
     """A running server, which the AWS_* variables already point at."""
