@@ -12,7 +12,7 @@ from infra.tracking import Status, Tracker
 from launch.config import JobConfig
 from launch.data import find_data
 from launch.observer import RunObserver, fixed_grid
-from launch.run_folder import RunFolder, default_run_dir, resolved
+from launch.run_folder import RunFolder, check_same, default_run_dir, resolved
 from pipelines.loader import UnpairedLoader
 from pipelines.manifest import MANIFEST, load_manifest
 from trainer.checkpoint import Checkpoint, Checkpointer
@@ -51,7 +51,7 @@ def _train(config: JobConfig, engine: Engine) -> Path:
     data = _data_identity(str(config.data.root))
     mirror = open_storage(config.loop.mirror) if config.loop.mirror else None
     checkpointer = Checkpointer(folder.checkpoints, config.loop.keep, mirror)
-    checkpoint = _newest_checkpoint(checkpointer, engine, data)
+    checkpoint = _newest_checkpoint(checkpointer, engine, config, data)
     first_step = checkpoint.state["step"] if checkpoint else 0
 
     optim = config.optim
@@ -82,13 +82,14 @@ def _data_identity(root: str) -> str:
     return hashlib.sha256(storage.read(MANIFEST)).hexdigest()
 
 
-def _newest_checkpoint(checkpointer: Checkpointer, engine: Engine, data: str) -> Checkpoint | None:
+def _newest_checkpoint(checkpointer: Checkpointer, engine: Engine, config: JobConfig, data: str) -> Checkpoint | None:
     path = engine.broadcast(checkpointer.latest() if engine.rank == 0 else None)
     if path is None:
         return None
     checkpoint = Checkpoint(path)
     if checkpoint.state["data"] != data:
         raise UserError(f"{path} was trained on other data: give its --data to continue it, or another --run-dir")
+    check_same(str(path), checkpoint.state["config"], config)  # from a mirror it may be another run's
     return checkpoint
 
 
@@ -100,7 +101,11 @@ def _observer(
     setup_logging(folder.log_file)
     options = flatten(config)
     log.info("%s: %s", folder.path, _summary(config, trainer, first_step))
-    tracker = Tracker.start(config.task, folder.path.name, options, run_id_file=folder.run_id_file)
+    tags = {
+        "mlflow.source.name": "launch/train.py",
+        "mlflow.note.content": f"Run folder: `{folder.path.absolute()}`\n\n{_summary(config, trainer, 0)}",
+    }
+    tracker = Tracker.start(config.task, folder.path.name, options, tags=tags, run_id_file=folder.run_id_file)
     kept = {"data": data, "config": options}
     return RunObserver(folder, tracker, trainer, checkpointer, grid, first_step=first_step, state=kept)
 

@@ -16,8 +16,10 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from infra.config import differing, flatten, read_yaml, to_yaml
 from infra.errors import UserError
@@ -48,13 +50,11 @@ class RunFolder:
         """UserError if the folder is something else, or the run of another configuration."""
         if not self.path.exists():
             return
-        if not self.path.is_dir() or (any(self.path.iterdir()) and not self.config_file.exists()):
+        if self.config_file.is_file():
+            check_same(f"the run in {self.path}", read_yaml(self.config_file), config)
+        # Checkpoints alone: fetched from the mirror by a start that did not live to `open`.
+        elif not self.path.is_dir() or {path.name for path in self.path.iterdir()} - {self.checkpoints.name}:
             raise UserError(f"{self.path} exists and is not a run folder: name another --run-dir")
-        if self.config_file.exists():
-            before, now = read_yaml(self.config_file), flatten(config)
-            for name in differing(JobConfig, before, now):
-                raise UserError(f"the run in {self.path} has {name} = {before.get(name)}, not {now[name]}: "
-                                "repeat its options to continue it, or name another --run-dir")  # fmt: skip
 
     def open(self, config: JobConfig) -> None:
         """Make the folder and write down how the run was started."""
@@ -66,6 +66,14 @@ class RunFolder:
         starts = json.loads(environment.read_text()) if environment.exists() else []
         with replacing(environment) as file:
             file.write(json.dumps([*starts, _environment()], indent=1).encode())
+
+
+def check_same(run: str, before: Mapping[str, Any], config: JobConfig) -> None:
+    """UserError if a run was of another configuration, given flat, than the one that is to continue it."""
+    now = flatten(config)
+    for name in differing(JobConfig, before, now):
+        raise UserError(f"{run} has {name} = {before.get(name)}, not {now[name]}: "
+                        "repeat its options to continue it, or name another --run-dir")  # fmt: skip
 
 
 def _environment() -> dict[str, object]:

@@ -39,7 +39,9 @@ class Checkpointer:
 
     def all(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
-        return sorted((path.parent for path in self.folder.glob(f"step_*/{MANIFEST}")), key=step_of)
+        found = (path.parent for path in self.folder.glob(f"step_*/{MANIFEST}"))
+        # A person may keep a copy as step_1000_good.
+        return sorted((path for path in found if path.name.removeprefix("step_").isdigit()), key=step_of)
 
     def latest(self) -> Path | None:
         """The newest complete checkpoint, fetched from the mirror if there is none here."""
@@ -89,6 +91,7 @@ class Checkpointer:
         draft.mkdir(parents=True, exist_ok=True)
         for name in self.mirror.list(f"{newest}/"):
             self.mirror.download(name, draft / name.split("/")[1])
+        shutil.rmtree(self.folder / newest, ignore_errors=True)
         draft.rename(self.folder / newest)
 
 

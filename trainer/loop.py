@@ -119,7 +119,8 @@ class Trainer:
         self.averaged = _moving_average(method, optim.ema)
         self._pending: list[tuple[int, Losses]] = []
         self._seconds = 0.0  # spent in the pending steps
-        self._terminated = False
+        self._told = False  # this process got SIGTERM
+        self._terminated = False  # some process did: known to all since the last synchronisation
 
     @property
     def total_steps(self) -> int:
@@ -151,7 +152,7 @@ class Trainer:
         """Take note of SIGTERM instead of dying of it. (Python hears signals in the main thread only.)"""
 
         def note(*_: Any) -> None:
-            self._terminated = True
+            self._told = True
 
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -191,7 +192,7 @@ class Trainer:
         """Metrics of the pending steps as plain numbers, averaged over ranks; learns whether any rank was told to stop."""
         names = sorted({name for _, losses in self._pending for name in losses})
         zero = torch.zeros((), device=self.engine.device)
-        told = zero + float(self._terminated)
+        told = zero + float(self._told)
         table = torch.stack(
             [torch.stack([*(losses.get(name, zero) for name in names), told]) for _, losses in self._pending]
         )
@@ -208,8 +209,8 @@ class Trainer:
             named = {name: column[place] for name, column in zip(names, columns, strict=True) if name in losses}
             if not all(map(math.isfinite, named.values())):
                 broken = ", ".join(name for name, value in named.items() if not math.isfinite(value))
-                raise Stopped(f"{broken} is not a finite number at step {step + 1}: the last checkpoint is good; continue "
-                              "from it with a lower optim.lr or beta, or with --precision fp32", DIVERGED)  # fmt: skip
+                raise Stopped(f"{broken} is not a finite number at step {step + 1}: train in another --run-dir with a lower "
+                              "optim.lr or beta, or with --precision fp32", DIVERGED)  # fmt: skip
             position = {"step": step + 1, "epoch": self.schedule.epoch(step), "lr": self.schedule.learning_rate(step)}
             rows.append({**position, **named, **shared})
         self._pending, self._seconds = [], 0.0

@@ -14,6 +14,7 @@ from trainer.checkpoint import Checkpoint, Checkpointer
 from trainer.networks.config import ModelConfig
 
 MULTIPLE = 4  # the generator halves its input twice
+SMALLEST = 5  # padded to 8, which leaves 2 in the middle of the generator for its reflection padding
 
 
 class Translator:
@@ -34,6 +35,8 @@ class Translator:
             raise UserError(f"an image of type {image.dtype} and shape {image.shape} cannot be translated: "
                             "give uint8 RGB of shape (H, W, 3) or (N, H, W, 3)")  # fmt: skip
         height, width = batch.shape[1:3]
+        if min(height, width) < SMALLEST:
+            raise UserError(f"an image of {width}x{height} is too small: give {SMALLEST} pixels or more each way")
         x_NCHW = to_tensor(batch).to(self.device)
         padded = nn.functional.pad(x_NCHW, (0, -width % MULTIPLE, 0, -height % MULTIPLE), mode="reflect")
         result = to_images(self.network(padded)[:, :, :height, :width])
@@ -58,7 +61,7 @@ def find_checkpoint(path: Path) -> Path:
         if newest is None:
             raise UserError(f"the run {path} has no complete checkpoint yet: let it train longer")
         return newest
-    if not (path / "manifest.json").is_file():
+    if not (path / "state.json").is_file():
         raise UserError(
             f"{path} is neither a run folder nor a checkpoint: give runs/NAME or runs/NAME/checkpoints/step_N"
         )

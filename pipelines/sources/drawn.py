@@ -11,7 +11,7 @@ from PIL import Image
 
 from infra.errors import UserError
 from pipelines.sources.base import Item, Source
-from pipelines.street_scenes import SOURCE_LAYOUT, TARGET_LAYOUT, Layout, LookName, render
+from pipelines.street_scenes import DRAWING, SOURCE_LAYOUT, TARGET_LAYOUT, Layout, LookName, render
 
 # Where the worlds of each kind begin to be counted: far apart, so the test worlds are the same for every --count.
 _TRAIN_SOURCE, _TRAIN_TARGET, _TEST = 0, 1_000_000, 2_000_000
@@ -76,6 +76,7 @@ def street_scenes(
         splits["test/target"] = scenes(test_count, _TEST, source_layout, "camera")
     parameters = {
         "source": "street-scenes",
+        "drawing": DRAWING,
         "seed": seed,
         "source_layout": asdict(source_layout),
         "target_layout": asdict(target_layout),

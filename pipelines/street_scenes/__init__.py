@@ -8,9 +8,10 @@ from pipelines.street_scenes.layout import SOURCE_LAYOUT, TARGET_LAYOUT, Layout
 from pipelines.street_scenes.looks import LookName, picture
 from pipelines.street_scenes.street import compose
 
-__all__ = ["SOURCE_LAYOUT", "TARGET_LAYOUT", "Layout", "LookName", "render"]
+__all__ = ["DRAWING", "SOURCE_LAYOUT", "TARGET_LAYOUT", "Layout", "LookName", "render"]
 
 SMALLEST = 32
+DRAWING = 1  # raised whenever the same arguments begin to draw another picture
 
 
 def render(

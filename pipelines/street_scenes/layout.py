@@ -1,6 +1,11 @@
 """What a street is made of, as numbers: the layout statistics of a domain."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
+
+from infra.errors import UserError
+
+NUMBERS = ("floors", "tree_height", "traffic", "pedestrians", "cyclists")  # every other field is a share or a chance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +35,14 @@ class Layout:
     cyclists: float  # expected number of two-wheelers, ridden or parked
     junctions: float  # chance of a crossing street, with zebra crossing and traffic lights
     signs: float  # chance of a traffic sign at each lamp post (one every 16 m or so)
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            low, high = value if isinstance(value, tuple) else (value, value)
+            most = 1.0 if name not in NUMBERS else math.inf
+            if not 0 <= low <= high <= most:
+                wanted = "from 0 to 1" if most == 1 else "of 0 or more, the smaller one first"
+                raise UserError(f"a street layout cannot have {name} = {value}: give numbers {wanted}")
 
 
 # Both domains share everything that is not sky or vegetation; those two differ as GTA5 and Cityscapes do, but more.

@@ -143,3 +143,9 @@ def test_layout_parameters_do_what_they_say() -> None:
     assert share("car", parked_cars=0.0, traffic=0.0) == 0.0
     assert share("person", pedestrians=0.0) < share("person", pedestrians=12.0)
     assert share("train", trams=0.0) == 0.0 < share("train", trams=1.0)
+
+
+@pytest.mark.parametrize("change", [{"street_trees": 1.5}, {"floors": (5, 2)}, {"traffic": -1.0}])
+def test_an_impossible_layout_is_refused_by_name(change: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(change))):
+        dataclasses.replace(SOURCE_LAYOUT, **change)

@@ -1,0 +1,171 @@
+"""The loop and its schedule, with a small method and pictures of noise."""
+
+import copy
+import math
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from infra.errors import Stopped
+from trainer.engines import Engine, EngineConfig
+from trainer.loop import LoopConfig, Observer, Schedule, Trainer
+from trainer.methods import Cut, CutConfig
+from trainer.networks.config import ModelConfig
+from trainer.optim import OptimConfig
+from trainer.state import TrainingState
+
+# ---- the schedule -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("epochs", "decay", "samples", "batch", "steps"),
+    [(1, 1, 10, 1, 20), (1, 1, 10, 4, 5), (1, 0, 10, 4, 3), (0.5, 0, 10, 1, 5), (10, 10, 2975, 1, 59500)],
+)
+def test_the_steps_cover_all_epochs(epochs: float, decay: float, samples: int, batch: int, steps: int) -> None:
+    schedule = Schedule(OptimConfig(epochs=epochs, decay_epochs=decay, global_batch=batch), samples)
+    assert schedule.steps == steps
+    assert schedule.progress(steps - 1) < 1 <= schedule.progress(steps)
+
+
+def test_epochs_begin_where_the_source_begins_again() -> None:
+    schedule = Schedule(OptimConfig(epochs=2, decay_epochs=1, global_batch=4), 10)
+    assert [schedule.epoch(step) for step in range(schedule.steps)] == [1, 1, 1, 2, 2, 3, 3, 3]
+    assert schedule.progress(0) == 0 and schedule.progress(3) == pytest.approx(0.4)
+
+
+def test_the_rate_falls_at_epoch_boundaries() -> None:
+    schedule = Schedule(OptimConfig(epochs=2, decay_epochs=3, lr=1.0), 5)
+    rates = [schedule.learning_rate(step) for step in range(25)]
+    assert rates == pytest.approx([1] * 10 + [0.75] * 5 + [0.5] * 5 + [0.25] * 5)
+
+
+# ---- the loop ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Pairs:
+    source: Tensor
+    target: Tensor
+    slots: Tensor
+
+
+def steps_of_noise(first: int = 0) -> Iterator[list[Pairs]]:
+    step = first
+    while True:
+        draw = torch.Generator().manual_seed(step)
+        yield [Pairs(*(torch.rand(1, 3, 16, 16, generator=draw) * 2 - 1 for _ in range(2)), torch.tensor([0]))]
+        step += 1
+
+
+class Recorder(Observer):
+    """Keeps what it is told; may act when a step is done."""
+
+    def __init__(self, after: Callable[[int], None] = lambda done: None) -> None:
+        self.rows: list[dict[str, float]] = []
+        self.states: list[TrainingState] = []
+        self.sampled: list[int] = []
+        self.estimates: list[float] = []
+        self.calls, self.after = 0, after
+
+    def progress(self, rows: Sequence[dict[str, float]]) -> None:
+        self.rows += rows
+        self.calls += 1
+        self.after(self.calls)
+
+    def estimate(self, seconds: float) -> None:
+        self.estimates.append(seconds)
+
+    def sample(self, step: int) -> None:
+        self.sampled.append(step)
+
+    def save(self, state: TrainingState) -> None:
+        assert [row["step"] for row in self.rows] == list(range(1, state.step + 1)), "a step before it is not written"
+        self.states.append(copy.deepcopy(state))
+
+
+def make(steps: int = 6, *, ema: float = 0.0, **options: Any) -> Trainer:
+    config = CutConfig(taps=(0, 4), patches=8, buffer=2)
+    method = Cut(config, ModelConfig(ngf=4, ndf=4, blocks=6, layers=1, head_dim=8), seed=0, global_batch=1)
+    engine = Engine(EngineConfig(device="cpu", precision="fp32"))
+    optim = OptimConfig(epochs=1, decay_epochs=1, ema=ema)
+    engine.prepare(method, optim)
+    return Trainer(method, engine, optim, LoopConfig(max_steps=steps, **options), seed=0, source_samples=4)
+
+
+def test_every_step_has_a_row_whatever_the_rhythm() -> None:
+    recorders = {every: Recorder() for every in (1, 4, 100)}
+    for every, recorder in recorders.items():
+        make(7, report_every=every).fit(steps_of_noise(), 0, recorder)
+        assert [row["step"] for row in recorder.rows] == list(range(1, 8)) and recorder.calls == 7
+        assert [row["epoch"] for row in recorder.rows] == [1, 1, 1, 1, 2, 2, 2]
+        assert [row["lr"] for row in recorder.rows] == pytest.approx([2e-4] * 4 + [1e-4] * 3)
+    timed = ("pairs_per_s", "memory_gib")
+    one, *others = ([{k: v for k, v in row.items() if k not in timed} for row in r.rows] for r in recorders.values())
+    assert all(other == one for other in others)
+    assert {"D_fake", "D_real", "G", "G_GAN", "NCE", "NCE_Y"} <= one[0].keys() and "robust" not in one[1]
+    assert "robust" in one[2]  # 8 steps in all: from a quarter on
+    assert all(row[name] > 0 for row in recorders[4].rows for name in timed)
+
+
+def test_samples_and_checkpoints_come_in_their_rhythm_and_at_the_end() -> None:
+    recorder = Recorder()
+    make(7, samples_every=3, checkpoint_every=2).fit(steps_of_noise(), 0, recorder)
+    assert recorder.sampled == [3, 6, 7]
+    assert [state.step for state in recorder.states] == [2, 4, 6, 7]
+    assert len(recorder.estimates) == 1 and recorder.estimates[0] > 0
+
+
+def test_the_schedule_ends_the_run_and_a_finished_run_does_nothing() -> None:
+    trainer, recorder = make(100), Recorder()
+    assert trainer.total_steps == 8
+    trainer.fit(steps_of_noise(), 8, recorder)
+    assert not recorder.rows and not recorder.states
+
+
+def test_a_loss_that_is_no_number_stops_with_its_name_and_exit_code_3() -> None:
+    trainer = make(9, report_every=1)
+
+    def poison(done: int) -> None:
+        if done == 3:
+            with torch.no_grad():
+                trainer.method.generator.model[1].bias.fill_(math.nan)
+
+    recorder = Recorder(poison)
+    with pytest.raises(Stopped, match=r"^G, G_GAN, NCE.* is not a finite number at step 4: .*--run-dir") as stop:
+        trainer.fit(steps_of_noise(), 0, recorder)
+    assert stop.value.exit_code == 3
+    assert len(recorder.rows) == 3 and not recorder.states
+
+
+@pytest.mark.parametrize(("told_at", "ends_at"), [(3, 5), (5, 10)])
+def test_sigterm_saves_at_the_next_report_and_stops_with_143(told_at: int, ends_at: int) -> None:
+    """The state is saved by all ranks at once, so it waits for the synchronisation; and no row is lost."""
+    before = signal.getsignal(signal.SIGTERM)
+    recorder = Recorder(lambda done: os.kill(os.getpid(), signal.SIGTERM) if done == told_at else None)
+    trainer = make(20, report_every=5)
+    trainer.schedule = Schedule(trainer.schedule.optim, 40)
+    with pytest.raises(Stopped, match=f"terminated after step {ends_at}, which is saved: the same command") as stop:
+        trainer.fit(steps_of_noise(), 0, recorder)
+    assert stop.value.exit_code == 143
+    assert [state.step for state in recorder.states] == [ends_at]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_the_moving_average_is_one() -> None:
+    trainer, seen = make(4, ema=0.5), []
+    weight = trainer.method.generator.model[1].weight
+    recorder = Recorder(lambda done: seen.append(weight.detach().clone()))
+    trainer.fit(steps_of_noise(), 0, recorder)
+    average = seen[0]
+    for later in seen[1:]:
+        average = 0.5 * average + 0.5 * later
+    torch.testing.assert_close(trainer.translator.model[1].weight, average)
+    assert not torch.equal(average, seen[-1])
+    assert torch.equal(recorder.states[-1].tensors["generator_ema"]["model.1.weight"], trainer.translator.model[1].weight)
+    assert make().translator is not None and make().averaged is None
