@@ -8,6 +8,7 @@ samples/           sample grids
 checkpoints/       see trainer/checkpoint.py
 model/             the final generator as an MLflow model
 mlflow_run_id      the MLflow run that this folder belongs to
+evaluation.json    figures of launch/evaluate.py, once it has run
 """
 
 import dataclasses
