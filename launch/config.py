@@ -14,7 +14,7 @@ from trainer.methods import METHODS
 from trainer.methods.cut import CutConfig
 from trainer.networks.config import ModelConfig
 from trainer.optim import OptimConfig
-from trainer.tasks import TASKS, preset
+from trainer.tasks import TASKS, overview, preset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,8 @@ class JobConfig:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise UserError(f"seed {self.seed} is negative: give a whole number from 0 up")
+        if self.method.all_negatives and self.optim.accumulation > 1:
+            raise UserError("method.all_negatives needs the whole global batch at once: leave out optim.accumulation")
 
 
 def presets(task: str, method: str) -> dict[str, Any]:
@@ -72,7 +74,8 @@ def parse_arguments(arguments: Sequence[str]) -> JobConfig:
         usage="%(prog)s [--task TASK] [--data ROOT] [options]",
         description="Train an unpaired image-to-image translator. Values in [brackets] are the defaults of the task and "
         "method named on this line.",
-        epilog="example: deepspeed launch/train.py --task gta2city --data data/gta2city --beta 1e-4 --T 0.1",
+        epilog=f"tasks:\n{overview()}\n\n"
+        "example: deepspeed launch/train.py --task gta2city --data data/gta2city --beta 1e-4 --T 0.1",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -9,7 +9,7 @@ from infra.storage import open_storage
 from pipelines.manifest import MANIFEST
 from pipelines.prepare import STREET_SIZE, Encoding, prepare
 from pipelines.sources.drawn import street_scenes
-from trainer.tasks import prepare_command
+from trainer.tasks import TASKS, prepare_command
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,10 @@ def find_data(task: str, root: str | None) -> str:
     if (Path(prepared) / MANIFEST).exists():
         return prepared
     if task != EMBEDDED_TASK:
-        raise UserError(f"there is no data for {task}: name it with --data, or prepare it: {prepare_command(task)}")
+        raise UserError(
+            f"there is no data for {task}: name it with --data, or get {TASKS[task].source} and prepare it with: "
+            f"{prepare_command(task)}"
+        )
     log.info("no --data given and none prepared in %s: using the embedded street scenes (%s)", prepared, EMBEDDED_ROOT)
     prepare(street_scenes(), open_storage(EMBEDDED_ROOT), Encoding(STREET_SIZE), workers=os.cpu_count() or 1)
     return EMBEDDED_ROOT

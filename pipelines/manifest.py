@@ -109,14 +109,14 @@ class SampleEntry:
 def load_manifest(storage: Storage) -> Manifest:
     """Read the manifest at a data root. UserError if there is none or it is damaged."""
     try:
-        text = storage.read(MANIFEST).decode()
+        data = storage.read(MANIFEST)
     except FileNotFoundError:
         raise UserError(
             f"no prepared data at {storage.url} (no {MANIFEST}): make some with launch/prepare.py, or check the path"
         ) from None
     try:
-        return Manifest.from_json(text)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        return Manifest.from_json(data.decode())
+    except (AttributeError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{storage.url}/{MANIFEST} is damaged ({error}): prepare the data again") from None
 
 

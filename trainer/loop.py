@@ -42,7 +42,7 @@ class LoopConfig:
     keep: int = option(2, "checkpoints kept in the run folder", resumable=True)
     keep_logged: int = option(1, "checkpoints kept as MLflow artifacts", resumable=True)
     mirror: str | None = option(
-        None, "s3://bucket/prefix that checkpoints are copied to, and restored from", resumable=True
+        None, "s3://bucket/prefix of this run alone: checkpoints are copied there, and restored from it", resumable=True
     )
 
     def __post_init__(self) -> None:
@@ -174,7 +174,9 @@ class Trainer:
         config, last = self.config, done == self.total_steps
         saves = last or done % config.checkpoint_every == 0
         # A checkpoint must find the line of every step before it written: a resumed run cuts the journal there.
-        rows = self._synchronise() if saves or done % config.report_every == 0 or done - first_step <= 2 else []
+        due = saves or done % config.report_every == 0 or done - first_step <= 2
+        alone = self.engine.world_size == 1  # several ranks can only stop together, when they next synchronise
+        rows = self._synchronise() if due or (self._told and alone) else []
         observer.progress(rows)
         if done - first_step == 2:
             pairs = (self.total_steps - done) * self.schedule.optim.global_batch

@@ -58,6 +58,15 @@ TASKS: dict[str, Task] = {
 }  # fmt: skip
 
 
+def overview() -> str:
+    """One line per task, for people."""
+    lines = []
+    for name, task in TASKS.items():
+        labels = f", {task.label_space} labels" if task.label_space else ""
+        lines.append(f"  {name:14}{task.description}; {task.size[0]}x{task.size[1]}, crop {task.crop}{labels}")
+    return "\n".join(lines)
+
+
 def prepare_command(name: str) -> str:
     """The command that prepares a task's data where `launch/train.py` looks for it."""
     task = TASKS[name]

@@ -1,6 +1,7 @@
 """A trained generator as a thing to use: images in, images out; from a run folder, a checkpoint, or MLflow."""
 
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from infra.errors import UserError
 from trainer.checkpoint import Checkpoint, Checkpointer
 from trainer.networks.config import ModelConfig
 
+NEEDED = ("torch", "numpy", "safetensors", "pyyaml", "boto3")  # by the code that a logged model carries
 MULTIPLE = 4  # the generator halves its input twice
 SMALLEST = 5  # padded to 8, which leaves 2 in the middle of the generator for its reflection padding
 
@@ -93,4 +95,12 @@ def save_pyfunc_model(folder: Path, checkpoint: Path) -> None:
 
     shutil.rmtree(folder, ignore_errors=True)
     rooms = [str(Path(__file__).parents[1] / room) for room in ("trainer", "infra")]
-    mlflow.pyfunc.save_model(folder, python_model=Model(), artifacts={"checkpoint": str(checkpoint)}, code_paths=rooms)
+    # Named here, since MLflow would find them out by loading the model in another process, which takes many seconds.
+    needed = [f"{name}=={version(name).split('+')[0]}" for name in NEEDED]
+    mlflow.pyfunc.save_model(
+        folder,
+        python_model=Model(),
+        artifacts={"checkpoint": str(checkpoint)},
+        code_paths=rooms,
+        pip_requirements=needed,
+    )

@@ -37,7 +37,9 @@ def test_leaves_are_named_by_their_path() -> None:
 
 
 def test_later_layers_win() -> None:
-    built = build(Kitchen, {"cooks": 2, "oven.heat": 200, "oven.fan": False}, {"oven.heat": 220, "cooks": 3}, {"cooks": 4})
+    built = build(
+        Kitchen, {"cooks": 2, "oven.heat": 200, "oven.fan": False}, {"oven.heat": 220, "cooks": 3}, {"cooks": 4}
+    )
     assert built == Kitchen(cooks=4, oven=Oven(heat=220.0, fan=False))
 
 

@@ -44,7 +44,12 @@ def test_the_tasks_of_the_papers() -> None:
 def test_the_methods_of_the_papers() -> None:
     cut, fastcut, srunit = (make_config({"method.name": name}).method for name in ("cut", "fastcut", "srunit"))
     assert (cut.robust.beta, cut.buffer, cut.identity, cut.lambda_nce, cut.flip_equivariance) == (0, 0, True, 1, False)
-    assert (fastcut.robust.beta, fastcut.identity, fastcut.lambda_nce, fastcut.flip_equivariance) == (0, False, 10, True)
+    assert (fastcut.robust.beta, fastcut.identity, fastcut.lambda_nce, fastcut.flip_equivariance) == (
+        0,
+        False,
+        10,
+        True,
+    )
     robust = srunit.robust
     assert (robust.beta, robust.T, robust.start, robust.per_step, robust.rule) == (1e-4, 0.1, 0.25, "all", "paper")
     assert srunit.buffer == 50 and srunit.robust_taps == srunit.taps == (0, 4, 8, 12, 16)
@@ -72,7 +77,12 @@ def test_the_file_may_name_task_and_method_and_the_command_line_others(tmp_path:
     file = tmp_path / "job.yaml"
     file.write_text("task: horse2zebra\nmethod: {name: fastcut, buffer: 7}\n")
     config = parse_arguments(["--config", str(file)])
-    assert (config.task, config.optim.epochs, config.method.lambda_nce, config.method.buffer) == ("horse2zebra", 150, 10, 7)
+    assert (config.task, config.optim.epochs, config.method.lambda_nce, config.method.buffer) == (
+        "horse2zebra",
+        150,
+        10,
+        7,
+    )
     config = parse_arguments(["--config", str(file), "--method", "cut"])
     assert (config.optim.epochs, config.method.lambda_nce, config.method.buffer) == (200, 1, 7)
 
@@ -118,7 +128,13 @@ def test_no_short_flag_is_left_untested() -> None:
 def test_every_leaf_has_a_long_option_and_a_help_text() -> None:
     for name, field, _ in leaves(JobConfig):
         value = flatten(make_config())[name]
-        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower() if value is None else str(value)
+        text = (
+            ",".join(map(str, value))
+            if isinstance(value, tuple)
+            else str(value).lower()
+            if value is None
+            else str(value)
+        )
         assert flat(f"--{name.replace('_', '-')}", text)[name] == value
         assert field.metadata["help"], name
 
@@ -131,7 +147,10 @@ def test_the_launcher_may_add_its_rank() -> None:
     ("line", "shown"),
     [
         ((), ("epochs (of the source) at the full learning rate [10.0]", "preset of the options below [srunit]")),
-        (("--method", "fastcut"), ("weight of PatchNCE [10.0]", "the pair of domains: a preset of everything below [gta2city]")),
+        (
+            ("--method", "fastcut"),
+            ("weight of PatchNCE [10.0]", "the pair of domains: a preset of everything below [gta2city]"),
+        ),
         (("--task", "cat2dog", "--method", "fastcut"), ("at the full learning rate [150.0]",)),
         (("--task", "cat2dog"), ("at the full learning rate [200.0]", "weight of PatchNCE [1.0]")),
     ],
@@ -152,7 +171,10 @@ def test_help_shows_the_defaults_of_the_task_and_method_named(line, shown, capsy
         (["--task", "gta2mars"], "unknown task 'gta2mars': choose one of gta2city, "),
         (["--method", "cyclegan"], "unknown method 'cyclegan': choose one of cut, fastcut, srunit"),
         (["--optim.lrr", "1"], r"unknown option '--optim.lrr' \(did you mean '--optim.lr'\?\)"),
-        (["--method.lambda_nce", "1"], r"unknown option '--method.lambda_nce' \(did you mean '--method.lambda-nce'\?\)"),
+        (
+            ["--method.lambda_nce", "1"],
+            r"unknown option '--method.lambda_nce' \(did you mean '--method.lambda-nce'\?\)",
+        ),
         (["--glob", "4"], "unknown option '--glob'"),
         (["--task"], "argument --task: expected one argument"),
         (["--precision", "fp99"], "engine.precision = 'fp99' is unknown: choose one of auto, fp32, bf16, fp16"),

@@ -134,7 +134,9 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, damage: str) -> None
 def test_a_damaged_manifest_is_named(tmp_path: Path, content: bytes) -> None:
     path = Checkpointer(tmp_path, 1).save(3, TENSORS, STATE)
     (path / "manifest.json").write_bytes(content)
-    with pytest.raises(UserError, match=rf"{path} is not a complete checkpoint \(manifest.json is missing or damaged\)"):
+    with pytest.raises(
+        UserError, match=rf"{path} is not a complete checkpoint \(manifest.json is missing or damaged\)"
+    ):
         Checkpoint(path)
 
 

@@ -28,7 +28,9 @@ def test_no_draw_touches_the_global_generator() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("counters", [("seed", [(0, 7), (1, 7)]), ("step", [(7, 0), (7, 1)]), ("swapped", [(1, 2), (2, 1)])])
+@pytest.mark.parametrize(
+    "counters", [("seed", [(0, 7), (1, 7)]), ("step", [(7, 0), (7, 1)]), ("swapped", [(1, 2), (2, 1)])]
+)
 def test_another_seed_or_step_draws_another(counters) -> None:
     one, other = (Draws(*counter) for counter in counters[1])
     assert not torch.equal(one.patch_ids("nce", 8, 100, 20), other.patch_ids("nce", 8, 100, 20))
@@ -41,7 +43,9 @@ def test_every_stream_tap_and_slot_has_draws_of_its_own() -> None:
     draws = Draws(0, 0)
     ids = [draws.patch_ids(stream, tap, 1000, 8) for stream in ("nce", "identity", "robust") for tap in (0, 4, 8)]
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(ids, 2))
-    noises = [part[i] for tap in (0, 4) for part in draws.noise(tap, torch.tensor([0, 1]), features(2))[:1] for i in (0, 1)]
+    noises = [
+        part[i] for tap in (0, 4) for part in draws.noise(tap, torch.tensor([0, 1]), features(2))[:1] for i in (0, 1)
+    ]
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(noises, 2))
     assert len({draws.buffer(slot, 50) for slot in range(20)}) == 20
 
@@ -68,14 +72,14 @@ def test_noise_has_the_distributions_it_says() -> None:
     normal, uniform = Draws(0, 1).noise(0, torch.arange(2), like)
     assert normal.shape == like.shape and uniform.shape == (2, 1, 40, 40)
     assert abs(normal.mean()) < 0.02 and abs(normal.std() - 1) < 0.02
-    assert 0 <= uniform.min() and uniform.max() < 1 and abs(uniform.mean() - 0.5) < 0.02
+    assert uniform.min() >= 0 and uniform.max() < 1 and abs(uniform.mean() - 0.5) < 0.02
 
 
 @pytest.mark.parametrize(("positions", "count", "expected"), [(1000, 256, 256), (9, 256, 9)])
 def test_patch_ids_are_distinct_places(positions: int, count: int, expected: int) -> None:
     ids = Draws(0, 0).patch_ids("nce", 4, positions, count)
     assert ids.dtype == torch.int64 and len(ids) == len(set(ids.tolist())) == expected
-    assert 0 <= ids.min() and ids.max() < positions
+    assert ids.min() >= 0 and ids.max() < positions
 
 
 def test_patch_ids_coins_and_choices_are_fair() -> None:

@@ -167,5 +167,7 @@ def test_the_moving_average_is_one() -> None:
         average = 0.5 * average + 0.5 * later
     torch.testing.assert_close(trainer.translator.model[1].weight, average)
     assert not torch.equal(average, seen[-1])
-    assert torch.equal(recorder.states[-1].tensors["generator_ema"]["model.1.weight"], trainer.translator.model[1].weight)
+    assert torch.equal(
+        recorder.states[-1].tensors["generator_ema"]["model.1.weight"], trainer.translator.model[1].weight
+    )
     assert make().translator is not None and make().averaged is None

@@ -178,7 +178,9 @@ def test_two_ranks_with_half_the_batch_have_the_losses_and_gradients_of_one(name
     for step in range(3):  # from the second on, the image buffers are full
         batch = pairs(seed=step)
 
-        def half(rank: int, step: int = step, batch: Pairs = batch) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+        def half(
+            rank: int, step: int = step, batch: Pairs = batch
+        ) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
             context = StepContext(Draws(0, step), 1.0, lambda rows: ranks.gather(rank, rows))
             return play(halves[rank], batch[2 * rank : 2 * rank + 2], context)
 

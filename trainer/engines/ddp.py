@@ -29,7 +29,7 @@ class DdpEngine(Engine):
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(minutes=60))
         except (RuntimeError, ValueError) as error:
             raise UserError(f"the {self.world_size} processes cannot reach each other ({error}): check the launcher's "
-                            "master address, port and number of nodes") from None  # fmt: skip
+                            "--master_addr and number of nodes, or give it another --master_port") from None  # fmt: skip
 
     def _wrap(self, module: Phase, phase: str, optim: OptimConfig) -> nn.Module:
         # Every network of a phase takes part in its loss, and buffers (blur kernels) are constants.

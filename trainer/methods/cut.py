@@ -48,6 +48,8 @@ class RobustConfig:
             raise UserError(f"T = {self.T} leaves no room for a perturbation: give more than 1e-7, such as 0.1")
         if not 0 <= self.start <= 1:
             raise UserError(f"method.robust.start = {self.start} is a share of the epochs: give a number from 0 to 1")
+        if len(set(self.taps)) < len(self.taps):
+            raise UserError(f"robust taps {', '.join(map(str, self.taps))} name one twice: name each tap once")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,124 @@
+"""A trained generator as a thing to use."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from infra.config import flatten
+from infra.errors import UserError
+from trainer.checkpoint import Checkpointer
+from trainer.networks.config import ModelConfig
+from trainer.networks.generator import ResnetGenerator
+from trainer.translator import (
+    Translator,
+    find_checkpoint,
+    load_translator,
+    save_pyfunc_model,
+    to_images,
+    to_tensor,
+)
+
+MODEL = ModelConfig(ngf=4, blocks=6)
+
+
+def generator(seed: int) -> ResnetGenerator:
+    torch.manual_seed(seed)
+    return MODEL.generator().eval()
+
+
+def picture(height: int = 12, width: int = 20, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with two checkpoints; the newer has a moving average."""
+    folder = tmp_path_factory.mktemp("run")
+    checkpointer = Checkpointer(folder / "checkpoints", keep=2)
+    config = {f"model.{name}": value for name, value in flatten(MODEL).items()} | {"seed": 0}
+    checkpointer.save(9, {"generator": generator(1).state_dict()}, {"step": 9, "config": config})
+    newer = {"generator": generator(2).state_dict(), "generator_ema": generator(3).state_dict()}
+    checkpointer.save(10, newer, {"step": 10, "config": config})
+    return folder
+
+
+def test_pixels_survive_the_way_to_tensors_and_back() -> None:
+    every_value = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
+    x_NCHW = to_tensor(every_value)
+    assert x_NCHW.shape == (1, 3, 16, 16) and (x_NCHW.min(), x_NCHW.max()) == (-1, 1)
+    assert np.array_equal(to_images(x_NCHW), every_value)
+    assert to_images(torch.full((1, 3, 1, 1), 1.5)).max() == 255
+
+
+@pytest.mark.parametrize("size", [(12, 20), (13, 18), (5, 5), (8, 7), (31, 6)])
+def test_any_size_comes_back_at_its_size(size: tuple[int, int]) -> None:
+    network = generator(0)
+    image = picture(*size)
+    padded = np.pad(image, ((0, -size[0] % 4), (0, -size[1] % 4), (0, 0)), mode="reflect")
+    with torch.no_grad():
+        expected = to_images(network(to_tensor(padded[None])))[0, : size[0], : size[1]]
+    translated = Translator(network)(image)
+    assert translated.shape == image.shape and translated.dtype == np.uint8
+    assert np.array_equal(translated, expected) and translated.std() > 0
+
+
+def test_a_batch_is_its_images() -> None:
+    translator = Translator(generator(0))
+    images = np.stack([picture(seed=seed) for seed in range(3)])
+    each = np.stack([translator(image) for image in images])
+    assert np.abs(translator(images).astype(int) - each).max() <= 1  # a rounding at most
+    assert not np.array_equal(each[0], each[1])
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        picture().astype(np.float32) / 255,
+        picture()[:, :, 0],
+        np.dstack([picture(), picture()[:, :, :1]]),
+        picture()[None, None],
+    ],
+    ids=["float", "gray", "with alpha", "five axes"],
+)
+def test_what_is_no_rgb_image_is_named(image: np.ndarray) -> None:
+    with pytest.raises(UserError, match="cannot be translated: give uint8 RGB of shape"):
+        Translator(generator(0))(image)
+
+
+@pytest.mark.parametrize("size", [(4, 8), (8, 1)])
+def test_an_image_that_is_too_small_is_named(size: tuple[int, int]) -> None:
+    with pytest.raises(UserError, match=f"an image of {size[1]}x{size[0]} is too small: give 5 pixels"):
+        Translator(generator(0))(picture(*size))
+
+
+def test_a_run_is_its_newest_checkpoint_and_the_moving_average_in_it(run: Path) -> None:
+    image, newest = picture(), run / "checkpoints" / "step_10"
+    assert find_checkpoint(run) == find_checkpoint(newest) == newest
+    averaged, plain, older = (Translator(generator(seed))(image) for seed in (3, 2, 1))
+    assert np.array_equal(load_translator(run)(image), averaged)
+    assert np.array_equal(load_translator(newest, averaged=False)(image), plain)
+    assert np.array_equal(load_translator(run / "checkpoints" / "step_9")(image), older)
+    assert not np.array_equal(averaged, plain) and not np.array_equal(plain, older)
+
+
+def test_what_is_no_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"{tmp_path} is neither a run folder nor a checkpoint: give runs/NAME"):
+        load_translator(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match=f"the run {tmp_path} has no complete checkpoint yet"):
+        load_translator(tmp_path)
+
+
+def test_mlflow_predicts_the_same_pixels(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow.pyfunc
+
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    folder = tmp_path / "model"
+    for _ in range(2):  # the second takes the place of the first
+        save_pyfunc_model(folder, run / "checkpoints" / "step_10")
+    model = mlflow.pyfunc.load_model(str(folder))
+    translator = load_translator(run)
+    for image in (picture(13, 18), np.stack([picture(), picture(seed=1)])):
+        assert np.array_equal(model.predict(image), translator(image))
