@@ -143,17 +143,19 @@ def test_a_loss_that_is_no_number_stops_with_its_name_and_exit_code_3() -> None:
     assert len(recorder.rows) == 3 and not recorder.states
 
 
-@pytest.mark.parametrize(("told_at", "ends_at"), [(3, 5), (5, 10)])
-def test_sigterm_saves_at_the_next_report_and_stops_with_143(told_at: int, ends_at: int) -> None:
-    """The state is saved by all ranks at once, so it waits for the synchronisation; and no row is lost."""
+@pytest.mark.parametrize(("ranks", "told_at", "ends_at"), [(1, 3, 4), (2, 3, 5), (2, 5, 10)])
+def test_sigterm_saves_and_stops_with_143(ranks: int, told_at: int, ends_at: int) -> None:
+    """One process after its step; several save at once, so they wait for the next report. No row is lost."""
     before = signal.getsignal(signal.SIGTERM)
     recorder = Recorder(lambda done: os.kill(os.getpid(), signal.SIGTERM) if done == told_at else None)
     trainer = make(20, report_every=5)
+    trainer.engine.world_size = ranks
     trainer.schedule = Schedule(trainer.schedule.optim, 40)
     with pytest.raises(Stopped, match=f"terminated after step {ends_at}, which is saved: the same command") as stop:
         trainer.fit(steps_of_noise(), 0, recorder)
     assert stop.value.exit_code == 143
     assert [state.step for state in recorder.states] == [ends_at]
+    assert [row["step"] for row in recorder.rows] == list(range(1, ends_at + 1))
     assert signal.getsignal(signal.SIGTERM) == before
 
 
