@@ -303,9 +303,7 @@ class _Worker:
         if self._uri.startswith(SQLITE):
             artifacts = (Path(self._uri.removeprefix(SQLITE)).absolute().parent / "mlartifacts").as_uri()
         try:
-            # The kind makes the UI open on training runs and their charts.
-            kind = {"mlflow.experimentKind": "custom_model_development"}
-            return self.client.create_experiment(self._experiment, artifact_location=artifacts, tags=kind)
+            return self.client.create_experiment(self._experiment, artifact_location=artifacts)
         except MlflowException:
             if found := self.client.get_experiment_by_name(self._experiment):  # another process was first
                 return found.experiment_id

@@ -97,12 +97,14 @@ class RunObserver(Observer):
 
 
 def fixed_grid(root: str, rows: int, cache_dir: str | None) -> Callable[[Translator], np.ndarray]:
-    """A sample grid of the first test sources (train, where there are no test images), each beside a target image of
-    another scene. Reads the images once."""
+    """A sample grid of test sources (train, where there are no test images) from all over the split, each beside a
+    target image of another scene. Reads the images once."""
     sources, targets = (Samples(root, "test", domain, fallback="train", cache_dir=cache_dir) for domain in DOMAINS)
-    source_images = [sources.read(index)[0] for index in range(min(rows, len(sources)))]
-    # From the other end of the split: in paired data the target in the same place is the same scene.
-    target_images = [targets.read(len(targets) - 1 - index % len(targets))[0] for index in range(len(source_images))]
+    rows = min(rows, len(sources))
+    source_images = [sources.read(row * len(sources) // rows)[0] for row in range(rows)]
+    # Half a split further on: in paired data the target in the same place is the same scene.
+    places = [(row * len(targets) // rows + len(targets) // 2) % len(targets) for row in range(rows)]
+    target_images = [targets.read(place)[0] for place in places]
     return lambda translator: sample_grid(translator, source_images, target_images)
 
 
