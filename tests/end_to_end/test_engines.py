@@ -1,5 +1,6 @@
 """The same job on every engine and number of ranks: same losses; killed and continued: same weights."""
 
+import json
 import signal
 from pathlib import Path
 
@@ -52,14 +53,24 @@ def test_two_ranks_give_the_losses_of_one_process(
     assert_same_losses(tmp_path / "run", uninterrupted)
 
 
-def test_zero_gives_the_same_losses_and_its_checkpoint_continues_on_another_engine(
-    data: str, uninterrupted: Path, tmp_path: Path
-) -> None:
-    """ZeRO-1 spreads Adam's state over the ranks; the checkpoint holds it whole."""
+def test_a_run_moves_from_zero_to_one_process_and_back(data: str, uninterrupted: Path, tmp_path: Path) -> None:
+    """ZeRO-1 spreads Adam's state over the ranks; a checkpoint holds it whole."""
     options = ["--data", data, "--run-dir", "run"]
-    run("deepspeed", "--engine.zero-stage", "1", *options, "--max-steps", "5", cwd=tmp_path)
-    run("single", "--optim.accumulation", "2", *options, cwd=tmp_path)
+    run("deepspeed", "--engine.zero-stage", "1", *options, "--max-steps", "4", cwd=tmp_path)
+    run("single", "--optim.accumulation", "2", *options, "--max-steps", "6", cwd=tmp_path)
+    run("deepspeed", "--engine.zero-stage", "1", *options, cwd=tmp_path)
     assert_same_losses(tmp_path / "run", uninterrupted)
+
+
+def test_fp16_scales_the_loss_and_continues(data: str, tmp_path: Path) -> None:
+    """The first steps overflow and are skipped, so a checkpoint may hold no state of Adam yet."""
+    options = ["--data", data, "--run-dir", "run", "--precision", "fp16", "--loop.keep", "9"]
+    run("single", *options, "--max-steps", "1", cwd=tmp_path)
+    run("single", *options, cwd=tmp_path)
+    states = [json.loads((tmp_path / "run" / "checkpoints" / f"step_{s}" / "state.json").read_text()) for s in (1, 8)]
+    first, last = (state["scalers"]["generator"]["scale"] for state in states)
+    assert first == 2**15  # the initial 2^16 overflowed
+    assert last < first
 
 
 def test_killed_under_deepspeed_and_started_again_ends_with_the_same_weights(

@@ -36,7 +36,18 @@ def test_the_run_folder_describes_itself(workplace: Path) -> None:
     }  # fmt: skip
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 9))
-    assert rows[0].keys() >= {"epoch", "lr", "pairs_per_s", "memory_gib", "G", "G_GAN", "D_real", "D_fake", "NCE", "robust"}
+    assert rows[0].keys() >= {
+        "epoch",
+        "lr",
+        "pairs_per_s",
+        "memory_gib",
+        "G",
+        "G_GAN",
+        "D_real",
+        "D_fake",
+        "NCE",
+        "robust",
+    }
     assert {path.name for path in (folder / "samples").iterdir()} == {"step_0.png", "step_4.png", "step_8.png"}
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"step_6", "step_8"}  # the newest two
     assert Image.open(folder / "samples" / "step_8.png").size == (3 * 64 + 2 * 4, 2 * 32 + 4)  # two rows of three

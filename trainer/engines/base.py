@@ -37,6 +37,11 @@ class EngineConfig:
     )  # fmt: skip
     zero_stage: int = option(0, "DeepSpeed ZeRO stage: 1 spreads the optimiser state", choices=(0, 1), resumable=True)
 
+    def __post_init__(self) -> None:
+        # ZeRO brings a loss scaler of its own, whose state no checkpoint of ours would hold.
+        if self.zero_stage > 0 and self.precision == "fp16":
+            raise UserError("ZeRO with fp16 is not supported: give --precision bf16, or --engine.zero-stage 0")
+
 
 class Phase(nn.Module):
     """The networks of one optimiser, as the module that DDP and DeepSpeed wrap.
@@ -148,8 +153,8 @@ class Engine:
         return value
 
     def optimiser_state(self, phase: str) -> OptimiserState:
-        """Adam's state by parameter name: exp_avg, exp_avg_sq (both like the parameter) and step (scalar). All ranks
-        must call it; every rank gets the whole."""
+        """Adam's state by parameter name: exp_avg, exp_avg_sq (both like the parameter) and step (scalar). Empty before
+        its first step (fp16 may skip some). All ranks must call it; every rank gets the whole."""
         optimiser = self.optimisers[phase]
         return {
             name: {key: value.detach().cpu() for key, value in optimiser.state[parameter].items()}
@@ -159,10 +164,11 @@ class Engine:
 
     def load_optimiser_state(self, phase: str, state: OptimiserState) -> None:
         optimiser = self.optimisers[phase]
-        for name, parameter in self.parameters[phase].items():
+        for name, values in state.items():
+            parameter = self.parameters[phase][name]
             optimiser.state[parameter] = {
                 key: _like(value, parameter) if key != "step" else _step(value, optimiser, self.device)
-                for key, value in state[name].items()
+                for key, value in values.items()
             }
 
     def scaler_state(self) -> dict[str, Any]:

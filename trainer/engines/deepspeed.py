@@ -73,6 +73,8 @@ class DeepSpeedEngine(DdpEngine):
             return super().optimiser_state(phase)
         from deepspeed.utils import safe_get_full_optimizer_state
 
+        if not self._zero_steps(phase):
+            return {}
         step = self._zero_steps(phase)[0].detach().cpu()
         return {
             name: {
@@ -88,12 +90,25 @@ class DeepSpeedEngine(DdpEngine):
             return super().load_optimiser_state(phase, state)
         from deepspeed.utils import safe_set_full_optimizer_state
 
+        if not state:
+            return
+        self._make_zero_state(phase)
         for name, parameter in self.parameters[phase].items():
             for key in ("exp_avg", "exp_avg_sq"):
                 safe_set_full_optimizer_state(parameter, _like(state[name][key], parameter), key)
         step = next(iter(state.values()))["step"]
         for held in self._zero_steps(phase):
             held.copy_(step)
+
+    def _make_zero_state(self, phase: str) -> None:
+        """Have Adam make its state on the flat partitions by a step without gradients, which changes no weight."""
+        zero: Any = self.phases[phase].optimizer
+        for partition in zero.single_partition_of_fp32_groups:
+            partition.grad = torch.zeros_like(partition)
+        self.optimisers[phase].step()
+        for partition in zero.single_partition_of_fp32_groups:
+            partition.grad = None
+        zero._lazy_init_hp_params_optimizer_state()
 
     def _zero_steps(self, phase: str) -> list[Tensor]:
         """Adam's step counts of the flat partitions that this rank holds."""
