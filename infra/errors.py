@@ -1,6 +1,8 @@
 """Exceptions that end the program with one sentence, and what an entry script does with them."""
 
 import functools
+import logging
+import os
 import sys
 from collections.abc import Callable
 
@@ -25,10 +27,19 @@ def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def wrapped() -> None:
+        code = 0
         try:
             main()
         except (UserError, Stopped) as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
-            sys.exit(getattr(error, "exit_code", EXIT_USER_ERROR))
+            code = getattr(error, "exit_code", EXIT_USER_ERROR)
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            # Everything is closed by now. The interpreter's own end would race with the communication threads of
+            # the launcher's other ranks, which now and then turns the exit code into that of an abort.
+            logging.shutdown()
+            sys.stdout.flush()
+            os._exit(code)
+        if code:
+            sys.exit(code)
 
     return wrapped

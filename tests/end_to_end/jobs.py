@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -31,9 +32,9 @@ LAUNCHERS = {
 }
 
 
-def start(launcher: str, *arguments: str, cwd: Path, port: int = 0) -> subprocess.Popen[str]:
+def start(launcher: str, *arguments: str, cwd: Path) -> subprocess.Popen[str]:
     """Start a job with `OPTIONS` and more; one thread per rank, so that arithmetic is cut up alike in each."""
-    command = [*LAUNCHERS[launcher], *([str(port or 29600 + os.getpid() % 300)] if launcher == "deepspeed" else [])]
+    command = [*LAUNCHERS[launcher], *([str(_free_port())] if launcher == "deepspeed" else [])]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     environment["PATH"] = f"{BINARIES}{os.pathsep}{environment['PATH']}"
     environment.pop("MLFLOW_TRACKING_URI", None)
@@ -42,6 +43,11 @@ def start(launcher: str, *arguments: str, cwd: Path, port: int = 0) -> subproces
         cwd=cwd, env=environment, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 def finish(job: subprocess.Popen[str], expect: int = 0) -> str:

@@ -81,6 +81,12 @@ def test_the_logged_model_translates_an_image(workplace: Path, monkeypatch: pyte
     assert not np.array_equal(translated, image)
 
 
+def test_a_complete_run_started_again_changes_nothing(workplace: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (workplace / "run").rglob("*")}
+    assert "run is complete: all 8 steps are done" in run("single", "--data", "data", "--run-dir", "run", cwd=workplace)
+    assert {path: path.stat().st_mtime_ns for path in (workplace / "run").rglob("*")} == before
+
+
 def test_from_s3_the_losses_are_those_from_disk(s3_server: S3Server, workplace: Path, tmp_path: Path) -> None:
     root = f"s3://{s3_server.make_bucket()}/scenes"
     _prepare(root)
