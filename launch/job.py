@@ -64,7 +64,8 @@ def _train(config: JobConfig, engine: Engine) -> Path:
         method = Cut(config.method, config.model, seed=config.seed, global_batch=optim.global_batch)
         engine.prepare(method, optim)
         trainer = Trainer(method, engine, optim, config.loop, seed=config.seed, source_samples=loader.source_samples)
-        if first_step >= trainer.total_steps:
+        # The model is the last thing a run leaves: without it, a start that was killed at the end is still to publish it.
+        if first_step >= trainer.total_steps and folder.model.is_dir():
             log.info("%s is complete: all %d steps are done", folder.path, trainer.total_steps)
             return folder.path
         if checkpoint:

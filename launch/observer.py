@@ -40,13 +40,11 @@ class RunObserver(Observer):
         first_step: int,
         state: Mapping[str, Any],
     ) -> None:
-        self.folder, self.tracker, self.trainer, self.checkpointer, self.grid = (
-            folder,
-            tracker,
-            trainer,
-            checkpointer,
-            grid,
-        )
+        self.folder = folder
+        self.tracker = tracker
+        self.trainer = trainer
+        self.checkpointer = checkpointer
+        self.grid = grid
         self.state = state
         self.line = ProgressLine(trainer.total_steps, first_step, pairs_per_step=trainer.schedule.optim.global_batch)
         self.journal = Journal(folder.metrics_file)

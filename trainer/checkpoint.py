@@ -3,7 +3,7 @@
 checkpoints/step_500/generator.safetensors      one file per network
                      optimiser.safetensors      Adam's state, "phase/parameter/key"
                      slots.safetensors          state of the global batch's slots (image buffers)
-                     state.json                 step, seed, what the data was, loss scalers, the resolved config
+                     state.json                 step, loss scalers, what the data was, the resolved config
                      manifest.json              bytes and SHA-256 of each file, written last
 """
 

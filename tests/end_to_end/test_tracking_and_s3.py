@@ -1,6 +1,7 @@
 """What a run leaves in its folder, in MLflow and in S3."""
 
 import json
+import shutil
 from pathlib import Path
 
 import mlflow
@@ -85,6 +86,13 @@ def test_a_complete_run_started_again_changes_nothing(workplace: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (workplace / "run").rglob("*")}
     assert "run is complete: all 8 steps are done" in run("single", "--data", "data", "--run-dir", "run", cwd=workplace)
     assert {path: path.stat().st_mtime_ns for path in (workplace / "run").rglob("*")} == before
+
+
+def test_a_run_killed_before_it_left_its_model_leaves_it_when_started_again(workplace: Path, tmp_path: Path) -> None:
+    shutil.copytree(workplace / "run", tmp_path / "run", ignore=shutil.ignore_patterns("model", "mlflow_run_id"))
+    run("single", "--data", str(workplace / "data"), "--run-dir", "run", cwd=tmp_path)
+    assert (tmp_path / "run" / "model" / "MLmodel").is_file()
+    assert losses(tmp_path / "run") == losses(workplace / "run")
 
 
 def test_from_s3_the_losses_are_those_from_disk(s3_server: S3Server, workplace: Path, tmp_path: Path) -> None:
