@@ -105,13 +105,15 @@ class Tracker:
         *,
         tags: Mapping[str, str] | None = None,
         run_id_file: Path,
+        visit: bool = False,
     ) -> "Tracker":
         """Begin a run, or go on with the one that `run_id_file` names.
 
         The file lives in the run folder; the id is written into it once the store has given one, so that the same
         command, started again, continues the same MLflow run. Parameters of a continued run are kept as they were.
+        visit: only add to that run, which may be going on in another process: its status stays what it is.
         """
-        return cls(_Worker(experiment, run_name, dict(params), dict(tags or {}), run_id_file))
+        return cls(_Worker(experiment, run_name, dict(params), dict(tags or {}), run_id_file, visit))
 
     @classmethod
     def disabled(cls) -> "Tracker":
@@ -131,6 +133,16 @@ class Tracker:
         """Log a picture, (H, W, 1 or 3) uint8, under a key whose steps the UI shows with a slider."""
         if self._worker:
             self._worker.add_job("a picture", lambda w: w.client.log_image(w.run_id, image_HWC, key=key, step=step))
+
+    def tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the run."""
+
+        def put(worker: "_Worker") -> None:
+            for name, value in tags.items():
+                worker.client.set_tag(worker.run_id, name, value)
+
+        if self._worker:
+            self._worker.add_job("tags", put)
 
     def artifacts(self, path: Path, folder: str) -> None:
         """Copy a file, or what a folder holds, into `folder` among the run's artifacts."""
@@ -165,7 +177,13 @@ class _Worker:
     """The thread behind a Tracker, with its queue: jobs in order, and rows of metrics that travel together."""
 
     def __init__(
-        self, experiment: str, run_name: str, params: dict[str, Any], tags: dict[str, str], run_id_file: Path
+        self,
+        experiment: str,
+        run_name: str,
+        params: dict[str, Any],
+        tags: dict[str, str],
+        run_id_file: Path,
+        visit: bool,
     ) -> None:
         for name, value in ENVIRONMENT_DEFAULTS.items():
             os.environ.setdefault(name, value)
@@ -179,6 +197,7 @@ class _Worker:
         self._uri = store_uri()
         self._experiment, self._run_name, self._params, self._tags = experiment, run_name, params, tags
         self._run_id_file = run_id_file
+        self._visits = visit
         self._jobs: queue.SimpleQueue[tuple[str, Callable[[_Worker], Any]] | None] = queue.SimpleQueue()
         self._rows: list[tuple[int, int, Mapping[str, float]]] = []  # step, milliseconds since 1970, values
         self._flush_waits = False
@@ -202,7 +221,7 @@ class _Worker:
             self._jobs.put(("metrics", _Worker.flush_rows))
 
     def finish(self, status: str, timeout: float) -> None:
-        self._jobs.put(("the end of the run", lambda w: w.client.set_terminated(w.run_id, status)))
+        self._jobs.put(("the end of the run", lambda w: w.end_run(status)))
         self._jobs.put(None)
         self._closing.set()
         self._thread.join(timeout)
@@ -273,12 +292,17 @@ class _Worker:
             partial = self._run_id_file.with_name(self._run_id_file.name + ".partial")
             partial.write_text(run.info.run_id + "\n")
             partial.replace(self._run_id_file)
-        else:
+            self._visits = False  # a run of its own
+        elif not self._visits:
             self.client.update_run(run.info.run_id, status="RUNNING")
         new = [Param(name, str(value)) for name, value in self._params.items() if name not in run.data.params]
         for start in range(0, len(new), PARAMS_PER_REQUEST):
             self.client.log_batch(run.info.run_id, params=new[start : start + PARAMS_PER_REQUEST], synchronous=True)
         self.run_id = run.info.run_id
+
+    def end_run(self, status: str) -> None:
+        if not self._visits:
+            self.client.set_terminated(self.run_id, status)
 
     def _earlier_run(self) -> Any:
         """The run to continue; None where there is none, or where this store does not have it (any more)."""

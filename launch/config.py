@@ -1,20 +1,41 @@
-"""The one configuration tree of a training job, and how it is put together from presets, a file and the command line."""
+"""The one configuration tree of a translator's training, and how any job's is put together from presets, a file and the
+command line."""
 
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from infra.config import OptionParser, add_options, build, flatten, option, read_yaml
 from infra.errors import UserError
 from pipelines.loader import DataConfig
 from trainer.engines import EngineConfig
+from trainer.evaluation.config import EvaluationConfig
 from trainer.loop import LoopConfig
 from trainer.methods import METHODS
 from trainer.methods.cut import CutConfig
 from trainer.networks.config import ModelConfig
 from trainer.optim import OptimConfig
 from trainer.tasks import TASKS, overview, preset
+
+
+class TrainingConfig(Protocol):
+    """What the configuration of every kind of training job has."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def run_dir(self) -> str | None: ...
+    @property
+    def data(self) -> DataConfig: ...
+    @property
+    def optim(self) -> OptimConfig: ...
+    @property
+    def engine(self) -> EngineConfig: ...
+    @property
+    def loop(self) -> LoopConfig: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +56,17 @@ class JobConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise UserError(f"seed {self.seed} is negative: give a whole number from 0 up")
+        check_seed(self.seed)
         if self.method.all_negatives and self.optim.accumulation > 1:
             raise UserError("method.all_negatives needs the whole global batch at once: leave out optim.accumulation")
+
+
+def check_seed(seed: int) -> None:
+    if seed < 0:
+        raise UserError(f"seed {seed} is negative: give a whole number from 0 up")
 
 
 def presets(task: str, method: str) -> dict[str, Any]:
@@ -79,10 +105,20 @@ def parse_arguments(arguments: Sequence[str]) -> JobConfig:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    return make_config(*read_options(parser, JobConfig, defaults, arguments))
+
+
+def read_options(
+    parser: OptionParser, cls: type, defaults: Mapping[str, Any], arguments: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The two layers that a command line gives for a job of this configuration class: its --config FILE, its options.
+
+    defaults: what --help shows.
+    """
     parser.add_argument("--config", metavar="FILE", help="YAML file of options, under those of the command line")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
-    add_options(parser, JobConfig, defaults)
+    add_options(parser, cls, defaults)
     given = parser.options(arguments)
     del given["local_rank"]
     path = given.pop("config")
-    return make_config(read_yaml(path) if path else {}, given)
+    return read_yaml(path) if path else {}, given

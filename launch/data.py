@@ -1,12 +1,13 @@
 """The data that a job trains on: what was named, what was prepared for its task, or the embedded street scenes."""
 
+import hashlib
 import logging
 import os
 from pathlib import Path
 
 from infra.errors import UserError
 from infra.storage import open_storage
-from pipelines.manifest import MANIFEST
+from pipelines.manifest import MANIFEST, load_manifest
 from pipelines.prepare import STREET_SIZE, Encoding, prepare
 from pipelines.sources.drawn import street_scenes
 from trainer.tasks import TASKS, prepare_command
@@ -32,3 +33,10 @@ def find_data(task: str, root: str | None) -> str:
     log.info("no --data given and none prepared in %s: using the embedded street scenes (%s)", prepared, EMBEDDED_ROOT)
     prepare(street_scenes(), open_storage(EMBEDDED_ROOT), Encoding(STREET_SIZE), workers=os.cpu_count() or 1)
     return EMBEDDED_ROOT
+
+
+def data_identity(root: str) -> str:
+    """SHA-256 of the manifest, which has the hash of every shard: the same data anywhere, or other data."""
+    storage = open_storage(root)
+    load_manifest(storage)  # says what is wrong where there is none
+    return hashlib.sha256(storage.read(MANIFEST)).hexdigest()

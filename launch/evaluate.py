@@ -5,31 +5,42 @@ from pathlib import Path
 
 from infra.console import setup_logging
 from infra.errors import exits_cleanly
-from launch.evaluation import evaluate, table
+from launch.evaluate_job import evaluate
+from trainer.evaluation.config import EvaluationConfig
 
 DESCRIPTION = """Evaluate a trained translator on the test images of its data, in fp32 whatever it was trained in.
 
-Where source and target show the same scenes, two figures say how far the translations are from the true pictures,
-beside those of the untranslated source, which are the ones to beat (SRUNIT, Sec. 5.1.3):
-  Dist        Euclidean distance of two pixels in RGB, 0 to 441.7, averaged over all pixels: less is better
-  Acc(delta)  share of pixels whose three channels are all off by less than delta: more is better
+  pxAcc clsAcc mIoU  what a segmenter sees in the translations, against the source's true labels: more is better
+  flip rate          share of the pixels that the translation made look like another class: less is better
+  Dist Acc(delta)    distance of a pixel from the true picture, where the data has pairs, 0 to 441.7: less is better;
+                     share of pixels whose channels are all off by less than delta: more is better
+  FID KID            distance of the translations' look from that of real target images: less is better
 
-The run folder gets evaluation.json and samples/evaluation.png (source | translation | true target), and the figures
-join the run in MLflow. A checkpoint outside a run folder has them written beside it."""
+beside the same of the untranslated source, the figures to beat, and of real target images, which no translation can be
+expected to beat. docs/evaluation.md defines them all.
+
+The run folder gets evaluation.json, evaluation.csv and pictures in samples/ (translations, flip matrix, class
+distribution, worst images), and all of it joins the run in MLflow. A checkpoint outside a run folder has them written
+beside it. Under torchrun or deepspeed the ranks share the images; the figures are the same."""
 
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         "evaluate.py",
         description=DESCRIPTION,
-        epilog="example: python launch/evaluate.py runs/streets --limit 100",
+        epilog="example: python launch/evaluate.py runs/streets --segmenter runs/segmenter",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     option = result.add_argument
     option("run", type=Path, metavar="RUN_OR_CHECKPOINT", help="runs/NAME (its newest checkpoint) or .../step_N")
     option("--data", metavar="ROOT", help="a prepared data set, a folder or s3://bucket/prefix [the one trained on]")
-    option("--limit", type=int, metavar="N", help="take only the first N test images [all]")
+    option(
+        "--segmenter", metavar="RUN_OR_FILE", help="a run of launch/train_segmenter.py, or FILE.yaml of another network"
+    )
+    option("--inception", metavar="FILE", help="weights of Inception V3 (pt_inception-2015-12-05-6726825d.pth)")
+    option("--limit", type=int, metavar="N", help="take only N test images, evenly spread [all]")
     option("--json", type=Path, metavar="FILE", help="write the figures there [evaluation.json in the run folder]")
+    option("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return result
 
 
@@ -37,10 +48,8 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = parser().parse_args()
     setup_logging(None)
-    result = evaluate(args.run, data=args.data, limit=args.limit, json_file=args.json)
-    print(table(result.figures) or f"{result.data} has no pairs, so there is nothing to compare pixel by pixel")
-    print(f"{result.images} test images of {result.data}, translated by {result.checkpoint}")
-    print(f"figures: {result.json_file}\npicture: {result.picture_file}")
+    judges = EvaluationConfig(images=args.limit, segmenter=args.segmenter, inception=args.inception)
+    evaluate(args.run, judges, data=args.data, json_file=args.json)
 
 
 if __name__ == "__main__":

@@ -1,150 +1,228 @@
-"""One evaluation, wired: checkpoint and test images -> metrics -> run folder and MLflow. `launch/evaluate.py` runs it."""
+"""Evaluation, wired: test images, a translator and what judges it -> figures and pictures, on any number of ranks."""
 
 import functools
-import json
-import shutil
-import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from infra.errors import UserError
-from infra.storage import open_storage, replacing
-from infra.tracking import Tracker
-from launch.run_folder import RunFolder
+from infra.storage import open_storage
 from pipelines.dataset import Samples
-from pipelines.manifest import load_manifest
-from trainer.checkpoint import Checkpoint
-from trainer.evaluation import Evaluation, metrics_for
+from pipelines.labels import CLASSES, colourise
+from pipelines.manifest import Manifest, load_manifest
+from trainer.engines import Engine
+from trainer.evaluation import Judge, Tally, deltas_of, figures
+from trainer.evaluation.charts import distribution_chart, flip_chart
+from trainer.evaluation.config import EvaluationConfig
+from trainer.evaluation.distribution import class_distributions
+from trainer.evaluation.flips import flips
+from trainer.evaluation.inception import load_inception
+from trainer.evaluation.segmentation import NONE, ConfusionMatrix
+from trainer.evaluation.worst import WorstImages
 from trainer.samples import stack
-from trainer.translator import Translator, find_checkpoint, load_translator
+from trainer.segmentation import check_label_space, load_segmenter
+from trainer.translator import Translator
 
 SHEET_ROWS = 8
+WORST = 8
 
 
 @dataclass(frozen=True)
-class Result:
-    """figures: as `Evaluation.figures` gives them. images: how many test images were translated. data: their root.
-    json_file, picture_file: where the figures and the sample sheet were written."""
+class Outcome:
+    """images: how many were translated. figures: as `trainer.evaluation.figures` gives them. pictures: uint8 (H, W, 3)
+    by name: "evaluation" (source | translation | true target), and where there are labels and a segmenter "flips",
+    "class_distribution" and "worst_images"."""
 
-    figures: dict[str, Any]
     images: int
-    data: str
-    checkpoint: Path
-    json_file: Path
-    picture_file: Path
+    figures: dict[str, Any]
+    pictures: dict[str, np.ndarray]
 
 
-class HeldOut:
-    """The first `limit` test images of a data root (all if None), and of pairs their true targets.
+class TestImages:
+    """`limit` test images of each domain (all if None), evenly spread over the split.
 
     UserError if there are none, or if the pairs do not fit together.
     """
 
     def __init__(self, root: str, limit: int | None, cache_dir: str | None) -> None:
-        if limit is not None and limit < 1:
-            raise UserError(f"--limit {limit} leaves no image: give 1 or more, or leave it out")
-        self.paired = load_manifest(open_storage(root)).paired
+        self.manifest: Manifest = load_manifest(open_storage(root))
+        self.paired = self.manifest.paired
         self.sources = Samples(root, "test", "source", cache_dir=cache_dir)
-        self.targets = Samples(root, "test", "target", cache_dir=cache_dir) if self.paired else None
-        if self.targets and (len(self.targets), self.targets.split.image_size) != (
-            len(self.sources), self.sources.split.image_size,
-        ):  # fmt: skip
+        has_targets = "test/target" in self.manifest.splits and self.manifest.splits["test/target"].samples > 0
+        self.targets = Samples(root, "test", "target", cache_dir=cache_dir) if has_targets else None
+        if self.paired and (self.targets is None or _shape(self.targets) != _shape(self.sources)):
             raise UserError(f"the test pairs of {root} differ in number or size between source and target: "
                             "prepare the data again")  # fmt: skip
-        # Without pairs there is nothing to measure, only to look at.
-        wanted = limit or (len(self.sources) if self.paired else SHEET_ROWS)
-        self.count = min(wanted, len(self.sources))
+        self.source_places = _spread(len(self.sources), limit)
+        self.target_places = _spread(len(self.targets), limit) if self.targets else []
 
-    def read(self, i: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-        """(source, target, label) of image i in [0, count), as `Metric.add` takes them."""
-        source, label = self.sources.read(i)
-        return source, self.targets.read(i)[0] if self.targets else None, label
+    def source(self, place: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """(image, its true translation, its label) of a test source; None for what the data lacks."""
+        image, label = self.sources.read(place)
+        return image, self.targets.read(place)[0] if self.paired and self.targets else None, label
+
+    def target(self, place: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """(image, label) of a test target."""
+        assert self.targets is not None
+        return self.targets.read(place)
 
 
-def evaluate(run: Path, *, data: str | None = None, limit: int | None = None, json_file: Path | None = None) -> Result:
-    """Evaluate a run (its newest checkpoint) or a checkpoint; write the figures and a sample sheet, and log both.
+def _shape(samples: Samples) -> tuple[int, tuple[int, int]]:
+    return len(samples), samples.split.image_size
 
-    data: another data root than the one trained on. limit: only the first so many test images. json_file: instead of
-    evaluation.json in the run folder. Raises UserError before anything is written for what cannot work.
+
+def _spread(length: int, limit: int | None) -> list[int]:
+    count = min(limit or length, length)
+    return [k * length // count for k in range(count)]
+
+
+def _how_wrong(place: int, label: np.ndarray, seen: np.ndarray) -> tuple[float, str]:
+    """(share of the pixels seen right, a caption that also names the pair of classes confused most)."""
+    confusion = ConfusionMatrix(CLASSES)
+    confusion.add(label, seen)
+    counts = confusion.counts
+    labelled = counts.sum()
+    if not labelled:
+        return 1.0, f"image {place}: no labelled pixel"
+    right = counts.diagonal().sum() / labelled
+    caption = f"image {place}: {right:.0%} of the pixels right"
+    np.fill_diagonal(counts, 0)
+    true, predicted = np.unravel_index(counts.argmax(), counts.shape)
+    if counts.any():
+        share = counts[true, predicted] / labelled
+        caption += f"; {CLASSES[true]} → {(*CLASSES, NONE)[predicted]} {share:.0%} of all pixels"
+    return float(right), caption
+
+
+@dataclass
+class _Part:
+    """What one rank has seen of the translations."""
+
+    tally: Tally
+    worst: WorstImages = field(default_factory=lambda: WorstImages(WORST, colourise(np.arange(256, dtype=np.uint8))))
+    rows: dict[int, list[np.ndarray]] = field(default_factory=dict)  # of the sheet, by place
+
+    def merge(self, other: "_Part") -> None:
+        self.tally.merge(other.tally)
+        self.worst.merge(other.worst)
+        self.rows |= other.rows
+
+
+class Evaluator:
+    """Judges translators on the test images of a data root.
+
+    The ranks of `engine` share the images; all must call it at once. What does not depend on the translator (the
+    untranslated sources, the real target images) is looked at once and kept.
+
+    progress: show bars. UserError, when made, for weights, networks and data that do not exist or do not fit together.
     """
-    checkpoint_folder = find_checkpoint(run)
-    checkpoint = Checkpoint(checkpoint_folder)
-    config = checkpoint.state["config"]
-    root = data or config["data.root"]
-    images = HeldOut(root, limit, config["data.cache_dir"])
-    translator = load_translator(checkpoint_folder, "cuda" if torch.cuda.is_available() else "cpu")
 
-    evaluation = Evaluation(functools.partial(metrics_for, config["task"], paired=images.paired))
-    sheet = _translate_all(translator, images, evaluation)
+    def __init__(
+        self,
+        root: str,
+        task: str,
+        engine: Engine,
+        config: EvaluationConfig,
+        cache_dir: str | None = None,
+        *,
+        progress: bool = True,
+    ) -> None:
+        self.images = TestImages(root, config.images, cache_dir)
+        self.engine = engine
+        self.progress = progress and engine.rank == 0
+        label_space = self.images.sources.split.label_space
+        if config.segmenter and label_space is None:
+            raise UserError(f"the test sources of {root} have no labels to compare a segmenter's with: "
+                            "leave out the segmenter, or prepare the data with labels")  # fmt: skip
+        segmenter = load_segmenter(Path(config.segmenter), engine.device) if config.segmenter else None
+        if segmenter is not None:
+            check_label_space(segmenter, label_space)
+        extractor = load_inception(Path(config.inception), engine.device) if config.inception else None
+        self.segmenter_name = segmenter.name if segmenter else None
+        self.judge = Judge(CLASSES, deltas_of(task), segmenter, extractor)
 
-    folder = _folder_of(checkpoint_folder)
-    result = Result(
-        evaluation.figures(), images.count, root, checkpoint_folder,
-        json_file or folder.path / "evaluation.json", folder.samples / "evaluation.png",
-    )  # fmt: skip
-    with replacing(result.picture_file) as file:
-        Image.fromarray(sheet).save(file, format="png")
-    report = {**result.figures, "images": result.images, "data": root, "checkpoint": str(checkpoint_folder)}
-    with replacing(result.json_file) as file:
-        file.write((json.dumps(report, indent=1) + "\n").encode())
-    _track(folder, checkpoint, result.figures, sheet)
-    return result
+    def best_figure(self, name: str) -> str:
+        """The figure that is meant, "auto" or by name, to compare checkpoints by. UserError if there will be none."""
+        judge, images = self.judge, self.images
+        available = {
+            "mIoU": judge.segmenter, "pxAcc": judge.segmenter, "clsAcc": judge.segmenter,
+            "flip_rate": judge.segmenter and images.targets and images.targets.split.label_space,
+            "Dist": images.paired, "FID": judge.extractor and images.targets, "KID": judge.extractor and images.targets,
+        }  # fmt: skip
+        found = [figure for figure in available if available[figure] and name in ("auto", figure)]
+        if not found:
+            wanted = "anything" if name == "auto" else f"evaluation.best = {name}"
+            raise UserError(f"without pairs, labels or weights there is nothing to evaluate {wanted} by: "
+                            "give --evaluation.segmenter or --evaluation.inception, or leave out evaluation.every")  # fmt: skip
+        return found[0]
 
+    def __call__(self, translator: Translator) -> Outcome | None:
+        """What came out, on rank 0; None elsewhere."""
+        # Figures must repeat and be comparable, so the GPU neither rounds to TF32 nor picks kernels by their speed.
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            untranslated, real = self._references
+            parts = self.engine.gather(self._translate(translator))
+        if parts is None:
+            return None
+        whole, *others = parts
+        for part in others:
+            whole.merge(part)
+        return self._outcome(whole, untranslated, real)
 
-def _translate_all(translator: Translator, images: HeldOut, evaluation: Evaluation) -> np.ndarray:
-    """Feed every image to the metrics; returns the sheet of the first ones, source | translation | true target."""
-    rows = []
-    # Figures must repeat and be comparable, so the GPU neither rounds to TF32 nor picks kernels by their speed.
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-        for i in tqdm(range(images.count), "evaluating", unit="image"):
-            source, target, label = images.read(i)
+    @functools.cached_property
+    def _references(self) -> tuple[Tally, Tally]:
+        """Whole on rank 0: the untranslated sources, and the real target images."""
+        untranslated, real = self.judge.tally(), self.judge.tally()
+        for place in self._mine(self.images.source_places, "untranslated sources"):
+            image, target, label = self.images.source(place)
+            self.judge.look(untranslated, place, image, target=target, label=label)
+        for place in self._mine(self.images.target_places, "real target images"):
+            image, label = self.images.target(place)
+            self.judge.look(real, place, image, target=None, label=label)
+        others = (self.engine.gather((untranslated, real)) or [])[1:]
+        for other_untranslated, other_real in others:
+            untranslated.merge(other_untranslated)
+            real.merge(other_real)
+        return untranslated, real
+
+    def _translate(self, translator: Translator) -> _Part:
+        """Translate this rank's share and look at it."""
+        part = _Part(self.judge.tally())
+        places = self.images.source_places
+        shown = {places[i] for i in _spread(len(places), SHEET_ROWS)}
+        for place in self._mine(places, "translations"):
+            source, target, label = self.images.source(place)
             translation = translator(source)
-            evaluation.add(source, translation, target, label)
-            if i < SHEET_ROWS:
-                rows.append([picture for picture in (source, translation, target) if picture is not None])
-    return stack([stack(row, axis=1) for row in rows], axis=0)
+            seen = self.judge.look(part.tally, place, translation, target=target, label=label)
+            if seen is not None and label is not None:
+                part.worst.add(
+                    place, *_how_wrong(place, label, seen),
+                    source=source, translation=translation, predicted=seen, truth=label, target=target,
+                )  # fmt: skip
+            if place in shown:
+                part.rows[place] = [picture for picture in (source, translation, target) if picture is not None]
+        return part
 
+    def _mine(self, places: list[int], what: str) -> Iterator[int]:
+        mine: Iterable[int] = places[self.engine.rank :: self.engine.world_size]
+        hidden = None if self.progress else True  # None: where stderr is no terminal
+        return iter(tqdm(mine, what, unit="image", leave=False, disable=hidden))
 
-def _folder_of(checkpoint: Path) -> RunFolder:
-    """The run folder that a checkpoint lies in; of one that was moved elsewhere, the folder around it."""
-    run = RunFolder(checkpoint.resolve().parents[1])
-    return run if run.config_file.is_file() else RunFolder(checkpoint.resolve().parent)
-
-
-def _track(folder: RunFolder, checkpoint: Checkpoint, figures: dict[str, Any], sheet: np.ndarray) -> None:
-    """Log to the run's MLflow run, if it has one, at the checkpoint's step."""
-    if not folder.run_id_file.is_file():
-        return
-    step, config = checkpoint.state["step"], checkpoint.state["config"]
-    with tempfile.TemporaryDirectory() as scratch:
-        # A copy: a store that does not know the run makes another, whose id must not displace the training run's.
-        run_id_file = Path(shutil.copy(folder.run_id_file, scratch))
-        tracker = Tracker.start(config["task"], folder.path.name, config, run_id_file=run_id_file)
-        tracker.metrics(step, dict(_flat(figures, "eval/")))
-        tracker.image("evaluation", step, sheet)
-        # A finished training left its model; any other is still to be continued.
-        tracker.finish("FINISHED" if folder.model.is_dir() else "KILLED")
-
-
-def _flat(figures: dict[str, Any], prefix: str) -> list[tuple[str, float]]:
-    """{"Acc": {"30": x}} as ("eval/Acc/30", x)."""
-    flat: list[tuple[str, float]] = []
-    for name, figure in figures.items():
-        flat += _flat(figure, f"{prefix}{name}/") if isinstance(figure, dict) else [(prefix + name, figure)]
-    return flat
-
-
-def table(figures: dict[str, Any]) -> str:
-    """The figures as aligned lines, accuracies in percent; empty where the data has no pairs."""
-    if "Dist" not in figures:
-        return ""
-    lines = [f"{'':22}{'Dist':>8}" + "".join(f"{f'Acc({delta})':>11}" for delta in figures["Acc"])]
-    for name, row in (("source, untranslated", figures["baseline"]), ("translation", figures)):
-        lines.append(f"{name:22}{row['Dist']:8.2f}" + "".join(f"{share:9.1%}  " for share in row["Acc"].values()))
-    return "\n".join(line.rstrip() for line in lines)
+    def _outcome(self, part: _Part, untranslated: Tally, real: Tally) -> Outcome:
+        rows = [stack(part.rows[place], axis=1) for place in sorted(part.rows)]
+        pictures = {"evaluation": stack(rows, axis=0)}
+        train_targets = self.images.manifest.splits.get("train/target")  # absent where data are only tested on
+        trained_on = train_targets.class_histogram if train_targets else None
+        translated = part.tally
+        if translated.confusion.counts.any():
+            pictures["worst_images"] = part.worst.page()
+            if real.confusion.counts.any():
+                distributions = class_distributions(translated.confusion, real.confusion, trained_on)
+                pictures["class_distribution"] = distribution_chart(distributions)
+                pictures["flips"] = flip_chart(flips(translated.confusion, real.confusion))
+        return Outcome(len(self.images.source_places), figures(translated, untranslated, real, trained_on), pictures)

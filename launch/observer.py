@@ -1,33 +1,72 @@
-"""What a run leaves behind while it trains: metrics, sample grids, checkpoints; in its folder and in MLflow."""
+"""What a run leaves behind while it trains: metrics, sample pictures, checkpoints; in its folder and in MLflow."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import nn
 
 from infra.console import ProgressLine
 from infra.storage import replacing
 from infra.tracking import Journal, Status, Tracker
+from launch.evaluation import Outcome
+from launch.report import log_outcome, summary
 from launch.run_folder import RunFolder
-from pipelines.dataset import Samples
-from pipelines.manifest import DOMAINS
 from trainer.checkpoint import Checkpointer
+from trainer.evaluation.config import value_of
 from trainer.loop import Observer, Trainer
-from trainer.samples import sample_grid
 from trainer.state import TrainingState
-from trainer.translator import Translator, save_pyfunc_model
 
 log = logging.getLogger(__name__)
 
-SMALL_PRESET = "launch/demo.yaml"
 LONG_SECONDS = 3600.0  # a run on a CPU that takes longer gets a word about it
+Draw = Callable[[nn.Module, torch.device], np.ndarray]
+Publish = Callable[[Path, Tracker], None]
 NOT_LOSSES = ("step", "epoch", "lr", "pairs_per_s", "memory_gib")
 
 
-class RunObserver(Observer):
-    """Rank 0's. grid: makes the sample grid with a translator. state: what a checkpoint says beside the trainer's own."""
+@dataclass(frozen=True)
+class Judging:
+    """How a run evaluates itself. every: epochs between evaluations. evaluate: judges a network in evaluation mode on a
+    device, all ranks at once; what came out, on rank 0. better: names the figure that the best checkpoint is best in."""
+
+    every: float
+    evaluate: Callable[[nn.Module, torch.device], Outcome | None]
+    better: str
+
+
+class RankObserver(Observer):
+    """Any rank's, which takes its part in evaluations."""
+
+    def __init__(self, trainer: Trainer, judging: Judging | None) -> None:
+        self.trainer = trainer
+        self.judging = judging
+
+    def evaluate(self, step: int) -> bool:
+        engine = self.trainer.engine
+        assert self.judging is not None
+        with _evaluating(self.trainer.product) as network:
+            outcome = self.judging.evaluate(network, engine.device)
+        return bool(engine.broadcast(outcome and self._is_best(step, outcome)))
+
+    def _is_best(self, step: int, outcome: Outcome) -> bool:
+        """Write an evaluation down, on rank 0; whether it is the best so far."""
+        raise NotImplementedError
+
+
+class RunObserver(RankObserver):
+    """Rank 0's.
+
+    draw: makes the sample picture, uint8 (H, W, 3), with a network in evaluation mode on a device. publish: leaves the
+    finished model behind, given its checkpoint and the tracker. shorter: how to have a run that takes minutes.
+    state: what a checkpoint says beside the trainer's own.
+    """
 
     def __init__(
         self,
@@ -35,20 +74,27 @@ class RunObserver(Observer):
         tracker: Tracker,
         trainer: Trainer,
         checkpointer: Checkpointer,
-        grid: Callable[[Translator], np.ndarray],
         *,
+        judging: Judging | None,
+        draw: Draw,
+        publish: Publish,
+        shorter: str,
         first_step: int,
         state: Mapping[str, Any],
     ) -> None:
+        super().__init__(trainer, judging)
         self.folder = folder
         self.tracker = tracker
-        self.trainer = trainer
         self.checkpointer = checkpointer
-        self.grid = grid
+        self.draw, self.publish, self.shorter = draw, publish, shorter
         self.state = state
         self.line = ProgressLine(trainer.total_steps, first_step, pairs_per_step=trainer.schedule.optim.global_batch)
         self.journal = Journal(folder.metrics_file)
         self.journal.truncate_after(first_step)
+        self.evaluations = Journal(folder.evaluations_file) if judging else None
+        if self.evaluations:
+            self.evaluations.truncate_after(first_step)
+        self.best_step: int | None = None  # of the checkpoint about to be saved as the best
         self.logged: list[int] = []
 
     def progress(self, rows: Sequence[dict[str, float]]) -> None:
@@ -61,22 +107,36 @@ class RunObserver(Observer):
     def estimate(self, seconds: float) -> None:
         if self.trainer.engine.device.type == "cpu" and seconds > LONG_SECONDS:
             log.warning(
-                "at this pace the run takes %s on this CPU: for one of minutes use --config %s, as `make demo` does",
-                _duration(seconds), SMALL_PRESET,
-            )  # fmt: skip
+                "at this pace the run takes %s on this CPU: for one of minutes %s", _duration(seconds), self.shorter
+            )
 
     def sample(self, step: int) -> None:
         engine = self.trainer.engine
-        with engine.autocast():
-            picture = self.grid(Translator(self.trainer.translator, engine.device))
+        with engine.autocast(), _evaluating(self.trainer.product) as network:
+            picture = self.draw(network, engine.device)
         with replacing(self.folder.samples / f"step_{step}.png") as file:
             Image.fromarray(picture).save(file, format="png")
         self.tracker.image("samples", step, picture)
 
+    def _is_best(self, step: int, outcome: Outcome) -> bool:
+        assert self.judging is not None and self.evaluations is not None
+        better = self.judging.better
+        before = [value_of(figures, better) for figures in self.evaluations.read()]
+        value = value_of(outcome.figures, better)
+        self.evaluations.append({"step": step, **outcome.figures})
+        log_outcome(self.tracker, step, outcome)
+        log.info("step %d: %s", step, summary(outcome.figures))
+        if value is None or any(other is not None and other <= value for other in before):
+            return False
+        self.best_step = step
+        self.tracker.tags({"best_step": str(step), f"best_{better}": f"{outcome.figures[better]:.6g}"})
+        return True
+
     def save(self, state: TrainingState) -> None:
         about = {"step": state.step, "scalers": state.scalers, **self.state}
-        path = self.checkpointer.save(state.step, state.tensors, about)
-        log.info("saved %s", path)
+        is_best = self.best_step == state.step
+        path = self.checkpointer.save(state.step, state.tensors, about, best=is_best)
+        log.info("saved %s%s", path, f", the best by {self.judging.better} so far" if is_best and self.judging else "")
         keep = self.trainer.config.keep_logged
         if keep:
             self.tracker.artifacts(path, f"checkpoints/{path.name}")
@@ -87,23 +147,22 @@ class RunObserver(Observer):
     def close(self, status: Status) -> None:
         self.line.close()
         self.journal.close()
+        if self.evaluations:
+            self.evaluations.close()
         newest = self.checkpointer.latest()
         if status == "FINISHED" and newest is not None:
-            save_pyfunc_model(self.folder.model, newest)
-            self.tracker.model("generator", self.folder.model)
+            self.publish(newest, self.tracker)
         self.tracker.finish(status)
 
 
-def fixed_grid(root: str, rows: int, cache_dir: str | None) -> Callable[[Translator], np.ndarray]:
-    """A sample grid of test sources (train, where there are no test images) from all over the split, each beside a
-    target image of another scene. Reads the images once."""
-    sources, targets = (Samples(root, "test", domain, fallback="train", cache_dir=cache_dir) for domain in DOMAINS)
-    rows = min(rows, len(sources))
-    source_images = [sources.read(row * len(sources) // rows)[0] for row in range(rows)]
-    # Half a split further on: in paired data the target in the same place is the same scene.
-    places = [(row * len(targets) // rows + len(targets) // 2) % len(targets) for row in range(rows)]
-    target_images = [targets.read(place)[0] for place in places]
-    return lambda translator: sample_grid(translator, source_images, target_images)
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[nn.Module]:
+    """The network as it is used after training: batch norm takes its running statistics and leaves them as they are."""
+    network.eval()
+    try:
+        yield network
+    finally:
+        network.train()
 
 
 def _duration(seconds: float) -> str:

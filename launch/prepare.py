@@ -12,7 +12,7 @@ from pipelines.manifest import load_manifest
 from pipelines.prepare import FOLDER_SIZE, STREET_SIZE, Encoding, prepare
 from pipelines.shards import IMAGE_FORMATS
 from pipelines.sources.base import Source
-from pipelines.sources.drawn import SOURCE_LAYOUT, TARGET_LAYOUT, change_layout, street_scenes
+from pipelines.sources.drawn import SOURCE_LAYOUT, change_layout, mismatched, street_scenes
 from pipelines.sources.driving import CITYSCAPES_DOMAINS, cityscapes, gta5
 from pipelines.sources.photos import DIRECTIONS, folders, paired
 
@@ -55,6 +55,10 @@ def parser() -> argparse.ArgumentParser:
     scenes.add_argument(
         "--seed", type=int, default=0, metavar="N", help="another seed draws other worlds [%(default)s]"
     )
+    scenes.add_argument(
+        "--mismatch", type=float, default=1.0, metavar="X",
+        help="how much more vegetation and less sky the target has, from 0 (the source's layout) to 1 [%(default)s]",
+    )  # fmt: skip
     layout_help = "change layout statistics, for example street_trees=0.5 floors=2,6"
     scenes.add_argument("--source-layout", nargs="+", default=[], metavar="FIELD=VALUE", help=layout_help)
     scenes.add_argument("--target-layout", nargs="+", default=[], metavar="FIELD=VALUE", help=layout_help)
@@ -84,8 +88,9 @@ def parser() -> argparse.ArgumentParser:
 def source_of(args: argparse.Namespace) -> Source:
     match args.command:
         case "street-scenes":
-            layouts = change_layout(SOURCE_LAYOUT, args.source_layout), change_layout(TARGET_LAYOUT, args.target_layout)
-            return street_scenes(args.count, args.test_count, args.seed, *layouts)
+            source = change_layout(SOURCE_LAYOUT, args.source_layout)
+            target = change_layout(mismatched(args.mismatch), args.target_layout)
+            return street_scenes(args.count, args.test_count, args.seed, source, target)
         case "folders":
             return folders(args.directory)
         case "cityscapes":

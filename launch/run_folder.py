@@ -4,11 +4,12 @@ config.yaml        every option, resolved
 environment.json   versions, machine and command of each start
 train.log          what the console said
 metrics.jsonl      one JSON object per step
+evaluations.jsonl  figures of each evaluation during training
 samples/           sample grids
 checkpoints/       see trainer/checkpoint.py
-model/             the final generator as an MLflow model
+model/             the final generator (or segmenter) as an MLflow model
 mlflow_run_id      the MLflow run that this folder belongs to
-evaluation.json    figures of launch/evaluate.py, once it has run
+evaluation.json    figures of launch/evaluate.py, once it has run; of a segmenter, its scores on test images
 """
 
 import dataclasses
@@ -20,18 +21,20 @@ import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from infra.config import differing, flatten, read_yaml, to_yaml
 from infra.errors import UserError
 from infra.storage import replacing
-from launch.config import JobConfig
+from launch.config import TrainingConfig
+
+Config = TypeVar("Config", bound=TrainingConfig)
 
 PACKAGES = ("torch", "deepspeed", "nvidia-dali-cuda130", "webdataset", "mlflow", "ray", "boto3", "numpy")
 
 
-def default_run_dir(config: JobConfig) -> str:
-    return f"runs/{config.task}-{config.method.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+def default_run_dir(name: str) -> str:
+    return f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 class RunFolder:
@@ -42,12 +45,14 @@ class RunFolder:
         self.config_file = path / "config.yaml"
         self.log_file = path / "train.log"
         self.metrics_file = path / "metrics.jsonl"
+        self.evaluations_file = path / "evaluations.jsonl"
         self.samples = path / "samples"
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
         self.run_id_file = path / "mlflow_run_id"
+        self.evaluation_file = path / "evaluation.json"
 
-    def check(self, config: JobConfig) -> None:
+    def check(self, config: TrainingConfig) -> None:
         """UserError if the folder is something else, or the run of another configuration."""
         if not self.path.exists():
             return
@@ -57,7 +62,7 @@ class RunFolder:
         elif not self.path.is_dir() or {path.name for path in self.path.iterdir()} - {self.checkpoints.name}:
             raise UserError(f"{self.path} exists and is not a run folder: name another --run-dir")
 
-    def open(self, config: JobConfig) -> None:
+    def open(self, config: TrainingConfig) -> None:
         """Make the folder and write down how the run was started."""
         self.samples.mkdir(parents=True, exist_ok=True)
         self.checkpoints.mkdir(exist_ok=True)
@@ -69,10 +74,14 @@ class RunFolder:
             file.write(json.dumps([*starts, _environment()], indent=1).encode())
 
 
-def check_same(run: str, before: Mapping[str, Any], config: JobConfig) -> None:
+def check_same(run: str, before: Mapping[str, Any], config: TrainingConfig) -> None:
     """UserError if a run was of another configuration, given flat, than the one that is to continue it."""
     now = flatten(config)
-    for name in differing(JobConfig, before, now):
+    for name in differing(type(config), before, now):
+        if name not in before:
+            raise UserError(
+                f"{run} knows no option {name}, so another program or version made it: name another --run-dir"
+            )
         raise UserError(f"{run} has {name} = {before.get(name)}, not {now[name]}: "
                         "repeat its options to continue it, or name another --run-dir")  # fmt: skip
 
@@ -94,7 +103,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def resolved(config: JobConfig, *, root: str, run_dir: str, precision: str) -> JobConfig:
+def resolved(config: Config, *, root: str, run_dir: str, precision: str) -> Config:
     """The configuration with everything that was left to the machine filled in."""
     return dataclasses.replace(
         config,

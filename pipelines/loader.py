@@ -1,10 +1,11 @@
-"""Unpaired batches from a prepared data set, the same ones for any number of ranks and after any restart."""
+"""Batches from a prepared data set, the same ones for any number of ranks and after any restart; unpaired ones here."""
 
 import itertools
 import queue
 import threading
 import weakref
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -15,9 +16,9 @@ from torch import Tensor
 from infra.config import option
 from infra.errors import UserError
 from infra.storage import open_storage
-from pipelines.cache import ShardCache
-from pipelines.decode import EncodedCrop, make_decoder
-from pipelines.manifest import DOMAINS, Split, load_manifest
+from pipelines.cache import OpenShard, ShardCache
+from pipelines.decode import Decoder, EncodedCrop, make_decoder
+from pipelines.manifest import DOMAINS, SampleEntry, Split, load_manifest
 from pipelines.order import SampleOrder, augmentation, micro_batch_slots
 
 T = TypeVar("T")
@@ -29,7 +30,7 @@ class DataConfig:
 
     # Resumable: the same data may lie elsewhere. That it is the same, its manifest tells.
     root: str | None = option(None, "prepared data: a folder or s3://bucket/prefix", flag="--data", resumable=True)
-    crop: int = option(256, "side of the random square crop, in pixels", flag="--crop")
+    crop: int | None = option(256, "side of the random square crop in pixels; none: the whole image", flag="--crop")
     flip: bool = option(True, "mirror half of the crops left to right")
     window: int = option(8, "shards whose samples are shuffled together")
     decoder: str = option("auto", "image decoder; auto is DALI where installed", choices=("auto", "dali", "pillow"))
@@ -39,15 +40,16 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         for name in ("crop", "window", "threads", "prefetch"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--data.{name} is {getattr(self, name)}: give at least 1")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--data.{name} is {value}: give at least 1")
 
 
 @dataclass
 class Batch:
     """One micro-batch of unpaired images.
 
-    source, target: float32 (b, 3, crop, crop) in [-1, 1], RGB, channels-last, on the loader's device.
+    source, target: float32 (b, 3, h, w) of the crop's size, in [-1, 1], RGB, channels-last, on the loader's device.
     source_keys, target_keys: the samples' names. slots: int64 (b,), their places in the global batch, on the CPU.
     """
 
@@ -58,20 +60,24 @@ class Batch:
     slots: Tensor
 
 
-class _Domain:
-    """One domain of the training split: the encoded image at each position, and how it is cut."""
+class Domain:
+    """One domain of the training split: what is stored at each position, and how it is cut.
+
+    crop: (width, height) of every crop. UserError if the images are smaller than the crop asked for.
+    """
 
     def __init__(self, name: str, split: Split, cache: ShardCache, config: DataConfig, seed: int) -> None:
-        if config.crop > min(split.image_size):
-            width, height = split.image_size
+        width, height = split.image_size
+        if config.crop and config.crop > min(width, height):
             raise UserError(
                 f"the crop of {config.crop} pixels is larger than the {name} images of {width}x{height}: "
                 f"pass --crop {min(width, height)} or less, or prepare larger images"
             )
+        self.crop = (config.crop, config.crop) if config.crop else (width, height)
         self._name = name
         self._split = split
         self._cache = cache
-        self._config = config
+        self._flip = config.flip
         self._seed = seed
         self._order = SampleOrder([shard.samples for shard in split.shards], seed, name, config.window)
 
@@ -80,22 +86,37 @@ class _Domain:
         self._cache.prefetch(self._split.shards[index] for index in self._order.upcoming_shards(position))
 
     def read(self, position: int) -> tuple[str, EncodedCrop]:
-        """(key, what to decode) at a global position."""
+        """(key, image to decode) at a global position."""
+        shard, entry, name = self._find(position)
+        return entry.key, self._cut(position, shard.read(entry.image), f"image {name}")
+
+    def read_labelled(self, position: int) -> tuple[str, EncodedCrop, EncodedCrop]:
+        """(key, image to decode, its label map to decode) at a global position, both cut alike."""
+        shard, entry, name = self._find(position)
+        if entry.label is None:
+            raise UserError(f"image {name} has no label: prepare the data again with a label for every image")
+        image = self._cut(position, shard.read(entry.image), f"image {name}")
+        return entry.key, image, self._cut(position, shard.read(entry.label), f"the label of {name}")
+
+    def _find(self, position: int) -> tuple[OpenShard, SampleEntry, str]:
+        """(shard, place in it, name for people) of the sample at a position."""
         shard_index, sample_index = self._order.locate(position)
         shard = self._split.shards[shard_index]
         opened = self._cache.open(shard)
         entry = opened.entries[sample_index]
-        x, y, flip = augmentation(
-            self._seed, self._name, position, self._split.image_size, self._config.crop, flip=self._config.flip
-        )
-        return entry.key, EncodedCrop(opened.read(entry.image), x, y, flip, name=f"image {entry.key} in {shard.name}")
+        return opened, entry, f"{entry.key} in {shard.name}"
+
+    def _cut(self, position: int, encoded: bytes, name: str) -> EncodedCrop:
+        x, y, flip = augmentation(self._seed, self._name, position, self._split.image_size, self.crop, flip=self._flip)
+        return EncodedCrop(encoded, x, y, flip, name)
 
 
-class UnpairedLoader:
+class Loader(ABC, Generic[T]):
     """Endless training batches: iterating yields, per step from `first_step` on, this rank's list of micro-batches.
 
-    root_url: a prepared data set. seed: the run's. global_batch: pairs per step, over all ranks and micro-batches.
-    accumulation: micro-batches per rank and step. first_step: steps already done, to resume.
+    root_url: a prepared data set. domains: those it reads; the first one's length makes the epoch. seed: the run's.
+    global_batch: positions per step, over all ranks and micro-batches. accumulation: micro-batches per rank and step.
+    first_step: steps already done, to resume.
 
     A thread decodes `config.prefetch` steps ahead. One iteration at a time: a new one ends the one before and begins
     at `first_step` again. Raises UserError for data or sizes that cannot work: when made, or, where a shard or an
@@ -107,6 +128,7 @@ class UnpairedLoader:
         root_url: str,
         config: DataConfig,
         *,
+        domains: Sequence[str] = DOMAINS,
         seed: int,
         global_batch: int,
         accumulation: int = 1,
@@ -116,35 +138,44 @@ class UnpairedLoader:
         first_step: int = 0,
     ) -> None:
         storage = open_storage(root_url)
-        self.manifest = load_manifest(storage)
-        splits = {name: self.manifest.split("train", name) for name in DOMAINS}
-        self.source_samples = splits["source"].samples
-        self.steps_per_epoch = self.source_samples / global_batch
+        manifest = load_manifest(storage)
+        self.splits = [manifest.split("train", name) for name in domains]
+        self.epoch_samples = self.splits[0].samples
         self._slots = micro_batch_slots(global_batch, accumulation, rank, world_size)
+        self._config = config
         self._global_batch = global_batch
+        self._images_per_step = len(domains) * global_batch // world_size
         self._first_step = first_step
-        self._depth = config.prefetch
         self._device = device
-        self._ahead: _Ahead[list[Batch]] | None = None
+        self._ahead: _Ahead[list[T]] | None = None
         # The indexes of the windows in use, those after them, and those before them.
-        keep = 3 * len(DOMAINS) * config.window
+        keep = 3 * len(domains) * config.window
         self._cache = ShardCache(storage, Path(config.cache_dir) if config.cache_dir else None, keep)
-        self._domains = [_Domain(name, split, self._cache, config, seed) for name, split in splits.items()]
-        images = len(DOMAINS) * global_batch // world_size
-        self._decoder = make_decoder(
-            config.decoder, crop=config.crop, device=device, threads=config.threads, batch=images
-        )
+        self._domains = [
+            Domain(name, split, self._cache, config, seed) for name, split in zip(domains, self.splits, strict=True)
+        ]
+        if len({domain.crop for domain in self._domains}) > 1:
+            raise UserError(f"--crop none takes images whole, but those of {root_url} differ in size between source and "
+                            "target: pass a --crop that fits into both, or prepare them in one size")  # fmt: skip
+        self._decoder = self._make_decoder()
 
-    def __iter__(self) -> Iterator[list[Batch]]:
+    def _make_decoder(self, labels: bool = False) -> Decoder:
+        return make_decoder(
+            self._config.decoder, crop=self._domains[0].crop, device=self._device, threads=self._config.threads,
+            batch=self._images_per_step, labels=labels,
+        )  # fmt: skip
+
+    def __iter__(self) -> Iterator[list[T]]:
         self._stop()
-        self._ahead = ahead = _Ahead(map(self._load, itertools.count(self._first_step)), self._depth)
+        steps = map(self._load_step, itertools.count(self._first_step))
+        self._ahead = ahead = _Ahead(steps, self._config.prefetch)
         try:
             for batches in ahead:
                 if self._device.type == "cuda":
                     # Made on the decoder's stream, which must not use the memory again before this one is done with it.
-                    for batch in batches:
-                        batch.source.record_stream(torch.cuda.current_stream(self._device))
-                        batch.target.record_stream(torch.cuda.current_stream(self._device))
+                    for value in (value for batch in batches for value in vars(batch).values()):
+                        if isinstance(value, Tensor) and value.is_cuda:
+                            value.record_stream(torch.cuda.current_stream(self._device))
                 yield batches
         finally:
             ahead.close()
@@ -159,11 +190,21 @@ class UnpairedLoader:
         if self._ahead:
             self._ahead.close()
 
-    def _load(self, step: int) -> list[Batch]:
-        """This rank's micro-batches of a step."""
+    def _load_step(self, step: int) -> list[T]:
         first = step * self._global_batch
         for domain in self._domains:
             domain.prefetch(first)
+        return self._load(first)
+
+    @abstractmethod
+    def _load(self, first: int) -> list[T]:
+        """This rank's micro-batches of the step whose slot 0 is the global position `first`."""
+
+
+class UnpairedLoader(Loader[Batch]):
+    """Pairs of a source and a target image that have nothing to do with each other; see `Loader`."""
+
+    def _load(self, first: int) -> list[Batch]:
         # In the order (micro-batch, domain, slot), decoded at once so that all threads have work.
         groups = [[domain.read(first + slot) for slot in slots] for slots in self._slots for domain in self._domains]
         images = self._decoder.decode([crop for group in groups for _, crop in group]).split(len(self._slots[0]))

@@ -116,17 +116,17 @@ class SampleOrder:
 
 
 def augmentation(
-    seed: int, domain: str, position: int, image_size: tuple[int, int], crop: int, *, flip: bool = True
+    seed: int, domain: str, position: int, image_size: tuple[int, int], crop: tuple[int, int], *, flip: bool = True
 ) -> tuple[int, int, bool]:
     """The crop and flip of the sample at a global position: (x, y, flipped).
 
-    x, y: the crop's left upper corner in pixels, uniform over all places where a square of side `crop` fits into an
-    image of `image_size` (width, height). flipped: true with probability 1/2; never with `flip` off, which leaves the
+    x, y: the crop's left upper corner in pixels, uniform over all places where a crop fits into an image, both sizes
+    (width, height). flipped: true with probability 1/2; never with `flip` off, which leaves the
     crops as they are.
     """
     words = [int(word) for word in random_words(seed, f"augmentation/{domain}", (0, position), 3)]
     # Multiply and shift: uniform over n values, up to a bias of n / 2^64.
-    x, y = (word * (length - crop + 1) >> 64 for word, length in zip(words, image_size, strict=False))
+    x, y = (word * (whole - part + 1) >> 64 for word, whole, part in zip(words, image_size, crop, strict=False))
     return x, y, flip and bool(words[2] >> 63)
 
 

@@ -1,10 +1,11 @@
 """Checkpoints that belong to no engine and no number of ranks: one folder per step, whole or not there at all.
 
 checkpoints/step_500/generator.safetensors      one file per network
-                     optimiser.safetensors      Adam's state, "phase/parameter/key"
+                     optimiser.safetensors      optimisers' state, "phase/parameter/key"
                      slots.safetensors          state of the global batch's slots (image buffers)
                      state.json                 step, loss scalers, what the data was, the resolved config
                      manifest.json              bytes and SHA-256 of each file, written last
+checkpoints/best                                a link to the best one, where the run evaluates itself
 """
 
 import hashlib
@@ -25,6 +26,7 @@ from infra.storage import Storage
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
+BEST = "best"
 
 
 def step_of(folder: Path) -> int:
@@ -32,7 +34,8 @@ def step_of(folder: Path) -> int:
 
 
 class Checkpointer:
-    """The checkpoints of one run, newest `keep` kept; copied to `mirror` (an object store) if there is one."""
+    """The checkpoints of one run, the newest `keep` and the best kept; copied to `mirror` (an object store) if there is
+    one."""
 
     def __init__(self, folder: Path, keep: int, mirror: Storage | None = None) -> None:
         self.folder, self.keep, self.mirror = folder, keep, mirror
@@ -49,8 +52,17 @@ class Checkpointer:
             self._fetch()
         return next(reversed(self.all()), None)
 
-    def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
-        """Write a checkpoint: {file stem: {name: tensor}} and the JSON state. Older ones beyond `keep` go."""
+    @property
+    def best(self) -> Path | None:
+        """The checkpoint that was saved as the best, if any."""
+        link = self.folder / BEST
+        return self.folder / os.readlink(link) if link.is_symlink() else None
+
+    def save(
+        self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], *, best: bool = False
+    ) -> Path:
+        """Write a checkpoint: {file stem: {name: tensor}} and the JSON state. Older ones beyond `keep` go, but not the
+        one last saved as the `best`."""
         target = self.folder / f"step_{step}"
         draft = self.folder / f".step_{step}.draft"
         shutil.rmtree(draft, ignore_errors=True)
@@ -65,8 +77,14 @@ class Checkpointer:
                 os.fsync(file.fileno())
         shutil.rmtree(target, ignore_errors=True)
         draft.rename(target)
+        if best:
+            link = self.folder / f".{BEST}.draft"
+            link.unlink(missing_ok=True)
+            link.symlink_to(target.name)
+            link.replace(self.folder / BEST)
         for old in self.all()[: -self.keep]:
-            shutil.rmtree(old)
+            if old != self.best:
+                shutil.rmtree(old)
         if self.mirror is not None:
             self._copy_to_mirror(target)
         return target

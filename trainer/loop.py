@@ -20,7 +20,7 @@ from infra.tracking import Status
 from trainer.checkpoint import Checkpoint
 from trainer.draws import Draws
 from trainer.engines import Engine
-from trainer.methods.base import Batch, Losses, Method, StepContext
+from trainer.methods.base import Losses, Method, StepContext
 from trainer.optim import OptimConfig
 from trainer.state import TrainingState, collect_state, restore_state
 from trainer.step import train_step
@@ -71,12 +71,18 @@ class Schedule:
         """The epoch, counted from 1, in which a step (counted from 0) begins."""
         return step * self.optim.global_batch // self.source_samples + 1
 
+    def passes(self, done: int, epochs: float) -> bool:
+        """Whether the last of `done` steps reached a multiple of so many epochs."""
+        interval = epochs * self.source_samples
+        before, now = ((steps * self.optim.global_batch) // interval for steps in (done - 1, done))
+        return now > before
+
     def progress(self, step: int) -> float:
         """The share of all epochs that is done when a step (counted from 0) begins."""
         return step * self.optim.global_batch / (self.optim.total_epochs * self.source_samples)
 
     def learning_rate(self, step: int) -> float:
-        return self.optim.learning_rate(self.epoch(step))
+        return self.optim.learning_rate(self.epoch(step), self.progress(step))
 
 
 class Observer:
@@ -92,7 +98,11 @@ class Observer:
         """Once, early: seconds that the rest of the run will take at the pace of its second step."""
 
     def sample(self, step: int) -> None:
-        """Show what the generator does."""
+        """Show what the network does."""
+
+    def evaluate(self, step: int) -> bool:
+        """Judge the network on held-out images; true, on all ranks, if it is the best so far and worth keeping."""
+        return False
 
     def save(self, state: TrainingState) -> None:
         """Keep a checkpoint."""
@@ -106,16 +116,19 @@ class Trainer:
 
     def __init__(
         self,
-        method: Method[Any],
+        method: Method[Any, Any],
         engine: Engine,
         optim: OptimConfig,
         config: LoopConfig,
         *,
         seed: int,
         source_samples: int,
+        evaluate_every: float = 0.0,
     ) -> None:
+        """evaluate_every: epochs between evaluations, the last of which is at the end; 0: none."""
         self.method, self.engine, self.config, self.seed = method, engine, config, seed
         self.schedule = Schedule(optim, source_samples)
+        self.evaluate_every = evaluate_every
         self.averaged = _moving_average(method, optim.ema)
         self._pending: list[tuple[int, Losses]] = []
         self._seconds = 0.0  # spent in the pending steps
@@ -127,14 +140,14 @@ class Trainer:
         return min(self.schedule.steps, self.config.max_steps or self.schedule.steps)
 
     @property
-    def translator(self) -> nn.Module:
-        """The generator to judge the run by: its moving average where one is kept."""
-        return self.method.translator if self.averaged is None else self.averaged.module
+    def product(self) -> nn.Module:
+        """The network to judge the run by: its moving average where one is kept."""
+        return self.method.product if self.averaged is None else self.averaged.module
 
     def restore(self, checkpoint: Checkpoint) -> None:
         restore_state(self.method, self.engine, self.averaged, checkpoint)
 
-    def fit(self, steps: Iterable[Sequence[Batch]], first_step: int, observer: Observer) -> None:
+    def fit(self, steps: Iterable[Sequence[Any]], first_step: int, observer: Observer) -> None:
         """Train from `first_step` (the number of steps already done) to the end.
 
         Raises Stopped after SIGTERM (with a checkpoint saved) and when a loss is no longer a finite number.
@@ -163,18 +176,19 @@ class Trainer:
         finally:
             signal.signal(signal.SIGTERM, previous)
 
-    def _step(self, step: int, batches: Sequence[Batch]) -> None:
+    def _step(self, step: int, batches: Sequence[Any]) -> None:
         self.engine.set_learning_rate(self.schedule.learning_rate(step))
         context = StepContext(Draws(self.seed, step), self.schedule.progress(step), self.engine.all_ranks)
         self._pending.append((step, train_step(self.method, self.engine, batches, context)))
         if self.averaged is not None:
-            self.averaged.update_parameters(self.method.translator)
+            self.averaged.update_parameters(self.method.product)
 
     def _observe(self, done: int, first_step: int, observer: Observer) -> None:
         config, last = self.config, done == self.total_steps
         saves = last or done % config.checkpoint_every == 0
+        evaluates = self.evaluate_every > 0 and (last or self.schedule.passes(done, self.evaluate_every))
         # A checkpoint must find the line of every step before it written: a resumed run cuts the journal there.
-        due = saves or done % config.report_every == 0 or done - first_step <= 2
+        due = saves or evaluates or done % config.report_every == 0 or done - first_step <= 2
         alone = self.engine.world_size == 1  # several ranks can only stop together, when they next synchronise
         rows = self._synchronise() if due or (self._told and alone) else []
         observer.progress(rows)
@@ -183,6 +197,8 @@ class Trainer:
             observer.estimate(pairs / rows[-1]["pairs_per_s"])
         if last or done % config.samples_every == 0:
             observer.sample(done)
+        if evaluates and not self._terminated:
+            saves = observer.evaluate(done) or saves
         if saves or self._terminated:
             observer.save(collect_state(self.method, self.engine, self.averaged, done))
         if self._terminated and not last:
@@ -225,5 +241,5 @@ def _memory_gib(device: torch.device) -> float:
     return used / 2**30
 
 
-def _moving_average(method: Method[Any], decay: float) -> AveragedModel | None:
-    return AveragedModel(method.translator, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+def _moving_average(method: Method[Any, Any], decay: float) -> AveragedModel | None:
+    return AveragedModel(method.product, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None

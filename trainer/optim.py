@@ -1,32 +1,43 @@
-"""The optimiser, its batch and its schedule, as CUT has them."""
+"""The optimiser, its batch and its schedule: by default as CUT has them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from infra.config import option
 from infra.errors import UserError
-from trainer.schedule import lr_factor
+from trainer.schedule import SCHEDULES, lr_factor
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    global_batch: int = option(1, "pairs per step, over all ranks", flag="--global-batch")
-    accumulation: int = option(1, "micro-batches per step and rank; G runs twice per step above 1", resumable=True)
-    lr: float = option(2e-4, "Adam's learning rate")
+    global_batch: int = option(1, "pairs (a segmenter: images) per step, over all ranks", flag="--global-batch")
+    accumulation: int = option(
+        1, "micro-batches per step and rank; above 1 CUT's G runs twice per step", resumable=True
+    )
+    kind: str = option("adam", "optimiser", choices=("adam", "sgd"))
+    lr: float = option(2e-4, "learning rate")
     beta1: float = option(0.5, "Adam's beta1")
     beta2: float = option(0.999, "Adam's beta2")
+    momentum: float = option(0.9, "SGD's momentum")
+    weight_decay: float = option(0.0, "share of each weight added to its gradient")
     epochs: float = option(200.0, "epochs (of the source) at the full learning rate")
     decay_epochs: float = option(200.0, "epochs over which it then falls to zero")
-    schedule: str = option("linear", "how the learning rate falls", choices=("linear", "step", "cosine"))
+    schedule: str = option("linear", "how the learning rate falls", choices=SCHEDULES)
     step_epochs: int = option(50, "schedule step: epochs between divisions by ten")
-    ema: float = option(0.0, "decay of the exponential moving average of the generator, e.g. 0.999; 0: none")
+    ema: float = option(
+        0.0, "decay of the exponential moving average of the generator (or segmenter), e.g. 0.999; 0: none"
+    )
 
     def __post_init__(self) -> None:
         if self.global_batch < 1 or self.accumulation < 1:
             raise UserError("optim.global_batch and optim.accumulation count pairs and passes: they must be 1 or more")
+        if not 0 <= self.momentum < 1 or self.weight_decay < 0:
+            raise UserError(f"optim.momentum must lie in [0, 1) and optim.weight_decay not be negative (got "
+                            f"{self.momentum} and {self.weight_decay}): 0.9 and 0.0001 are usual")  # fmt: skip
         if self.lr <= 0 or not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise UserError(f"Adam needs lr > 0 and 0 <= beta < 1 (got lr {self.lr}, betas {self.beta1}, {self.beta2})")
         if self.epochs < 0 or self.decay_epochs < 0 or self.total_epochs <= 0:
@@ -40,13 +51,20 @@ class OptimConfig:
     def total_epochs(self) -> float:
         return self.epochs + self.decay_epochs
 
-    def learning_rate(self, epoch: int) -> float:
-        """The rate in use during an epoch, counted from 1."""
-        return self.lr * lr_factor(self.schedule, epoch, self.epochs, self.decay_epochs, self.step_epochs)
+    def learning_rate(self, epoch: int, progress: float) -> float:
+        """The rate in use in an epoch, counted from 1, when a share `progress` in [0, 1) of all epochs is done."""
+        return self.lr * lr_factor(
+            self.schedule, epoch, self.epochs, self.decay_epochs, self.step_epochs, progress=progress
+        )
 
 
-def make_optimiser(parameters: Iterable[nn.Parameter], config: OptimConfig, device: torch.device) -> torch.optim.Adam:
-    """Adam as published (no weight decay). One Adam over several networks equals one Adam for each."""
-    return torch.optim.Adam(
-        parameters, lr=config.lr, betas=(config.beta1, config.beta2), fused=device.type == "cuda" or None
-    )
+def make_optimiser(
+    parameters: Iterable[nn.Parameter], config: OptimConfig, device: torch.device
+) -> torch.optim.Optimizer:
+    """Adam or SGD as published. One over several networks equals one for each."""
+    shared: dict[str, Any] = {
+        "lr": config.lr, "weight_decay": config.weight_decay, "fused": device.type == "cuda" or None
+    }  # fmt: skip
+    if config.kind == "sgd":
+        return torch.optim.SGD(parameters, momentum=config.momentum, **shared)
+    return torch.optim.Adam(parameters, betas=(config.beta1, config.beta2), **shared)

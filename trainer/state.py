@@ -3,6 +3,7 @@
 There is no random state to keep: every draw is a function of the seed and the step (trainer/draws.py).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,56 +12,59 @@ from torch.optim.swa_utils import AveragedModel
 
 from trainer.checkpoint import Checkpoint
 from trainer.engines import Engine
-from trainer.methods.base import PHASES, Method
+from trainer.methods.base import Method
 
-AVERAGED = "generator_ema"
+AVERAGED = "{}_ema"  # of the product: generator_ema
 OPTIMISER = "optimiser"
 SLOTS = "slots"
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """After `step` steps: tensors by file and name, and the loss scalers of both phases."""
+    """After `step` steps: tensors by file and name, and the loss scalers of all phases."""
 
     step: int
     tensors: dict[str, dict[str, Tensor]]
     scalers: dict[str, Any]
 
 
-def collect_state(method: Method[Any], engine: Engine, averaged: AveragedModel | None, step: int) -> TrainingState:
-    """All ranks must call it; only rank 0's result is whole (it alone gets the other ranks' slots)."""
-    tensors = {name: net.state_dict() for phase in PHASES for name, net in method.networks(phase).items()}
+def collect_state(method: Method[Any, Any], engine: Engine, averaged: AveragedModel | None, step: int) -> TrainingState:
+    """All ranks must call it; only rank 0's result is whole (it alone gets the other ranks' slots). Batch norm's running
+    statistics are rank 0's: each rank has those of its own images, and no loss depends on them."""
+    tensors = {name: net.state_dict() for phase in method.phases for name, net in method.networks(phase).items()}
     tensors[OPTIMISER] = {
         f"{phase}/{parameter}/{key}": value
-        for phase in PHASES
+        for phase in method.phases
         for parameter, values in engine.optimiser_state(phase).items()
         for key, value in values.items()
     }
     if averaged is not None:
-        tensors[AVERAGED] = averaged.module.state_dict()
+        tensors[AVERAGED.format(method.product_name)] = averaged.module.state_dict()
     slots = engine.gather({name: value.cpu() for name, value in method.slot_state().items()})
     tensors[SLOTS] = {name: value for rank in slots or () for name, value in rank.items()}
     return TrainingState(step, tensors, engine.scaler_state())
 
 
-def restore_state(method: Method[Any], engine: Engine, averaged: AveragedModel | None, checkpoint: Checkpoint) -> None:
+def restore_state(
+    method: Method[Any, Any], engine: Engine, averaged: AveragedModel | None, checkpoint: Checkpoint
+) -> None:
     """Put a checkpoint's state in place on this rank. UserError if it is of another architecture or damaged."""
-    for phase in PHASES:
+    for phase in method.phases:
         for name, network in method.networks(phase).items():
             checkpoint.load_into(network, name)
     engine.weights_loaded()
-    _restore_optimisers(engine, checkpoint.tensors(OPTIMISER))
+    _restore_optimisers(engine, method.phases, checkpoint.tensors(OPTIMISER))
     if averaged is not None:
-        checkpoint.load_into(averaged.module, AVERAGED)
+        checkpoint.load_into(averaged.module, AVERAGED.format(method.product_name))
         averaged.n_averaged.fill_(1)  # so that the next update averages instead of copying
     method.load_slot_state(checkpoint.tensors(SLOTS))
     engine.load_scaler_state(checkpoint.state["scalers"])
 
 
-def _restore_optimisers(engine: Engine, flat: dict[str, Tensor]) -> None:
-    nested: dict[str, dict[str, dict[str, Tensor]]] = {phase: {} for phase in PHASES}
+def _restore_optimisers(engine: Engine, phases: Sequence[str], flat: dict[str, Tensor]) -> None:
+    nested: dict[str, dict[str, dict[str, Tensor]]] = {phase: {} for phase in phases}
     for name, value in flat.items():
         phase, parameter, key = name.split("/")
         nested[phase].setdefault(parameter, {})[key] = value
-    for phase in PHASES:
+    for phase in phases:
         engine.load_optimiser_state(phase, nested[phase])

@@ -1,4 +1,4 @@
-"""One optimisation step of a two-phase game, on any engine, in the order of CUT's published step."""
+"""One optimisation step of a method, phase after phase, on any engine."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -8,40 +8,41 @@ import torch
 from torch import Tensor
 
 from trainer.engines import Engine
-from trainer.methods.base import Batch, Losses, Method, StepContext
+from trainer.methods.base import Losses, Method, StepContext
 
 
-def train_step(method: Method[Any], engine: Engine, batches: Sequence[Batch], context: StepContext) -> Losses:
-    """Run G, update D on its detached output, then update G and its heads against the new D.
+def train_step(method: Method[Any, Any], engine: Engine, batches: Sequence[Any], context: StepContext) -> Losses:
+    """Run the method forward and update its phases one after the other: D on G's detached output, then G against the
+    new D; or a segmenter alone.
 
-    `batches` are this rank's micro-batches. With one, G runs once and both phases share its graph. With more, the
-    graphs would not fit together, so G runs again for its own phase: the same numbers, a tenth more arithmetic.
-    Returns this rank's mean of every named loss, on the device.
+    `batches` are this rank's micro-batches. With one, `forward` runs once and all phases share its graph. With more,
+    the graphs would not fit together, so it runs again for each phase: the same numbers, and for CUT a tenth more
+    arithmetic. Returns this rank's mean of every named loss, on the device.
     """
     reported: list[Losses] = []
 
-    def evaluate(loss: Callable[..., tuple[Tensor, Losses]], outputs: Any, batch: Batch) -> Tensor:
-        value, named = loss(outputs, batch, context)
+    def evaluate(phase: str, outputs: Any, batch: Any) -> Tensor:
+        value, named = method.loss(phase, outputs, batch, context)
         reported.append(named)
         return value
 
-    def run(batch: Batch) -> Any:
+    def run(batch: Any) -> Any:
         with engine.autocast():
             return method(batch, context)
 
     shared = run(batches[0]) if len(batches) == 1 else None
 
-    def losses(loss: Callable[..., tuple[Tensor, Losses]], with_graph: bool) -> Iterator[Callable[[], Tensor]]:
+    def losses(phase: str) -> Iterator[Callable[[], Tensor]]:
         for batch in batches:
             if shared is not None:
                 outputs = shared
             else:
-                with torch.set_grad_enabled(with_graph):
+                with torch.set_grad_enabled(phase == method.phases[-1]):
                     outputs = run(batch)
-            yield partial(evaluate, loss, outputs, batch)
+            yield partial(evaluate, phase, outputs, batch)
 
-    engine.update("discriminator", losses(method.discriminator_loss, with_graph=False), len(batches))
-    engine.update("generator", losses(method.generator_loss, with_graph=True), len(batches))
+    for phase in method.phases:
+        engine.update(phase, losses(phase), len(batches))
     return _mean(reported, len(batches))
 
 

@@ -1,9 +1,6 @@
-"""A trained generator as a thing to use: images in, images out; from a run folder, a checkpoint, or MLflow."""
+"""A trained generator as a thing to use: images in, images out; from a run folder or a checkpoint."""
 
-import shutil
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +11,6 @@ from infra.errors import UserError
 from trainer.checkpoint import Checkpoint, Checkpointer
 from trainer.networks.config import ModelConfig
 
-NEEDED = ("torch", "numpy", "safetensors", "pyyaml", "boto3")  # by the code that a logged model carries
 MULTIPLE = 4  # the generator halves its input twice
 SMALLEST = 5  # padded to 8, which leaves 2 in the middle of the generator for its reflection padding
 
@@ -71,36 +67,16 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def load_translator(path: Path, device: torch.device | str = "cpu", *, averaged: bool = True) -> Translator:
-    """The generator of a run or checkpoint; its moving average where the run kept one and `averaged` is true."""
+    """The generator of a run or checkpoint; its moving average where the run kept one and `averaged` is true.
+
+    UserError if there is none, or if it is damaged.
+    """
     checkpoint = Checkpoint(find_checkpoint(path))
+    if not checkpoint.has("generator"):
+        raise UserError(f"{path} holds no generator (a segmenter's run has none): give a run folder of launch/train.py")
     model = {name: value for name, value in checkpoint.state["config"].items() if name.startswith("model.")}
     config = build(ModelConfig, {name.removeprefix("model."): value for name, value in model.items()})
     stem = "generator_ema" if averaged and checkpoint.has("generator_ema") else "generator"
     network = config.generator()
     checkpoint.load_into(network, stem)
     return Translator(network.to(device).eval(), device)
-
-
-def save_pyfunc_model(folder: Path, checkpoint: Path) -> None:
-    """Write a checkpoint's generator as a folder that `mlflow.pyfunc.load_model` loads: `predict` takes and gives
-    uint8 images as `Translator` does. It carries the code it needs."""
-    import mlflow.pyfunc
-
-    class Model(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
-        def load_context(self, context: Any) -> None:
-            self.translator = load_translator(Path(context.artifacts["checkpoint"]))
-
-        def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
-            return self.translator(np.asarray(model_input))
-
-    shutil.rmtree(folder, ignore_errors=True)
-    rooms = [str(Path(__file__).parents[1] / room) for room in ("trainer", "infra")]
-    # Named here, since MLflow would find them out by loading the model in another process, which takes many seconds.
-    needed = [f"{name}=={version(name).split('+')[0]}" for name in NEEDED]
-    mlflow.pyfunc.save_model(
-        folder,
-        python_model=Model(),
-        artifacts={"checkpoint": str(checkpoint)},
-        code_paths=rooms,
-        pip_requirements=needed,
-    )

@@ -11,7 +11,7 @@ from PIL import Image
 
 from infra.errors import UserError
 from pipelines.sources.base import Item, Source
-from pipelines.street_scenes import DRAWING, SOURCE_LAYOUT, TARGET_LAYOUT, Layout, LookName, render
+from pipelines.street_scenes import DRAWING, SOURCE_LAYOUT, TARGET_LAYOUT, Layout, LookName, between, render
 
 # Where the worlds of each kind begin to be counted: far apart, so the test worlds are the same for every --count.
 _TRAIN_SOURCE, _TRAIN_TARGET, _TEST = 0, 1_000_000, 2_000_000
@@ -82,6 +82,13 @@ def street_scenes(
         "target_layout": asdict(target_layout),
     }
     return Source(parameters, splits, paired=test_count > 0)
+
+
+def mismatched(share: float) -> Layout:
+    """The target's layout when only that share, from 0 to 1, of the difference to the source's is wanted."""
+    if not 0 <= share <= 1:
+        raise UserError(f"a mismatch of {share} is impossible: give 0 (the source's layout) to 1 (the target's own)")
+    return between(SOURCE_LAYOUT, TARGET_LAYOUT, share)
 
 
 def change_layout(layout: Layout, changes: Sequence[str]) -> Layout:

@@ -4,11 +4,11 @@ import numpy as np
 
 from infra.errors import UserError
 from pipelines.street_scenes.draw import Draws
-from pipelines.street_scenes.layout import SOURCE_LAYOUT, TARGET_LAYOUT, Layout
+from pipelines.street_scenes.layout import SOURCE_LAYOUT, TARGET_LAYOUT, Layout, between
 from pipelines.street_scenes.looks import LookName, picture
 from pipelines.street_scenes.street import compose
 
-__all__ = ["DRAWING", "SOURCE_LAYOUT", "TARGET_LAYOUT", "Layout", "LookName", "render"]
+__all__ = ["DRAWING", "SOURCE_LAYOUT", "TARGET_LAYOUT", "Layout", "LookName", "between", "render"]
 
 SMALLEST = 32
 DRAWING = 1  # raised whenever the same arguments begin to draw another picture

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from infra.errors import UserError
 
@@ -56,3 +57,16 @@ TARGET_LAYOUT = Layout(
     wooded_horizon=0.85, green_verge=0.3, walls=0.35, fences=0.45, parked_cars=0.3, traffic=3.5, heavy_vehicles=0.13,
     trams=0.16, pedestrians=5.0, cyclists=2.6, junctions=0.45, signs=0.6,
 )  # fmt: skip
+
+
+def between(a: Layout, b: Layout, share: float) -> Layout:
+    """The layout that lies `share` of the way from a (0) to b (1), field by field; numbers of floors are rounded."""
+
+    def mix(x: float, y: float) -> float:
+        value = x + (y - x) * share
+        return round(value) if isinstance(x, int) else round(value, 6)
+
+    def field(x: Any, y: Any) -> Any:
+        return tuple(map(mix, x, y)) if isinstance(x, tuple) else mix(x, y)
+
+    return Layout(**{name: field(value, getattr(b, name)) for name, value in asdict(a).items()})

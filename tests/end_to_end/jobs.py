@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,16 @@ LAUNCHERS = {
 }
 
 
-def start(launcher: str, *arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    """Start a job with `OPTIONS` and more; one thread per rank, so that arithmetic is cut up alike in each."""
+def start(
+    launcher: str, *arguments: str, cwd: Path, script: str = TRAIN, options: Sequence[str] = OPTIONS
+) -> subprocess.Popen[str]:
+    """Start a job with `options` and more; one thread per rank, so that arithmetic is cut up alike in each."""
     command = [*LAUNCHERS[launcher], *([str(_free_port())] if launcher == "deepspeed" else [])]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     environment["PATH"] = f"{BINARIES}{os.pathsep}{environment['PATH']}"
     environment.pop("MLFLOW_TRACKING_URI", None)
     return subprocess.Popen(
-        [*command, TRAIN, *OPTIONS, *arguments],
+        [*command, script, *options, *arguments],
         cwd=cwd, env=environment, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip

@@ -80,6 +80,48 @@ def test_a_run_is_continued_by_its_id_file(client: MlflowClient, tmp_path: Path)
     assert tracker.run_id not in run_ids and tracker.run_id == (tmp_path / "run_id").read_text().strip()
 
 
+@pytest.mark.parametrize("status", ["RUNNING", "KILLED", "FINISHED"])
+def test_a_visit_adds_to_a_run_and_leaves_its_status(client: MlflowClient, tmp_path: Path, status: str) -> None:
+    training = Tracker.start("streets", "trained", {"seed": 7}, run_id_file=tmp_path / "run_id")
+    if status == "RUNNING":
+        training.metrics(1, {"loss": 1.0})
+    else:
+        training.finish(status)  # type: ignore[arg-type]
+    while training.run_id is None:
+        time.sleep(0.01)
+    ended = client.get_run(training.run_id).info.end_time
+
+    visitor = Tracker.start("streets", "trained", {"seed": 8, "new": 1}, run_id_file=tmp_path / "run_id", visit=True)
+    visitor.metrics(5, {"eval/mIoU": 0.5})
+    visitor.finish("FAILED")
+    assert visitor.run_id == training.run_id
+    run = client.get_run(training.run_id)
+    assert (run.info.status, run.info.end_time) == (status, ended)
+    assert run.data.params == {"seed": "7", "new": "1"} and run.data.metrics["eval/mIoU"] == 0.5
+
+    if status == "RUNNING":  # it goes on undisturbed
+        training.metrics(2, {"loss": 0.5})
+        training.finish("FINISHED")
+        assert [row.step for row in client.get_metric_history(training.run_id, "loss")] == [1, 2]
+        assert client.get_run(training.run_id).info.status == "FINISHED"
+
+
+def test_a_visitor_that_finds_no_run_makes_one_and_ends_it(client: MlflowClient, tmp_path: Path) -> None:
+    visitor = Tracker.start("streets", "visitor", {}, run_id_file=tmp_path / "run_id", visit=True)
+    visitor.finish()
+    assert visitor.run_id == (tmp_path / "run_id").read_text().strip()
+    assert client.get_run(visitor.run_id).info.status == "FINISHED"
+
+
+def test_tags_are_set_and_replaced_at_any_time(client: MlflowClient, tmp_path: Path) -> None:
+    tracker = Tracker.start("streets", "tagged", {}, tags={"task": "gta2city"}, run_id_file=tmp_path / "run_id")
+    tracker.tags({"best.step": "100", "best.mIoU": "0.4"})
+    tracker.tags({"best.step": "200"})
+    tracker.finish()
+    tags = client.get_run(tracker.run_id).data.tags
+    assert (tags["task"], tags["best.step"], tags["best.mIoU"]) == ("gta2city", "200", "0.4")
+
+
 def test_old_checkpoints_can_be_deleted(client: MlflowClient, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tracker = Tracker.start("streets", "three", {}, run_id_file=tmp_path / "run_id")
     (tmp_path / "checkpoint").mkdir()
@@ -208,6 +250,7 @@ def test_a_disabled_tracker_does_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     tracker = Tracker.disabled()
     tracker.metrics(1, {"loss": 1.0})
     tracker.artifacts(tmp_path, "x")
+    tracker.tags({"a": "b"})
     tracker.finish()
     assert tracker.run_id is None and not list(tmp_path.iterdir())
 

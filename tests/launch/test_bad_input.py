@@ -16,7 +16,8 @@ from infra.errors import UserError
 from infra.storage import LocalStorage, S3Storage
 from launch import train as script
 from launch.config import JobConfig, make_config, parse_arguments
-from launch.job import _data_identity, train
+from launch.data import data_identity
+from launch.job import train
 from launch.run_folder import RunFolder, resolved
 from pipelines.manifest import MANIFEST, Manifest, load_manifest
 from trainer.checkpoint import Checkpointer
@@ -197,7 +198,7 @@ def keep(job: JobConfig, folder: Path, **changed: object) -> Path:
     """A checkpoint as a run of this configuration would write it after a step."""
     method = Cut(job.method, job.model, seed=0, global_batch=1)
     tensors = {name: getattr(method, name).state_dict() for name in ("generator", "discriminator", "heads")}
-    about = {"step": 1, "scalers": {}, "data": _data_identity(str(job.data.root)), "config": flatten(job)}
+    about = {"step": 1, "scalers": {}, "data": data_identity(str(job.data.root)), "config": flatten(job)}
     return Checkpointer(folder, keep=1).save(1, tensors, {**about, **changed})
 
 

@@ -2,27 +2,30 @@
 
 import json
 import shutil
-import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from mlflow import MlflowClient
 from PIL import Image
+from torch import nn
 
-from infra.config import flatten, to_yaml
 from infra.storage import LocalStorage
-from infra.tracking import Tracker, store_uri
-from launch import evaluate as cli
-from launch.config import make_config
+from infra.tracking import Tracker
+from launch import evaluation
 from pipelines.dataset import Samples
+from pipelines.manifest import DOMAINS
 from pipelines.prepare import Encoding, prepare
 from pipelines.sources.photos import folders, paired
+from tests.launch.evaluating import STEP, evaluate, make_run, report_of, sentence
 from trainer.checkpoint import Checkpointer
+from trainer.evaluation.fidelity import Features, fidelity
 from trainer.translator import load_translator
 
-STEP, TESTS = 7, 10  # the checkpoint's step; test images
+TESTS = 10  # images
+FID_LINE = "FID, KID: not available: no Inception weights were given (--inception FILE)"
 
 
 @pytest.fixture(scope="module")
@@ -51,37 +54,16 @@ def data(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def make_run(path: Path, data_root: Path, task: str = "map2photo") -> Path:
-    """A run folder with one checkpoint of a small generator."""
-    options = {"task": task, "data.root": str(data_root), "model.ngf": 2, "model.blocks": 6}
-    config = make_config(options)
-    torch.manual_seed(0)
-    state = {"step": STEP, "config": flatten(config)}
-    Checkpointer(path / "checkpoints", keep=1).save(STEP, {"generator": config.model.generator().state_dict()}, state)
-    (path / "config.yaml").write_text(to_yaml(flatten(config)))
-    return path
-
-
 @pytest.fixture
 def run(data: Path, tmp_path: Path) -> Path:
-    return make_run(tmp_path / "run", data / "pairs")
+    return make_run(tmp_path / "run", data / "pairs", task="map2photo")
 
 
-def evaluate(monkeypatch: pytest.MonkeyPatch, *args: object) -> int:
-    """The exit code of the command line, run in this process."""
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, args)])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
-def expected(run: Path, data: Path, count: int, deltas: tuple[int, int] = (30, 50)) -> dict[str, dict]:
+def expected(run: Path, data: Path, places: Iterable[int], deltas: tuple[int, int] = (30, 50)) -> dict[str, dict]:
     """The figures from the pictures themselves, in one go."""
     translator = load_translator(run)
     sources, targets = (
-        np.stack([Samples(str(data), "test", side).read(i)[0] for i in range(count)]) for side in ("source", "target")
+        np.stack([Samples(str(data), "test", side).read(i)[0] for i in places]) for side in ("source", "target")
     )
     figures = {}
     for name, pictures in (("translation", np.stack([translator(s) for s in sources])), ("baseline", sources)):
@@ -91,16 +73,23 @@ def expected(run: Path, data: Path, count: int, deltas: tuple[int, int] = (30, 5
     return figures
 
 
+def paired_figures(figures: dict[str, Any]) -> dict[str, Any]:
+    return {name: figures[name] for name in ("Dist", "Acc")}
+
+
 def test_table_figures_and_picture(monkeypatch, run: Path, data: Path, capsys) -> None:
     assert evaluate(monkeypatch, run) == 0
-    report = json.loads((run / "evaluation.json").read_text())
-    want = expected(run, data / "pairs", TESTS)
-    assert {"Dist": report["Dist"], "Acc": report["Acc"]} == want["translation"]
-    assert report["baseline"] == want["baseline"] != want["translation"]
+    report = report_of(run)
+    want = expected(run, data / "pairs", range(TESTS))
+    assert paired_figures(report) == want["translation"]
+    assert paired_figures(report["baseline"]) == want["baseline"] != want["translation"]
+    assert report["FID"] == report["KID"] == FID_LINE.removeprefix("FID, KID: ")
+    assert report["segmenter"] is None and report["step"] == STEP
     assert report["images"] == TESTS and report["data"] == str(data / "pairs")
     assert Path(report["checkpoint"]) == run / "checkpoints" / f"step_{STEP}"
 
-    header, source, translation = capsys.readouterr().out.splitlines()[:3]
+    header, source, translation, fid, *_ = capsys.readouterr().out.splitlines()
+    assert fid == FID_LINE
     assert header.split() == ["Dist", "Acc(30)", "Acc(50)"]
     assert source.startswith("source, untranslated") and f"{report['baseline']['Dist']:.2f}" in source
     assert translation.split() == [
@@ -111,16 +100,11 @@ def test_table_figures_and_picture(monkeypatch, run: Path, data: Path, capsys) -
 
     sheet = np.asarray(Image.open(run / "samples" / "evaluation.png"))
     assert sheet.shape == (8 * 16 + 7 * 4, 3 * 24 + 2 * 4, 3)
-    source, target = (Samples(str(data / "pairs"), "test", side).read(7)[0] for side in ("source", "target"))
-    last = sheet[-16:]
+    source, target = (Samples(str(data / "pairs"), "test", side).read(8)[0] for side in ("source", "target"))
+    last = sheet[-16:]  # eight of the ten, evenly spread
     np.testing.assert_array_equal(last[:, :24], source)
     np.testing.assert_array_equal(last[:, 28:52], load_translator(run)(source))
     np.testing.assert_array_equal(last[:, 56:], target)
-
-
-def test_twice_gives_the_same_file(monkeypatch, run: Path) -> None:
-    reports = [evaluate(monkeypatch, run) or (run / "evaluation.json").read_bytes() for _ in range(2)]
-    assert reports[0] == reports[1]
 
 
 def test_limit_and_json_of_another_task(monkeypatch, tmp_path: Path, data: Path) -> None:
@@ -130,44 +114,79 @@ def test_limit_and_json_of_another_task(monkeypatch, tmp_path: Path, data: Path)
     assert evaluate(monkeypatch, *args) == 0
     report = json.loads(file.read_text())
     assert report["images"] == 3
-    assert {"Dist": report["Dist"], "Acc": report["Acc"]} == expected(run, data / "pairs", 3, (3, 5))["translation"]
+    assert paired_figures(report) == expected(run, data / "pairs", (0, 3, 6), (3, 5))["translation"]
+    assert file.with_suffix(".csv").exists()
     assert (run / "samples" / "evaluation.png").exists() and not (run / "evaluation.json").exists()
+
+
+def test_fid_and_kid_with_inception(monkeypatch, run: Path, data: Path, capsys) -> None:
+    extractor = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 4)).requires_grad_(False)
+    monkeypatch.setattr(evaluation, "load_inception", lambda path, device: extractor.to(device))
+    assert evaluate(monkeypatch, run, "--inception", "weights.pth") == 0
+    report, printed = report_of(run), capsys.readouterr().out
+    header, source, translation, *_ = printed.splitlines()
+    assert header.split()[-2:] == ["FID", "KID"] and "not available" not in printed
+    for line, figures in ((source, report["baseline"]), (translation, report)):
+        assert line.split()[-2:] == [f"{figures['FID']:.2f}", f"{figures['KID']:.4f}"]
+
+    translator, samples = load_translator(run), [Samples(str(data / "pairs"), "test", side) for side in DOMAINS]
+    translations, real = Features(extractor), Features(extractor)
+    for i in range(TESTS):
+        translations.add(i, translator(samples[0].read(i)[0]))
+        real.add(i, samples[1].read(i)[0])
+    assert {name: report[name] for name in ("FID", "KID")} == fidelity(translations, real)
+
+    assert evaluate(monkeypatch, run, "--inception", "weights.pth", "--data", data / "apart") == 0
+    assert "FID is not available: there are 10 images and 0 real ones" in capsys.readouterr().out
 
 
 def test_a_checkpoint_without_its_run_folder(monkeypatch, run: Path, tmp_path: Path) -> None:
     shutil.copytree(run / "checkpoints" / f"step_{STEP}", tmp_path / "sent" / "model")
     assert evaluate(monkeypatch, tmp_path / "sent" / "model") == 0
-    assert {path.name for path in (tmp_path / "sent").iterdir()} == {"model", "samples", "evaluation.json"}
+    assert {path.name for path in (tmp_path / "sent").iterdir()} == {
+        "model", "samples", "evaluation.json", "evaluation.csv"
+    }  # fmt: skip
 
 
 def test_without_pairs_there_are_pictures_only(monkeypatch, run: Path, data: Path, capsys) -> None:
     assert evaluate(monkeypatch, run, "--data", data / "apart") == 0
-    assert "has no pairs, so there is nothing to compare pixel by pixel" in capsys.readouterr().out
-    assert "Dist" not in json.loads((run / "evaluation.json").read_text())
+    nothing, *_ = capsys.readouterr().out.splitlines()
+    assert nothing.startswith(
+        f"nothing to measure: {data / 'apart'} has no pairs, no --segmenter was given, and FID is not"
+    )
+    assert "Dist" not in report_of(run)
     assert Image.open(run / "samples" / "evaluation.png").size == (2 * 24 + 4, 8 * 16 + 7 * 4)
 
 
-def test_the_figures_join_the_run_in_mlflow(monkeypatch, run: Path, tmp_path: Path) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize("status", ["FINISHED", "KILLED", "RUNNING"])
+def test_the_figures_join_the_run_in_mlflow(monkeypatch, client: MlflowClient, run: Path, status: str) -> None:
     tracker = Tracker.start("map2photo", "run", {"seed": 0}, run_id_file=run / "mlflow_run_id")
-    tracker.finish("KILLED")
+    tracker.finish("FINISHED" if status == "RUNNING" else status)  # type: ignore[arg-type]
+    if status == "RUNNING":  # as if the training were still going on
+        client.update_run(tracker.run_id, status)
+    ended = client.get_run(tracker.run_id).info.end_time
     assert evaluate(monkeypatch, run) == 0
-    report = json.loads((run / "evaluation.json").read_text())
-    client = MlflowClient(tracking_uri=store_uri())
+
+    report = report_of(run)
     (row,) = client.get_metric_history(tracker.run_id, "eval/Dist")
     assert (row.step, row.value) == (STEP, report["Dist"])
     metrics = client.get_run(tracker.run_id).data.metrics
     assert metrics["eval/Acc/30"] == report["Acc"]["30"]
     assert metrics["eval/baseline/Dist"] == report["baseline"]["Dist"]
     assert any("evaluation+step" in Path(item.path).name for item in client.list_artifacts(tracker.run_id, "images"))
-    assert client.get_run(tracker.run_id).info.status == "KILLED"  # it may still be continued
-
-    # In another store the run is not known: it gets its own, and the folder keeps the id of its training.
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    assert evaluate(monkeypatch, run) == 0
+    info = client.get_run(tracker.run_id).info
+    assert (info.status, info.end_time) == (status, ended)  # a killed or running one may still go on
     assert (run / "mlflow_run_id").read_text().strip() == tracker.run_id
+
+
+def test_a_store_that_does_not_know_the_run_gets_one_of_its_own(monkeypatch, client: MlflowClient, run: Path) -> None:
+    (run / "mlflow_run_id").write_text("0123456789abcdef0123456789abcdef\n")
+    assert evaluate(monkeypatch, run) == 0
+    assert (run / "mlflow_run_id").read_text() == "0123456789abcdef0123456789abcdef\n"  # its training's
+    (experiment,) = client.search_experiments(filter_string="name = 'map2photo'")
+    newest, *_ = client.search_runs([experiment.experiment_id])
+    assert newest.data.metrics["eval/Dist"] == report_of(run)["Dist"]
+    assert newest.info.status == "FINISHED"
 
 
 def test_mlflow_may_be_away(monkeypatch, run: Path, capsys) -> None:
@@ -186,9 +205,13 @@ def test_mlflow_may_be_away(monkeypatch, run: Path, capsys) -> None:
         (["EMPTY"], "has no complete checkpoint yet"),
         (["RUN", "--data", "NOWHERE"], "no prepared data at"),
         (["RUN", "--data", "UNTESTED"], "no test images of the source domain"),
-        (["RUN", "--limit", "0"], "--limit 0 leaves no image"),
+        (["RUN", "--limit", "0"], "0 test images leave nothing to evaluate"),
         (["RUN", "--limit", "few"], "invalid int value"),
         (["RUN", "--json", "EMPTY"], "cannot write"),
+        (["RUN", "--segmenter", "NOWHERE"], "have no labels to compare a segmenter's with"),
+        (["RUN", "--inception", "NOWHERE"], "cannot read the Inception weights"),
+        (["RUN", "--inception", "OTHER"], "is not the published Inception for FID: its SHA-256 begins with"),
+        (["SEGMENTER"], "holds no generator (a segmenter's run has none)"),
         ([], "RUN_OR_CHECKPOINT"),
     ],
     ids=str,
@@ -197,11 +220,17 @@ def test_the_users_mistakes_exit_with_2(
     monkeypatch, run: Path, data: Path, tmp_path: Path, capsys, args: list[str], words: str
 ) -> None:
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
-    places = {"RUN": run, "NOWHERE": tmp_path / "none", "EMPTY": tmp_path / "empty", "UNTESTED": data / "untested"}
+    (tmp_path / "other.pth").write_bytes(b"weights of something else")
+    segmenter = tmp_path / "segmenter" / "checkpoints"
+    Checkpointer(segmenter, keep=1).save(STEP, {"segmenter": nn.Conv2d(3, 19, 1).state_dict()}, {"config": {}})
+    places = {
+        "RUN": run, "NOWHERE": tmp_path / "none", "EMPTY": tmp_path / "empty", "UNTESTED": data / "untested",
+        "OTHER": tmp_path / "other.pth", "SEGMENTER": segmenter.parent,
+    }  # fmt: skip
     assert evaluate(monkeypatch, *(places.get(arg, arg) for arg in args)) == 2
     message = capsys.readouterr().err
     assert words in message and "Traceback" not in message
-    assert not (run / "evaluation.json").exists()
+    assert {path.name for path in run.iterdir()} == {"checkpoints", "config.yaml"}
 
 
 @pytest.mark.parametrize("file", ["generator.safetensors", "state.json", "manifest.json"])
@@ -209,7 +238,7 @@ def test_a_damaged_checkpoint_is_named(monkeypatch, run: Path, capsys, file: str
     path = run / "checkpoints" / f"step_{STEP}" / file
     path.write_bytes(path.read_bytes()[:-9])
     assert evaluate(monkeypatch, run) == 2
-    message = capsys.readouterr().err
+    message = sentence(capsys.readouterr().err)
     assert f"step_{STEP}" in message and file in message and "damaged" in message
     assert not (run / "evaluation.json").exists()
 
@@ -217,4 +246,7 @@ def test_a_damaged_checkpoint_is_named(monkeypatch, run: Path, capsys, file: str
 def test_help_reads_well(monkeypatch, capsys) -> None:
     assert evaluate(monkeypatch, "--help") == 0
     text = capsys.readouterr().out
-    assert all(word in text for word in ("RUN_OR_CHECKPOINT", "--data ROOT", "--limit N", "--json FILE", "example:"))
+    assert all(word in text for word in (
+        "RUN_OR_CHECKPOINT", "--data ROOT", "--segmenter", "--inception FILE", "--limit N", "--json FILE", "example:",
+        "flip rate",
+    ))  # fmt: skip

@@ -36,7 +36,7 @@ def images() -> list[Image.Image]:
 
 
 def decoder(kind: str, device: torch.device = CPU, crop: int = CROP):
-    return make_decoder(kind, crop=crop, device=device, threads=1, batch=4)
+    return make_decoder(kind, crop=(crop, crop), device=device, threads=1, batch=4)
 
 
 @kinds
@@ -99,7 +99,7 @@ def test_a_damaged_image_is_named(kind, damage, images):
 def test_an_image_smaller_than_its_crop_is_named(kind, images):
     encoded = [encode(image, "JPEG") for image in images]
     encoded[1] = encode(images[1].resize((100, 96)), "JPEG")
-    with pytest.raises(UserError, match=r"^image 1 is 100x96, too small for its crop of 48 pixels at \(80, 48\)"):
+    with pytest.raises(UserError, match=r"^image 1 is 100x96, too small for its crop of 48x48 pixels at \(80, 48\)"):
         decoder(kind).decode(crops(encoded))
 
 

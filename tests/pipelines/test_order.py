@@ -111,7 +111,7 @@ def test_a_million_samples_in_four_thousand_shards_cost_a_window_at_a_time():
 
 
 def test_crops_are_uniform_over_every_place_and_flips_are_even():
-    draws = [augmentation(3, "source", p, (10, 9), 8) for p in range(6000)]
+    draws = [augmentation(3, "source", p, (10, 9), (8, 8)) for p in range(6000)]
     counts = Counter((x, y) for x, y, _ in draws)
     assert set(counts) == {(x, y) for x in range(3) for y in range(2)}
     assert max(abs(count - 1000) for count in counts.values()) < 4.5 * 29  # Binomial(6000, 1/6)
@@ -120,12 +120,12 @@ def test_crops_are_uniform_over_every_place_and_flips_are_even():
 
 def test_without_flips_the_crops_stay_the_same():
     for position in range(50):
-        x, y, _ = augmentation(1, "target", position, (64, 48), 16)
-        assert augmentation(1, "target", position, (64, 48), 16, flip=False) == (x, y, False)
+        x, y, _ = augmentation(1, "target", position, (64, 48), (16, 16))
+        assert augmentation(1, "target", position, (64, 48), (16, 16), flip=False) == (x, y, False)
 
 
 def test_a_crop_of_the_images_size_has_one_place():
-    assert {augmentation(0, "source", p, (8, 8), 8)[:2] for p in range(20)} == {(0, 0)}
+    assert {augmentation(0, "source", p, (8, 8), (8, 8))[:2] for p in range(20)} == {(0, 0)}
 
 
 def test_draws_are_pinned():
@@ -134,4 +134,4 @@ def test_draws_are_pinned():
     order = SampleOrder([3, 2, 4], 7, "source", 2)
     expected = [(2, 2), (1, 0), (2, 3), (2, 0), (1, 1), (2, 1), (0, 1), (0, 2), (0, 0)]
     assert [order.locate(p) for p in range(9)] == expected
-    assert augmentation(7, "source", 2**40, (512, 400), 256) == (152, 57, False)
+    assert augmentation(7, "source", 2**40, (512, 400), (256, 256)) == (152, 57, False)

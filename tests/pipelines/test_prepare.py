@@ -17,7 +17,7 @@ from pipelines.labels import CLASSES, PALETTE, class_histogram
 from pipelines.manifest import Manifest, index_from_json, load_manifest
 from pipelines.prepare import PREPARING, Encoding, prepare
 from pipelines.sources.base import Source
-from pipelines.sources.drawn import SOURCE_LAYOUT, change_layout, street_scenes
+from pipelines.sources.drawn import SOURCE_LAYOUT, TARGET_LAYOUT, change_layout, mismatched, street_scenes
 from pipelines.sources.driving import cityscapes, gta5
 from pipelines.sources.photos import folders, paired
 
@@ -320,6 +320,14 @@ def test_the_test_worlds_do_not_depend_on_the_count() -> None:
 def test_a_layout_is_changed_by_field() -> None:
     changed = change_layout(SOURCE_LAYOUT, ["street_trees=0.5", "floors=2,6"])
     assert (changed.street_trees, changed.floors, changed.traffic) == (0.5, (2, 6), SOURCE_LAYOUT.traffic)
+
+
+def test_a_mismatch_lies_between_the_two_layouts() -> None:
+    assert mismatched(0) == SOURCE_LAYOUT and mismatched(1) == TARGET_LAYOUT
+    half = mismatched(0.5)
+    assert half.street_trees == pytest.approx(0.41) and half.floors == (2, 6) and half.tree_height == (5.5, 10.0)
+    with pytest.raises(UserError, match=r"mismatch of 1\.5"):
+        mismatched(1.5)
 
 
 @pytest.mark.parametrize("change", ["clouds=1", "floors=2", "street_trees=many", "street_trees", "floors=1.5,2"])

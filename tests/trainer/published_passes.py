@@ -36,7 +36,9 @@ def unmend(patch: pytest.MonkeyPatch) -> None:
         return feature.permute(0, 2, 3, 1).flatten(1, 2)[:, ids].flatten(0, 1)
 
     def one_by_one(self: ResnetGenerator, perturbed: Sequence[Tensor], taps: Sequence[int]) -> list[Tensor]:
-        return [self.encode(self.model[tap + 1 :](feature), [tap])[0] for feature, tap in zip(perturbed, taps, strict=True)]
+        return [
+            self.encode(self.model[tap + 1 :](feature), [tap])[0] for feature, tap in zip(perturbed, taps, strict=True)
+        ]
 
     patch.setattr(heads, "sample_patches", sample_patches)
     patch.setattr(norm.InstanceNorm2d, "forward", torch.nn.InstanceNorm2d.forward)

@@ -55,6 +55,19 @@ def test_what_is_saved_is_loaded_exactly(tmp_path: Path) -> None:
             assert read[name].numpy().tobytes() == tensor.contiguous().numpy().tobytes()
 
 
+def test_the_best_stays_until_there_is_a_better(tmp_path: Path) -> None:
+    checkpointer = Checkpointer(tmp_path, keep=1)
+    assert checkpointer.best is None
+    for step, best in ((1, False), (2, True), (3, False), (4, False)):
+        checkpointer.save(step, TENSORS, {**STATE, "step": step}, best=best)
+    assert names(tmp_path) == ["best", "step_2", "step_4"] and checkpointer.best == tmp_path / "step_2"
+    assert Checkpoint(tmp_path / "best").state["step"] == 2 and checkpointer.latest() == tmp_path / "step_4"
+    checkpointer.save(5, TENSORS, {**STATE, "step": 5}, best=True)
+    assert names(tmp_path) == ["best", "step_5"]
+    checkpointer.save(6, TENSORS, {**STATE, "step": 6})
+    assert names(tmp_path) == ["best", "step_5", "step_6"]
+
+
 def test_only_complete_folders_are_checkpoints(tmp_path: Path) -> None:
     checkpointer = Checkpointer(tmp_path / "none", keep=5)
     assert checkpointer.all() == [] and checkpointer.latest() is None

@@ -27,9 +27,7 @@ class Pairs:
 
 def first_losses(device: str, precision: str, memory_format: str, beta: float) -> dict[str, float]:
     """The losses of one step from the published initialisation, on two pairs of 128x128."""
-    engine = make_engine(
-        EngineConfig(kind="single", device=device, precision=precision, memory_format=memory_format)
-    )
+    engine = make_engine(EngineConfig(kind="single", device=device, precision=precision, memory_format=memory_format))
     config = CutConfig(robust=RobustConfig(beta=beta, start=0.0))
     method = Cut(config, ModelConfig(ngf=16, ndf=16), seed=0, global_batch=2)
     engine.prepare(method, OptimConfig())

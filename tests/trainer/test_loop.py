@@ -71,6 +71,8 @@ class Recorder(Observer):
         self.states: list[TrainingState] = []
         self.sampled: list[int] = []
         self.estimates: list[float] = []
+        self.evaluated: list[int] = []
+        self.best: tuple[int, ...] = ()
         self.calls, self.after = 0, after
 
     def progress(self, rows: Sequence[dict[str, float]]) -> None:
@@ -84,18 +86,26 @@ class Recorder(Observer):
     def sample(self, step: int) -> None:
         self.sampled.append(step)
 
+    def evaluate(self, step: int) -> bool:
+        assert self.rows[-1]["step"] == step, "its step is not written"
+        self.evaluated.append(step)
+        return step in self.best
+
     def save(self, state: TrainingState) -> None:
         assert [row["step"] for row in self.rows] == list(range(1, state.step + 1)), "a step before it is not written"
         self.states.append(copy.deepcopy(state))
 
 
-def make(steps: int = 6, *, ema: float = 0.0, **options: Any) -> Trainer:
+def make(steps: int = 6, *, ema: float = 0.0, evaluate_every: float = 0.0, **options: Any) -> Trainer:
     config = CutConfig(taps=(0, 4), patches=8, buffer=2)
     method = Cut(config, ModelConfig(ngf=4, ndf=4, blocks=6, layers=1, head_dim=8), seed=0, global_batch=1)
     engine = Engine(EngineConfig(device="cpu", precision="fp32"))
     optim = OptimConfig(epochs=1, decay_epochs=1, ema=ema)
     engine.prepare(method, optim)
-    return Trainer(method, engine, optim, LoopConfig(max_steps=steps, **options), seed=0, source_samples=4)
+    return Trainer(
+        method, engine, optim, LoopConfig(max_steps=steps, **options), seed=0, source_samples=4,
+        evaluate_every=evaluate_every,
+    )  # fmt: skip
 
 
 def test_every_step_has_a_row_whatever_the_rhythm() -> None:
@@ -119,6 +129,26 @@ def test_samples_and_checkpoints_come_in_their_rhythm_and_at_the_end() -> None:
     assert recorder.sampled == [3, 6, 7]
     assert [state.step for state in recorder.states] == [2, 4, 6, 7]
     assert len(recorder.estimates) == 1 and recorder.estimates[0] > 0
+
+
+@pytest.mark.parametrize(("every", "steps"), [(0, []), (0.5, [2, 4, 6, 7]), (0.4, [2, 4, 5, 7]), (1, [4, 7]), (9, [7])])
+def test_evaluations_come_by_epochs_and_at_the_end(every: float, steps: list[int]) -> None:
+    recorder = Recorder()
+    make(7, report_every=100, evaluate_every=every).fit(steps_of_noise(), 0, recorder)
+    assert recorder.evaluated == steps
+
+
+def test_the_best_is_saved_between_checkpoints() -> None:
+    recorder = Recorder()
+    recorder.best = (2, 4)
+    make(7, checkpoint_every=3, evaluate_every=0.5).fit(steps_of_noise(), 0, recorder)
+    assert [state.step for state in recorder.states] == [2, 3, 4, 6, 7]
+
+
+def test_an_epoch_may_pass_within_a_step() -> None:
+    schedule = Schedule(OptimConfig(epochs=3, decay_epochs=0, global_batch=4), 10)
+    assert [done for done in range(1, 9) if schedule.passes(done, 1)] == [3, 5, 8]
+    assert [done for done in range(1, 9) if schedule.passes(done, 0.2)] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 def test_the_schedule_ends_the_run_and_a_finished_run_does_nothing() -> None:
@@ -167,9 +197,7 @@ def test_the_moving_average_is_one() -> None:
     average = seen[0]
     for later in seen[1:]:
         average = 0.5 * average + 0.5 * later
-    torch.testing.assert_close(trainer.translator.model[1].weight, average)
+    torch.testing.assert_close(trainer.product.model[1].weight, average)
     assert not torch.equal(average, seen[-1])
-    assert torch.equal(
-        recorder.states[-1].tensors["generator_ema"]["model.1.weight"], trainer.translator.model[1].weight
-    )
-    assert make().translator is not None and make().averaged is None
+    assert torch.equal(recorder.states[-1].tensors["generator_ema"]["model.1.weight"], trainer.product.model[1].weight)
+    assert make().product is not None and make().averaged is None

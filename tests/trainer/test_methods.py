@@ -15,7 +15,7 @@ from infra.errors import UserError
 from trainer.draws import Draws
 from trainer.engines import Engine, EngineConfig
 from trainer.losses import patch_nce
-from trainer.methods import METHODS, PHASES, Cut, CutConfig
+from trainer.methods import METHODS, Cut, CutConfig
 from trainer.methods.base import StepContext
 from trainer.networks.config import ModelConfig
 from trainer.optim import OptimConfig
@@ -239,7 +239,7 @@ def test_each_loss_reaches_the_networks_of_its_phase_only(name: str) -> None:
 
 def test_every_parameter_belongs_to_one_phase() -> None:
     method = make()
-    owned = [id(p) for phase in PHASES for p in method.networks(phase).parameters()]
+    owned = [id(p) for phase in method.phases for p in method.networks(phase).parameters()]
     assert sorted(owned) == sorted(id(p) for p in method.parameters())
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from infra.config import option
 from infra.errors import UserError
-from trainer.methods.base import PHASES, Method
+from trainer.methods.base import Method
 from trainer.optim import OptimConfig, make_optimiser
 
 Loss = Callable[[], Tensor]
@@ -91,18 +91,18 @@ class Engine:
 
     # ---- training -------------------------------------------------------------------------------------------------
 
-    def prepare(self, method: Method, optim: OptimConfig) -> None:
+    def prepare(self, method: Method[Any, Any], optim: OptimConfig) -> None:
         """Move a method's networks to the device and make one optimiser per phase. All ranks must hold equal weights."""
         method.to(self.device)
         self._lay_out(method)
-        for phase in PHASES:
+        for phase in method.phases:
             networks = method.networks(phase)
             self.parameters[phase] = dict(networks.named_parameters())
             self.optimisers[phase] = make_optimiser(networks.parameters(), optim, self.device)
             self.scalers[phase] = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
             self.phases[phase] = self._wrap(Phase(networks), phase, optim)
 
-    def _lay_out(self, method: Method) -> None:
+    def _lay_out(self, method: Method[Any, Any]) -> None:
         if self.channels_last:
             method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -153,8 +153,9 @@ class Engine:
         return value
 
     def optimiser_state(self, phase: str) -> OptimiserState:
-        """Adam's state by parameter name: exp_avg, exp_avg_sq (both like the parameter) and step (scalar). Empty before
-        its first step (fp16 may skip some). All ranks must call it; every rank gets the whole."""
+        """The optimiser's state by parameter name: of Adam exp_avg, exp_avg_sq (both like the parameter) and step
+        (scalar), of SGD momentum_buffer. Empty before its first step (fp16 may skip some) and without momentum. All
+        ranks must call it; every rank gets the whole."""
         optimiser = self.optimisers[phase]
         return {
             name: {key: value.detach().cpu() for key, value in optimiser.state[parameter].items()}

@@ -32,7 +32,8 @@ class DdpEngine(Engine):
                             "--master_addr and number of nodes, or give it another --master_port") from None  # fmt: skip
 
     def _wrap(self, module: Phase, phase: str, optim: OptimConfig) -> nn.Module:
-        # Every network of a phase takes part in its loss, and buffers (blur kernels) are constants.
+        # Every network of a phase takes part in its loss. Buffers are constants (blur kernels), or batch norm's running
+        # statistics, which no rank trains with.
         return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def _gradients_stay_here(self, phase: str) -> AbstractContextManager:

@@ -30,12 +30,12 @@ class DeepSpeedEngine(DdpEngine):
 
         deepspeed.init_distributed(verbose=False)  # finds the process group and adopts it
 
-    def prepare(self, method: Method, optim: OptimConfig) -> None:
+    def prepare(self, method: Method[Any, Any], optim: OptimConfig) -> None:
         super().prepare(method, optim)
         if self.config.zero_stage == 0:
             super()._lay_out(method)
 
-    def _lay_out(self, method: Method) -> None:
+    def _lay_out(self, method: Method[Any, Any]) -> None:
         """Not before DeepSpeed has broadcast the weights."""
 
     def _wrap(self, module: Phase, phase: str, optim: OptimConfig) -> nn.Module:
@@ -46,6 +46,7 @@ class DeepSpeedEngine(DdpEngine):
             "gradient_accumulation_steps": optim.accumulation,
             "gradient_clipping": 0.0,
             "zero_optimization": {"stage": self.config.zero_stage},
+            "zero_allow_untested_optimizer": True,  # torch's SGD, whose state is as plain as Adam's
             # bf16 needs no help: this engine's own autocast runs inside the phase. Only fp16 needs DeepSpeed's scaler.
             "torch_autocast": {"enabled": self.dtype == torch.float16, "dtype": "float16"},
         }
@@ -73,15 +74,14 @@ class DeepSpeedEngine(DdpEngine):
             return super().optimiser_state(phase)
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        if not self._zero_steps(phase):
+        partitions = self._zero_state(phase)
+        if not partitions:
             return {}
-        step = self._zero_steps(phase)[0].detach().cpu()
+        counts = {key: value.detach().cpu() for key, value in partitions[0].items() if _is_count(key)}
+        spread = [key for key in partitions[0] if not _is_count(key)]
         return {
-            name: {
-                "exp_avg": safe_get_full_optimizer_state(parameter, "exp_avg").cpu(),
-                "exp_avg_sq": safe_get_full_optimizer_state(parameter, "exp_avg_sq").cpu(),
-                "step": step.clone(),
-            }
+            name: {key: safe_get_full_optimizer_state(parameter, key).cpu() for key in spread}
+            | {key: value.clone() for key, value in counts.items()}
             for name, parameter in self.parameters[phase].items()
         }
 
@@ -94,14 +94,18 @@ class DeepSpeedEngine(DdpEngine):
             return
         self._make_zero_state(phase)
         for name, parameter in self.parameters[phase].items():
-            for key in ("exp_avg", "exp_avg_sq"):
-                safe_set_full_optimizer_state(parameter, _like(state[name][key], parameter), key)
-        step = next(iter(state.values()))["step"]
-        for held in self._zero_steps(phase):
-            held.copy_(step)
+            for key, value in state[name].items():
+                if not _is_count(key):
+                    safe_set_full_optimizer_state(parameter, _like(value, parameter), key)
+        any_parameter = next(iter(state.values()))
+        for partition in self._zero_state(phase):
+            for key in filter(_is_count, partition):
+                partition[key].copy_(any_parameter[key])
 
     def _make_zero_state(self, phase: str) -> None:
-        """Have Adam make its state on the flat partitions by a step without gradients, which changes no weight."""
+        """Have the optimiser make its state on the flat partitions by a step at rate 0, which changes no weight (without
+        gradients alone, weight decay would)."""
+        self.set_learning_rate(0.0)
         zero: Any = self.phases[phase].optimizer
         for partition in zero.single_partition_of_fp32_groups:
             partition.grad = torch.zeros_like(partition)
@@ -110,9 +114,9 @@ class DeepSpeedEngine(DdpEngine):
             partition.grad = None
         zero._lazy_init_hp_params_optimizer_state()
 
-    def _zero_steps(self, phase: str) -> list[Tensor]:
-        """Adam's step counts of the flat partitions that this rank holds."""
-        return [held["step"] for held in self.optimisers[phase].state.values()]
+    def _zero_state(self, phase: str) -> list[dict[str, Tensor]]:
+        """The optimiser's state of the flat partitions that this rank holds."""
+        return [held for held in self.optimisers[phase].state.values() if held]
 
     def weights_loaded(self) -> None:
         if self.config.zero_stage == 0:
@@ -122,3 +126,8 @@ class DeepSpeedEngine(DdpEngine):
         for parameters in self.parameters.values():
             for parameter in parameters.values():
                 safe_set_full_fp32_param(parameter, parameter.detach())
+
+
+def _is_count(key: str) -> bool:
+    """Whether a part of an optimiser's state is one number for all weights and not one for each."""
+    return key == "step"

@@ -11,6 +11,11 @@ LEVELS = 256
 LARGEST_SQUARE = 3 * (LEVELS - 1) ** 2
 
 
+def deltas_of(task: str) -> tuple[int, ...]:
+    """The thresholds of Acc that the paper takes for a task's translations."""
+    return MAP_DELTAS if task == "photo2map" else PHOTO_DELTAS
+
+
 class PairedDistance:
     """Dist and Acc(delta) between translations and their true targets, pixel by pixel.
 
@@ -30,12 +35,10 @@ class PairedDistance:
         self.by_square = np.zeros(LARGEST_SQUARE + 1, np.int64)  # pixels at each squared distance
         self.by_largest = np.zeros(LEVELS, np.int64)  # pixels at each largest difference of a channel
 
-    def add(
-        self, source: np.ndarray, translation: np.ndarray, target: np.ndarray | None, label: np.ndarray | None
-    ) -> None:
-        """Count the pixels of one image; translation and target are uint8 (H, W, 3) of one size."""
-        assert target is not None and target.shape == translation.shape
-        difference_HWC = translation.astype(np.int32) - target
+    def add(self, picture: np.ndarray, target: np.ndarray) -> None:
+        """Count the pixels of one image; both are uint8 (H, W, 3) of one size."""
+        assert target.shape == picture.shape
+        difference_HWC = picture.astype(np.int32) - target
         square_HW = (difference_HWC**2).sum(axis=2)
         largest_HW = np.abs(difference_HWC).max(axis=2)
         self.by_square += np.bincount(square_HW.ravel(), minlength=LARGEST_SQUARE + 1)
@@ -46,11 +49,15 @@ class PairedDistance:
         self.by_square += other.by_square
         self.by_largest += other.by_largest
 
+    @property
+    def pixels(self) -> int:
+        """How many were counted."""
+        return int(self.by_largest.sum())
+
     def figures(self) -> dict[str, Any]:
         """{"Dist": …, "Acc": {"30": …, "50": …}} over at least one image."""
-        pixels = int(self.by_largest.sum())
         distances = np.sqrt(np.arange(LARGEST_SQUARE + 1, dtype=np.float64))
         return {
-            "Dist": float(self.by_square @ distances) / pixels,
-            "Acc": {str(delta): int(self.by_largest[:delta].sum()) / pixels for delta in self.deltas},
+            "Dist": float(self.by_square @ distances) / self.pixels,
+            "Acc": {str(delta): int(self.by_largest[:delta].sum()) / self.pixels for delta in self.deltas},
         }

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from trainer.methods.base import PHASES, Method
+from trainer.methods.base import Method
 from trainer.methods.cut import Cut, CutConfig
 
-__all__ = ["METHODS", "PHASES", "Cut", "CutConfig", "Method"]
+__all__ = ["METHODS", "Cut", "CutConfig", "Method"]
 
 METHODS: dict[str, dict[str, Any]] = {
     "cut": {"method.robust.beta": 0.0, "method.buffer": 0, "method.normalisation": "cut"},

@@ -1,15 +1,13 @@
-"""What every translation method gives: three functions of one game, and the networks each of its two optimisers owns."""
+"""What every method gives: a forward pass, a loss for each phase of a step, and the networks each phase trains."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from trainer.draws import Draws
-
-PHASES = ("discriminator", "generator")
 
 
 class Batch(Protocol):
@@ -25,7 +23,7 @@ class Batch(Protocol):
 class StepContext:
     """What a step knows beside its images.
 
-    progress: source images seen so far as a share of the whole schedule, in [0, 1).
+    progress: images (of the source) seen so far as a share of the whole schedule, in [0, 1).
     all_ranks: gathers detached rows (n, c) from all ranks in rank order, and says at which row this rank's begin.
     """
 
@@ -38,36 +36,40 @@ class RowGather(Protocol):
     def __call__(self, rows: Tensor, /) -> tuple[Tensor, int]: ...
 
 
+Data = TypeVar("Data")  # a micro-batch, such as Batch; whatever it is, it has `slots`
 Outputs = TypeVar("Outputs")
 Losses = dict[str, Tensor]
 
 
-class Method(nn.Module, ABC, Generic[Outputs]):
-    """A game of two phases. A method knows nothing of engines, devices, loggers or files.
+class Method(nn.Module, ABC, Generic[Data, Outputs]):
+    """What is trained, and how. A method knows nothing of engines, devices, loggers or files.
 
-    A step calls `forward`, then `discriminator_loss` (after which the discriminators are updated), then
-    `generator_loss`, in the order of CUT's published step. Each loss function returns the scalar to minimise and the
-    named scalars to report (detached).
+    A step calls `forward`, then for each phase in turn `loss`, after which the phase's optimiser updates its networks.
+    The last phase trains the networks that `forward` runs; those before it take its outputs as constants.
+
+    phases: the names of the optimisers in the order of their updates, ("discriminator", "generator") for a game.
+    product_name: the network that the whole run is for, by its name as an attribute and in a checkpoint.
     """
+
+    phases: ClassVar[tuple[str, ...]]
+    product_name: ClassVar[str]
 
     @abstractmethod
     def networks(self, phase: str) -> nn.ModuleDict:
         """The networks that this phase's optimiser owns, by the name they have in a checkpoint."""
 
     @abstractmethod
-    def forward(self, batch: Batch, context: StepContext) -> Outputs:
-        """Run the generators on a batch and keep what both losses need, with its graph."""
+    def forward(self, batch: Data, context: StepContext) -> Outputs:
+        """Run a batch through the networks of the last phase and keep what the losses need, with its graph."""
 
     @abstractmethod
-    def discriminator_loss(self, outputs: Outputs, batch: Batch, context: StepContext) -> tuple[Tensor, Losses]: ...
-
-    @abstractmethod
-    def generator_loss(self, outputs: Outputs, batch: Batch, context: StepContext) -> tuple[Tensor, Losses]: ...
+    def loss(self, phase: str, outputs: Outputs, batch: Data, context: StepContext) -> tuple[Tensor, Losses]:
+        """The scalar that a phase minimises, and the named scalars to report (detached)."""
 
     @property
-    @abstractmethod
-    def translator(self) -> nn.Module:
-        """The network that translates source images (b, 3, h, w) in [-1, 1] to the target domain."""
+    def product(self) -> nn.Module:
+        """The network that the run is for: a generator (b, 3, h, w) -> (b, 3, h, w) in [-1, 1], or a segmenter."""
+        return self.get_submodule(self.product_name)
 
     def slot_state(self) -> dict[str, Tensor]:
         """State that belongs to slots of the global batch (image buffers), "name/slot" -> tensor. Ranks own

@@ -99,9 +99,12 @@ class CutOutputs:
     flipped: bool
 
 
-class Cut(Method[CutOutputs]):
+class Cut(Method[Batch, CutOutputs]):
     """networks: generator, discriminator and heads (the F_k). global_batch sets the size of each slot's image buffer,
     so that all of them together keep `config.buffer` images (at least one each)."""
+
+    phases = ("discriminator", "generator")  # in the order of CUT's published step
+    product_name = "generator"
 
     def __init__(self, config: CutConfig, model: ModelConfig, *, seed: int, global_batch: int) -> None:
         super().__init__()
@@ -120,10 +123,6 @@ class Cut(Method[CutOutputs]):
         names = {"discriminator": ("discriminator",), "generator": ("generator", "heads")}[phase]
         return nn.ModuleDict({name: getattr(self, name) for name in names})
 
-    @property
-    def translator(self) -> nn.Module:
-        return self.generator
-
     # ---- the three functions of the game ----------------------------------------------------------------------------
 
     def forward(self, batch: Batch, context: StepContext) -> CutOutputs:
@@ -139,6 +138,10 @@ class Cut(Method[CutOutputs]):
             target_features=[feature[pairs:] for feature in features] if self.config.identity else None,
             flipped=flipped,
         )
+
+    def loss(self, phase: str, outputs: CutOutputs, batch: Batch, context: StepContext) -> tuple[Tensor, Losses]:
+        evaluate = {"discriminator": self.discriminator_loss, "generator": self.generator_loss}[phase]
+        return evaluate(outputs, batch, context)
 
     def discriminator_loss(self, outputs: CutOutputs, batch: Batch, context: StepContext) -> tuple[Tensor, Losses]:
         fake = self._buffered(outputs.fake.detach(), batch.slots, context)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from trainer.evaluation import Evaluation, PairedDistance, metrics_for
+from trainer.evaluation import deltas_of
+from trainer.evaluation.paired import PairedDistance
 
 
 def picture(*pixels: tuple[int, int, int]) -> np.ndarray:
@@ -14,18 +15,19 @@ def random_pictures(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, 6, 5, 3), dtype=np.uint8)
 
 
-def measured(metric: PairedDistance, translations: np.ndarray, targets: np.ndarray) -> PairedDistance:
+def measured(distance: PairedDistance, translations: np.ndarray, targets: np.ndarray) -> PairedDistance:
     for translation, target in zip(translations, targets, strict=True):
-        metric.add(translation, translation, target, None)
-    return metric
+        distance.add(translation, target)
+    return distance
 
 
 def test_by_hand() -> None:
     target = picture((10, 20, 30), (0, 0, 0), (255, 255, 255), (100, 100, 100))
     translation = picture((10, 20, 30), (3, 0, 4), (0, 0, 0), (100, 70, 60))
-    metric = PairedDistance((4, 5, 40, 41))
-    metric.add(target, translation, target, None)
-    figures = metric.figures()
+    distance = PairedDistance((4, 5, 40, 41))
+    distance.add(translation, target)
+    figures = distance.figures()
+    assert distance.pixels == 4
     assert figures["Dist"] == pytest.approx((0 + 5 + 255 * 3**0.5 + 50) / 4, rel=1e-14)
     # The largest differences are 0, 4, 255 and 40, and the bound is strict.
     assert figures["Acc"] == {"4": 0.25, "5": 0.5, "40": 0.5, "41": 0.75}
@@ -49,18 +51,6 @@ def test_parts_in_any_order_give_the_same_bits(cut: int) -> None:
     assert late.figures() == whole.figures()
 
 
-def test_the_baseline_is_the_untouched_source() -> None:
-    source, translation, target = picture((0, 0, 0)), picture((90, 90, 90)), picture((100, 100, 100))
-    evaluation = Evaluation(lambda: metrics_for("gta2city", paired=True))
-    evaluation.add(source, translation, target, None)
-    figures = evaluation.figures()
-    assert figures["Dist"] == pytest.approx(10 * 3**0.5) and figures["Acc"] == {"30": 1.0, "50": 1.0}
-    assert figures["baseline"]["Dist"] == pytest.approx(100 * 3**0.5)
-    assert figures["baseline"]["Acc"] == {"30": 0.0, "50": 0.0}
-
-
 @pytest.mark.parametrize(("task", "deltas"), [("gta2city", (30, 50)), ("map2photo", (30, 50)), ("photo2map", (3, 5))])
 def test_the_papers_thresholds(task: str, deltas: tuple[int, int]) -> None:
-    (metric,) = metrics_for(task, paired=True)
-    assert isinstance(metric, PairedDistance) and metric.deltas == deltas
-    assert metrics_for(task, paired=False) == []
+    assert deltas_of(task) == deltas

@@ -1,0 +1,76 @@
+"""One evaluation of a finished or unfinished run. `launch/evaluate.py` runs it."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from infra.console import setup_logging
+from infra.tracking import Tracker
+from launch.evaluation import Evaluator, Outcome
+from launch.report import log_outcome, table, write
+from launch.run_folder import RunFolder
+from trainer.checkpoint import Checkpoint
+from trainer.engines import Engine, make_engine
+from trainer.engines.base import EngineConfig
+from trainer.evaluation.config import EvaluationConfig
+from trainer.translator import find_checkpoint, load_translator
+
+
+def evaluate(run: Path, judges: EvaluationConfig, *, data: str | None = None, json_file: Path | None = None) -> None:
+    """Evaluate a run (its newest checkpoint) or a checkpoint; print the table, write the files, log to MLflow.
+
+    data: another data root than the one trained on. json_file: instead of evaluation.json in the run folder. Raises
+    UserError before anything is written for what cannot work.
+    """
+    engine = make_engine(EngineConfig())
+    setup_logging(None, engine.rank)
+    try:
+        _evaluate(run, judges, engine, data, json_file)
+    finally:
+        engine.close()
+
+
+def _evaluate(run: Path, judges: EvaluationConfig, engine: Engine, data: str | None, json_file: Path | None) -> None:
+    checkpoint = Checkpoint(find_checkpoint(run))
+    config = checkpoint.state["config"]
+    translator = load_translator(checkpoint.folder, engine.device)
+    root = data or config["data.root"]
+    evaluator = Evaluator(root, config["task"], engine, judges, config["data.cache_dir"])
+    outcome = evaluator(translator)
+    if outcome is None:
+        return
+    folder = _folder_of(checkpoint.folder)
+    json_file = json_file or folder.path / "evaluation.json"
+    csv_file = json_file.with_suffix(".csv")
+    about = {
+        "images": outcome.images, "data": root, "checkpoint": str(checkpoint.folder),
+        "step": checkpoint.state["step"], "segmenter": evaluator.segmenter_name,
+    }  # fmt: skip
+    write(outcome, about, json_file, csv_file, folder.samples)
+    _track(folder, checkpoint, outcome)
+    without = f"{root} has no pairs, no --segmenter was given, and FID is {outcome.figures['FID']}"
+    print(table(outcome.figures) or f"nothing to measure: {without}")
+    print(f"{outcome.images} test images of {root}, translated by {checkpoint.folder}")
+    if evaluator.segmenter_name:
+        print(f"segmenter: {evaluator.segmenter_name}")
+    print(f"figures:  {json_file}, {csv_file}")
+    print(f"pictures: {', '.join(f'{name}.png' for name in outcome.pictures)} in {folder.samples}")
+
+
+def _folder_of(checkpoint: Path) -> RunFolder:
+    """The run folder that a checkpoint lies in; of one that was moved elsewhere, the folder around it."""
+    run = RunFolder(checkpoint.resolve().parents[1])
+    return run if run.config_file.is_file() else RunFolder(checkpoint.resolve().parent)
+
+
+def _track(folder: RunFolder, checkpoint: Checkpoint, outcome: Outcome) -> None:
+    """Log to the run's MLflow run, if it has one, at the checkpoint's step."""
+    if not folder.run_id_file.is_file():
+        return
+    config = checkpoint.state["config"]
+    with tempfile.TemporaryDirectory() as scratch:
+        # A copy: a store that does not know the run makes another, whose id must not displace the training run's.
+        run_id_file = Path(shutil.copy(folder.run_id_file, scratch))
+        tracker = Tracker.start(config["task"], folder.path.name, config, run_id_file=run_id_file, visit=True)
+        log_outcome(tracker, checkpoint.state["step"], outcome)
+        tracker.finish("FINISHED")

@@ -1,0 +1,178 @@
+"""The training of a segmenter: what `launch/train_segmenter.py` runs."""
+
+import argparse
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from infra.config import OptionParser, build, flatten, option
+from infra.storage import open_storage, replacing
+from infra.tracking import Tracker
+from launch.config import check_seed, read_options
+from launch.data import EMBEDDED_TASK, find_data
+from launch.observer import Draw
+from launch.run_folder import RunFolder
+from launch.training import Job, run
+from pipelines.dataset import Samples
+from pipelines.labelled import LabelledLoader
+from pipelines.labels import CLASSES, colourise
+from pipelines.loader import DataConfig
+from pipelines.manifest import DOMAINS, Split, load_manifest
+from trainer.checkpoint import Checkpoint
+from trainer.draws import generator
+from trainer.engines import EngineConfig
+from trainer.evaluation.segmentation import ConfusionMatrix
+from trainer.loop import LoopConfig
+from trainer.optim import OptimConfig
+from trainer.pyfunc import save_pyfunc_model
+from trainer.samples import stack
+from trainer.segmentation.config import SegmenterModelConfig, init_weights
+from trainer.segmentation.method import RECIPES, Segmentation
+from trainer.segmentation.segmenter import Segmenter
+from trainer.segmentation.trained import as_segmenter, load_trained
+
+log = logging.getLogger(__name__)
+
+SHOWN = ("pxAcc", "clsAcc", "mIoU")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterConfig:
+    domain: str = option(
+        "target", "the side of the data whose labelled images train it", flag="--domain", choices=DOMAINS
+    )
+    seed: int = option(0, "fixes initialisation, sample order, crops and flips", flag="--seed")
+    run_dir: str | None = option(
+        None, "folder of the run; the same command again continues it [runs/segmenter-NETWORK-TIME]",
+        flag="--run-dir", resumable=True,
+    )  # fmt: skip
+    data: DataConfig = field(default_factory=DataConfig)
+    model: SegmenterModelConfig = field(default_factory=SegmenterModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+
+
+def make_config(*layers: Mapping[str, Any]) -> SegmenterConfig:
+    """The job that flat layers of options describe, on top of the recipe of the network that they name."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged |= layer
+    recipe = RECIPES.get(str(merged.get("model.network", SegmenterModelConfig().network)), {})
+    return build(SegmenterConfig, {"data.crop": None}, recipe, merged)
+
+
+def parse_arguments(arguments: Sequence[str]) -> SegmenterConfig:
+    """The job that a command line describes: the network's recipe < --config FILE < options."""
+    early = OptionParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--network", "--model.network", dest="model.network", default=argparse.SUPPRESS)
+    named = vars(early.parse_known_args(arguments)[0])
+    parser = OptionParser(
+        usage="%(prog)s [--data ROOT] [--domain DOMAIN] [--network NETWORK] [options]",
+        description="Train a semantic segmenter on the labelled images of one domain, to judge translations with. Values "
+        "in [brackets] are the defaults of the network named on this line.",
+        epilog="example: python launch/train_segmenter.py --data data/gta2city --domain target --network drn-d-22",
+        allow_abbrev=False,
+    )
+    return make_config(*read_options(parser, SegmenterConfig, flatten(make_config(named)), arguments))
+
+
+class SegmenterJob(Job[SegmenterConfig]):
+    script = "launch/train_segmenter.py"
+    unit = "images"
+    shorter = "give a lower --optim.epochs, or prepare smaller images"
+    experiment = "segmenter"
+
+    @property
+    def run_name(self) -> str:
+        return f"segmenter-{self.config.model.network}"
+
+    @property
+    def title(self) -> str:
+        return f"segmenter {self.config.model.network} on the {self.config.domain} images of {self._root}"
+
+    def find_data(self) -> str:
+        return find_data(EMBEDDED_TASK, self.config.data.root)
+
+    def loader(self, **options: Any) -> LabelledLoader:
+        return LabelledLoader(self._root, self.config.data, domain=self.config.domain, **options)
+
+    def method(self) -> Segmentation:
+        network = self.config.model.build(len(CLASSES))
+        init_weights(network, generator("cpu", self.config.seed, "init", "segmenter"))
+        return Segmentation(network)
+
+    def sample_picture(self) -> Draw:
+        """Test images (train, where there are none) from all over the split: photo | predicted labels | true labels."""
+        data, rows, split = self.config.data, self.config.loop.samples, self._split("train")
+        samples = Samples(self._root, "test", self.config.domain, fallback="train", cache_dir=data.cache_dir)
+        shown = [samples.read(row * len(samples) // rows) for row in range(min(rows, len(samples)))]
+
+        def draw(network: nn.Module, device: torch.device) -> np.ndarray:
+            segmenter = as_segmenter(
+                network,
+                name=self.run_name,
+                input_size=split.image_size,
+                label_space=str(split.label_space),
+                device=device,
+            )
+            pictures = [
+                [image, colourise(segmenter(image)), *([] if label is None else [colourise(label)])]
+                for image, label in shown
+            ]
+            return stack([stack(row, axis=1) for row in pictures], axis=0)
+
+        return draw
+
+    def facts(self) -> dict[str, Any]:
+        split = self._split("train")
+        return {"image_size": split.image_size, "label_space": split.label_space}
+
+    def publish(self, folder: RunFolder, checkpoint: Path, tracker: Tracker) -> None:
+        segmenter = load_trained(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
+        if self._split("test").label_space is None:
+            log.info("not scored: %s has no labelled test images of the %s domain", self._root, self.config.domain)
+        else:
+            scores = self._score(segmenter)
+            tracker.metrics(Checkpoint(checkpoint).state["step"], {f"eval/{name}": scores[name] for name in SHOWN})
+            with replacing(folder.evaluation_file) as file:
+                file.write((json.dumps(scores, indent=1) + "\n").encode())
+        save_pyfunc_model(folder.model, checkpoint, load_trained)
+        tracker.model("segmenter", folder.model)
+
+    def _score(self, segmenter: Segmenter) -> dict[str, Any]:
+        """What `ConfusionMatrix.scores` gives for the labelled test images of the domain."""
+        samples = Samples(self._root, "test", self.config.domain, cache_dir=self.config.data.cache_dir)
+        matrix = ConfusionMatrix(CLASSES)
+        for i in range(len(samples)):
+            image, label = samples.read(i)
+            if label is not None:
+                matrix.add(label, segmenter(image))
+        scores = matrix.scores()
+        shown = ", ".join(f"{name} {scores[name]:.1%}" for name in SHOWN)
+        log.info("%s on the %d test images of the %s domain", shown, len(samples), self.config.domain)
+        return scores
+
+    @property
+    def _root(self) -> str:
+        return str(self.config.data.root)
+
+    def _split(self, phase: str) -> Split:
+        """The domain's images of a phase; an empty split if there are none."""
+        splits = load_manifest(open_storage(self._root)).splits
+        return splits.get(f"{phase}/{self.config.domain}", Split((), (0, 0)))
+
+
+def train(config: SegmenterConfig) -> Path:
+    """Train, or continue, a segmenter to the end on this process's rank; returns the run folder. Errors: see `run`."""
+    return run(SegmenterJob, config)

@@ -1,0 +1,201 @@
+"""What every training run has in common: data -> method -> engine -> loop -> run folder and MLflow."""
+
+import logging
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, Generic
+
+from infra.config import flatten
+from infra.console import setup_logging
+from infra.errors import Stopped, UserError
+from infra.storage import open_storage
+from infra.tracking import Status, Tracker
+from launch.data import data_identity
+from launch.observer import Draw, Judging, RankObserver, RunObserver
+from launch.run_folder import Config, RunFolder, check_same, default_run_dir, resolved
+from pipelines.loader import Loader
+from trainer.checkpoint import Checkpoint, Checkpointer
+from trainer.engines import Engine, make_engine, resolve_precision
+from trainer.loop import Observer, Trainer
+from trainer.methods import Method
+
+log = logging.getLogger(__name__)
+
+
+class Job(ABC, Generic[Config]):
+    """What one kind of training run adds to what all have in common.
+
+    script: the entry script, by its path. unit: what a batch counts, "pairs". shorter: how to have a run of minutes.
+    experiment: MLflow's. run_name: what a run folder is called before the time. title: the run in a few words.
+    """
+
+    script: ClassVar[str]
+    unit: ClassVar[str]
+    shorter: ClassVar[str]
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    @property
+    @abstractmethod
+    def experiment(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def run_name(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def title(self) -> str: ...
+
+    @abstractmethod
+    def find_data(self) -> str:
+        """The data root, which may have to be made first. Called on rank 0 alone."""
+
+    @abstractmethod
+    def loader(self, **options: Any) -> Loader[Any]:
+        """The training batches; options: as `Loader` takes them, from the seed on."""
+
+    @abstractmethod
+    def method(self) -> Method[Any, Any]: ...
+
+    @abstractmethod
+    def sample_picture(self) -> Draw:
+        """What draws the sample pictures; reads the images for them once."""
+
+    def judging(self, engine: Engine) -> Judging | None:
+        """How the network is judged during training, if it is. Called on all ranks."""
+        return None
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint says beside the training's own state, the data's identity and the configuration."""
+
+    @abstractmethod
+    def publish(self, folder: RunFolder, checkpoint: Path, tracker: Tracker) -> None:
+        """Leave the finished model in the run folder, the last thing that a run does, and in MLflow."""
+
+
+def run(kind: type[Job[Config]], config: Config) -> Path:
+    """Train, or continue, one run to its end on this process's rank; returns the run folder.
+
+    Raises UserError before anything is written for what cannot work, Stopped for an early end.
+    """
+    engine = make_engine(config.engine)
+    setup_logging(None, engine.rank)
+    try:
+        return _train(kind(_resolve(kind(config), engine)), engine)
+    finally:
+        engine.close()
+
+
+def _resolve(job: Job[Config], engine: Engine) -> Config:
+    """Fill in what was left open: where the data is (rank 0 may have to draw it first), the precision, the folder."""
+    config = job.config
+    root = engine.broadcast(job.find_data() if engine.rank == 0 else None)
+    run_dir = engine.broadcast(config.run_dir or default_run_dir(job.run_name))
+    precision = resolve_precision(config.engine.precision, engine.device)
+    return resolved(config, root=root, run_dir=run_dir, precision=precision)
+
+
+def _train(job: Job[Config], engine: Engine) -> Path:
+    config, optim = job.config, job.config.optim
+    folder = RunFolder(Path(str(config.run_dir)))
+    if engine.rank == 0:
+        folder.check(config)
+    data = data_identity(str(config.data.root))
+    mirror = open_storage(config.loop.mirror) if config.loop.mirror else None
+    checkpointer = Checkpointer(folder.checkpoints, config.loop.keep, mirror)
+    checkpoint = _newest_checkpoint(checkpointer, engine, config, data)
+    first_step = checkpoint.state["step"] if checkpoint else 0
+
+    loader = job.loader(
+        seed=config.seed, global_batch=optim.global_batch, accumulation=optim.accumulation, rank=engine.rank,
+        world_size=engine.world_size, device=engine.device, first_step=first_step,
+    )  # fmt: skip
+    try:
+        method = job.method()
+        engine.prepare(method, optim)
+        judging = job.judging(engine)
+        trainer = Trainer(
+            method, engine, optim, config.loop, seed=config.seed, source_samples=loader.epoch_samples,
+            evaluate_every=judging.every if judging else 0.0,
+        )  # fmt: skip
+        # The model is the last thing a run leaves: without it, a start that was killed at the end is still to publish it.
+        if first_step >= trainer.total_steps and folder.model.is_dir():
+            log.info("%s is complete: all %d steps are done", folder.path, trainer.total_steps)
+            return folder.path
+        if checkpoint:
+            trainer.restore(checkpoint)
+        observer: Observer
+        if engine.rank == 0:
+            observer = _observer(job, folder, trainer, checkpointer, judging, first_step, data)
+        else:
+            observer = RankObserver(trainer, judging)
+        _fit(trainer, loader, first_step, observer)
+    finally:
+        loader.close()
+    return folder.path
+
+
+def _newest_checkpoint(checkpointer: Checkpointer, engine: Engine, config: Config, data: str) -> Checkpoint | None:
+    path = engine.broadcast(checkpointer.latest() if engine.rank == 0 else None)
+    if path is None:
+        return None
+    checkpoint = Checkpoint(path)
+    if checkpoint.state["data"] != data:
+        raise UserError(f"{path} was trained on other data: give its --data to continue it, or another --run-dir")
+    check_same(str(path), checkpoint.state["config"], config)  # from a mirror it may be another run's
+    return checkpoint
+
+
+def _observer(
+    job: Job[Config],
+    folder: RunFolder,
+    trainer: Trainer,
+    checkpointer: Checkpointer,
+    judging: Judging | None,
+    first_step: int,
+    data: str,
+) -> RunObserver:
+    draw = job.sample_picture()
+    folder.open(job.config)
+    setup_logging(folder.log_file)
+    options = flatten(job.config)
+    log.info("%s: %s", folder.path, _summary(job, trainer, first_step))
+    tags = {
+        "mlflow.source.name": job.script,
+        "mlflow.note.content": f"Run folder: `{folder.path.absolute()}`\n\n{_summary(job, trainer, 0)}",
+    }
+    tracker = Tracker.start(job.experiment, folder.path.name, options, tags=tags, run_id_file=folder.run_id_file)
+
+    def publish(finished: Path, tracker: Tracker) -> None:
+        job.publish(folder, finished, tracker)
+
+    return RunObserver(
+        folder, tracker, trainer, checkpointer, judging=judging, draw=draw, publish=publish, shorter=job.shorter,
+        first_step=first_step, state={"data": data, "config": options, **job.facts()},
+    )  # fmt: skip
+
+
+def _summary(job: Job[Config], trainer: Trainer, first_step: int) -> str:
+    engine, start = trainer.engine, f", from step {first_step}" if first_step else ""
+    config = job.config
+    return (
+        f"{job.title}, {trainer.total_steps} steps of {config.optim.global_batch} {job.unit}{start}; "
+        f"{engine.kind} x{engine.world_size} on {engine.device}, {config.engine.precision}"
+    )
+
+
+def _fit(trainer: Trainer, loader: Loader[Any], first_step: int, observer: Observer) -> None:
+    status: Status = "FAILED"
+    try:
+        if first_step == 0:
+            observer.sample(0)
+        trainer.fit(loader, first_step, observer)
+        status = "FINISHED"
+    except (Stopped, KeyboardInterrupt):
+        status = "KILLED"
+        raise
+    finally:
+        observer.close(status)

@@ -1,0 +1,21 @@
+"""An MLflow store for the tests of this room: making its database takes seconds."""
+
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from infra.tracking import store_uri
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where MLflow's database lies."""
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture
+def client(store: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(store)
+    return MlflowClient(tracking_uri=store_uri())

@@ -1,0 +1,167 @@
+"""Training a segmenter: its loss, its one phase on the engines, its batch norm, its optimisers."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from infra.errors import UserError
+from trainer.checkpoint import Checkpoint, Checkpointer
+from trainer.draws import Draws
+from trainer.engines import Engine, EngineConfig
+from trainer.loop import LoopConfig, Observer, Trainer
+from trainer.methods.base import StepContext
+from trainer.optim import OptimConfig
+from trainer.segmentation.method import RECIPES, Segmentation
+from trainer.state import TrainingState
+
+CLASSES = 3
+
+
+@dataclass
+class Labelled:
+    images: Tensor
+    labels: Tensor
+    slots: Tensor
+
+
+def batch(seed: int, count: int = 4) -> Labelled:
+    """Images whose brightest colour is the label, in blocks; the upper left corner is not labelled."""
+    draw = torch.Generator().manual_seed(seed)
+    coarse = torch.randint(CLASSES, (count, 2, 4), generator=draw)
+    labels = coarse.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    images = nn.functional.one_hot(labels, CLASSES).permute(0, 3, 1, 2) * 1.0 - 0.5
+    images += 0.2 * torch.randn(images.shape, generator=draw)
+    labels[:, :2, :2] = 255
+    return Labelled(images, labels.to(torch.uint8), torch.arange(count))
+
+
+def network() -> nn.Module:
+    """Half the resolution out, with batch norm."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, CLASSES, 1))
+
+
+CONTEXT = StepContext(Draws(0, 0))
+
+
+def loss_of(scores: Tensor, labels: Tensor) -> tuple[float, float]:
+    data = Labelled(torch.zeros(1), labels, torch.tensor([0]))
+    total, named = Segmentation(network()).loss("segmenter", scores, data, CONTEXT)
+    assert float(total) == float(named["CE"])
+    return float(total), float(named["pxAcc"])
+
+
+def test_the_loss_is_the_cross_entropy_of_the_labelled_pixels() -> None:
+    scores, labels = torch.randn(2, CLASSES, 6, 8), torch.randint(CLASSES, (2, 6, 8), dtype=torch.uint8)
+    labels[0, 1] = 255
+    kept = labels != 255
+    chosen = scores.permute(0, 2, 3, 1)[kept].log_softmax(1)[torch.arange(int(kept.sum())), labels[kept].long()]
+    right = (scores.argmax(1)[kept] == labels[kept]).double().mean()
+    assert loss_of(scores, labels) == pytest.approx((float(-chosen.mean()), float(right)))
+
+
+def test_scores_are_resized_and_labels_are_not() -> None:
+    scores = torch.zeros(1, CLASSES, 2, 2)
+    scores[0, 1, :, 0] = scores[0, 2, :, 1] = 20.0
+    labels = torch.tensor([[1, 1, 2, 2]] * 4, dtype=torch.uint8)[None]
+    value, share = loss_of(scores, labels)
+    assert share == 1 and value < 0.01
+
+
+def test_a_batch_without_labels_gives_no_loss_and_no_nan() -> None:
+    assert loss_of(torch.randn(1, CLASSES, 2, 2), torch.full((1, 4, 4), 255, dtype=torch.uint8)) == (0, 0)
+
+
+# ---- a whole training ---------------------------------------------------------------------------------------------------
+
+
+class Recorder(Observer):
+    def __init__(self, after: Callable[[int], None] = lambda done: None) -> None:
+        self.rows: list[dict[str, float]] = []
+        self.states: list[TrainingState] = []
+
+    def progress(self, rows: Sequence[dict[str, float]]) -> None:
+        self.rows += rows
+
+    def save(self, state: TrainingState) -> None:
+        self.states.append(state)
+
+
+def trainer(**options: Any) -> Trainer:
+    optim = OptimConfig(**{"epochs": 50, "decay_epochs": 0, "lr": 0.02, "global_batch": 4} | options)
+    method, engine = Segmentation(network()), Engine(EngineConfig(device="cpu", precision="fp32"))
+    engine.prepare(method, optim)
+    return Trainer(method, engine, optim, LoopConfig(), seed=0, source_samples=4)
+
+
+def steps(first: int = 0, parts: int = 1) -> Iterator[list[Labelled]]:
+    while True:
+        whole = batch(first)
+        pieces = zip(*(value.chunk(parts) for value in vars(whole).values()), strict=True)
+        yield [Labelled(*piece) for piece in pieces]
+        first += 1
+
+
+SGD = {"kind": "sgd", "lr": 0.1, "weight_decay": 1e-3}
+ADAM = {"kind": "adam", "schedule": "poly", "ema": 0.9}
+
+
+@pytest.mark.parametrize("options", [SGD, ADAM, {"accumulation": 2}], ids=["sgd", "adam", "accumulation"])
+def test_it_learns(options: dict[str, Any]) -> None:
+    recorder = Recorder()
+    trainer(**options).fit(steps(parts=options.get("accumulation", 1)), 0, recorder)
+    assert recorder.rows[0]["CE"] > 0.9 and recorder.rows[-1]["CE"] < 0.5 and recorder.rows[-1]["pxAcc"] > 0.9
+    (state,) = recorder.states
+    assert set(state.tensors) == {"segmenter", "optimiser", "slots"} | (
+        {"segmenter_ema"} if "ema" in options else set()
+    )
+    assert state.tensors["segmenter"]["1.running_mean"].abs().max() > 0
+    kept = {name.split("/")[-1] for name in state.tensors["optimiser"]}
+    assert kept == ({"momentum_buffer"} if options is SGD else {"step", "exp_avg", "exp_avg_sq"})
+
+
+@pytest.mark.parametrize("options", [SGD, ADAM, SGD | {"momentum": 0.0}], ids=["sgd", "adam", "no momentum"])
+def test_a_restored_run_goes_on_bit_for_bit(options: dict[str, Any], tmp_path: Any) -> None:
+    def run(first: int, last: int, state: TrainingState | None = None) -> TrainingState:
+        job, recorder = trainer(**options), Recorder()
+        job.config = LoopConfig(max_steps=last)
+        if state is not None:
+            saved = Checkpointer(tmp_path, keep=1).save(first, state.tensors, {"scalers": state.scalers})
+            job.restore(Checkpoint(saved))
+        job.fit(steps(first), first, recorder)
+        return recorder.states[-1]
+
+    whole, resumed = run(0, 9), run(4, 9, run(0, 4))
+    for stem, tensors in whole.tensors.items():
+        assert all(torch.equal(value, resumed.tensors[stem][name]) for name, value in tensors.items()), stem
+
+
+def test_sgd_is_torchs() -> None:
+    """Decay goes into the gradient, and the momentum begins with the first gradient, as DRN's authors train."""
+    job, reference = trainer(**SGD), Segmentation(network())
+    optimiser = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+    for step, (data,) in zip(range(3), steps(), strict=False):
+        job._step(step, [data])
+        optimiser.zero_grad()
+        reference.loss("segmenter", reference(data, CONTEXT), data, CONTEXT)[0].backward()
+        optimiser.step()
+    for ours, theirs in zip(job.method.parameters(), reference.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("wrong", [{"momentum": 1.0}, {"momentum": -0.1}, {"weight_decay": -1e-4}])
+def test_impossible_optimisers_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=r"optim.momentum must lie in \[0, 1\) and optim.weight_decay not be negative"):
+        OptimConfig(**wrong)
+
+
+def test_the_recipe_of_drn_is_that_of_its_authors_with_cuts_numbers() -> None:
+    recipe = OptimConfig(**{name.removeprefix("optim."): value for name, value in RECIPES["drn-d-22"].items()})
+    assert (recipe.global_batch, recipe.total_epochs, recipe.momentum, recipe.weight_decay) == (32, 250, 0.9, 1e-4)
+    assert [recipe.learning_rate(epoch, 0.0) for epoch in (1, 100, 101, 201, 250)] == pytest.approx(
+        [1e-2, 1e-2, 1e-3, 1e-4, 1e-4]
+    )

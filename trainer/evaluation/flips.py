@@ -1,0 +1,107 @@
+"""The flip matrix: which classes a translation turns into which, the segmenter's own errors taken off.
+
+docs/evaluation.md discusses the definition.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from infra.errors import UserError
+from trainer.evaluation.segmentation import NONE, ConfusionMatrix
+
+NAMED_PAIRS = 10
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Class `true` is seen as `seen` in the translation more often than in real target images.
+
+    excess: by how much, as a share of the true class's pixels. of_all: as a share of all compared pixels.
+    """
+
+    true: str
+    seen: str
+    excess: float
+    of_all: float
+
+    def __str__(self) -> str:
+        """Such as "sky → vegetation 18 % of sky, 3.6 % of all pixels"."""
+        shares = f"{_percent(self.excess)} of {self.true}, {_percent(self.of_all)} of all pixels"
+        return f"{self.true} → {self.seen} {shares}"
+
+
+@dataclass(frozen=True)
+class Flips:
+    """How a translation flips classes.
+
+    rate: the flip rate in [0, 1]: the share of the compared pixels that the translation made look like another class.
+    matrix: the excess F, float64 (C, C + 1), rows true classes, columns seen classes and "none"; entries in [-1, 1],
+    each row sums to 0; NaN in the rows of classes that could not be compared.
+    pairs: those with a positive excess, the largest share of all pixels first.
+    left_out: classes of the source that do not occur in the real target images, so that nothing is known of how well
+    the segmenter sees them there.
+    """
+
+    classes: tuple[str, ...]
+    rate: float
+    matrix: np.ndarray
+    pairs: tuple[Pair, ...]
+    left_out: tuple[str, ...]
+
+    def figures(self) -> dict[str, Any]:
+        """{"flip_rate": …, "flips": the ten worst pairs, "left_out": […]}, ready for JSON."""
+        return {
+            "flip_rate": self.rate,
+            "flips": [dataclasses.asdict(pair) for pair in self.pairs[:NAMED_PAIRS]],
+            "left_out": list(self.left_out),
+        }
+
+
+def flips(translated: ConfusionMatrix, real: ConfusionMatrix) -> Flips:
+    """What a segmenter sees in translations, compared with what the same segmenter sees in real target images.
+
+    translated: true classes of the sources against the classes seen in their translations, giving P(p | t).
+    real: true classes of real target images against the classes seen in them, giving R(p | t).
+    The excess is F[t, p] = P(p | t) - R(p | t), "none" being one of the p, and the flip rate
+
+        sum_t w_t sum_{p != t} max(0, F[t, p]),
+
+    w_t being the share of t among the sources' labelled pixels whose class also occurs in the real target images. It is
+    0 for a translator whose pictures the segmenter reads exactly as it reads real ones, however badly that is, and 1 if
+    every pixel is seen as a class for which its true class is never taken in real images.
+
+    Each pair is clamped by itself, so a pair that is confused less often than in real images does not make up for one
+    that is confused more often, and what is noise in F adds a little to the rate.
+
+    UserError if no class occurs in both.
+    """
+    classes = translated.classes
+    assert classes == real.classes
+    pixels, reference = translated.counts.sum(axis=1), real.counts.sum(axis=1)
+    compared = (pixels > 0) & (reference > 0)
+    if not compared.any():
+        raise UserError(
+            "no class occurs both in the source's labels and in those of the real target images, so flips cannot be "
+            "measured: evaluate on labelled splits of one label space"
+        )
+    weight = np.where(compared, pixels, 0) / pixels[compared].sum()
+    matrix = translated.rates() - real.rates()  # NaN wherever either has no pixel
+    risen = np.nan_to_num(matrix).clip(min=0)
+    np.fill_diagonal(risen, 0)
+    of_all = weight[:, None] * risen
+    names = (*classes, NONE)
+    pairs = [Pair(names[t], names[p], float(risen[t, p]), float(of_all[t, p])) for t, p in np.argwhere(risen > 0)]
+    return Flips(
+        classes=classes,
+        rate=float(of_all.sum()),
+        matrix=matrix,
+        pairs=tuple(sorted(pairs, key=lambda pair: -pair.of_all)),
+        left_out=tuple(classes[t] for t in np.flatnonzero((pixels > 0) & (reference == 0))),
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.1f} %"

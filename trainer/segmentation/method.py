@@ -1,0 +1,63 @@
+"""Training a segmenter: pixel-wise cross entropy on labelled images, a method of one phase."""
+
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainer.methods.base import Losses, Method, StepContext
+from trainer.segmentation.segmenter import IGNORE
+
+# For each network the recipe of its training, by dotted name.
+RECIPES: dict[str, dict[str, Any]] = {
+    # What learned most in a minute on street scenes of 128x64 (docs/evaluation.md); beta1 as Adam's paper has it.
+    "deeplab": {
+        "optim.kind": "adam", "optim.lr": 2e-2, "optim.beta1": 0.9, "optim.global_batch": 8,
+        "optim.schedule": "poly", "optim.epochs": 40.0, "optim.decay_epochs": 0.0,
+    },
+    # CUT, supplement, Sec. C.2: "the recommended setting" of DRN's authors "with batch size 32 and learning rate 0.01, for
+    # 250 epochs". Theirs is SGD with this weight decay and a tenth of the rate every 100 epochs; momentum 0.9 is what
+    # they use with the rate 0.01 (with 0.001 they use 0.99).
+    "drn-d-22": {
+        "optim.kind": "sgd", "optim.lr": 0.01, "optim.momentum": 0.9, "optim.weight_decay": 1e-4,
+        "optim.global_batch": 32, "optim.schedule": "step", "optim.step_epochs": 100,
+        "optim.epochs": 250.0, "optim.decay_epochs": 0.0,
+    },
+}  # fmt: skip
+
+
+class LabelledBatch(Protocol):
+    """One micro-batch: images (b, 3, h, w) in [-1, 1]; labels (b, h, w) trainIds, 255 = ignore; slots (b,) are their
+    places in the global batch."""
+
+    images: Tensor
+    labels: Tensor
+    slots: Tensor
+
+
+class Segmentation(Method[LabelledBatch, Tensor]):
+    """segmenter: (b, 3, h, w) in [-1, 1] to class scores (b, C, h', w') at any resolution."""
+
+    phases = ("segmenter",)
+    product_name = "segmenter"
+
+    def __init__(self, segmenter: nn.Module) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+
+    def networks(self, phase: str) -> nn.ModuleDict:
+        return nn.ModuleDict({"segmenter": self.segmenter})
+
+    def forward(self, batch: LabelledBatch, context: StepContext) -> Tensor:
+        return self.segmenter(batch.images)
+
+    def loss(self, phase: str, outputs: Tensor, batch: LabelledBatch, context: StepContext) -> tuple[Tensor, Losses]:
+        """Cross entropy averaged over the labelled pixels, at the labels' size: scores are resized, labels never are.
+        Reported: CE and pxAcc, the share of labelled pixels whose highest score is the true class's."""
+        labels = batch.labels.long()
+        scores_NCHW = F.interpolate(outputs.float(), labels.shape[1:], mode="bilinear")
+        labelled = labels != IGNORE
+        count = labelled.sum().clamp(min=1)  # a batch may have no labelled pixel
+        loss = F.cross_entropy(scores_NCHW, labels, ignore_index=IGNORE, reduction="sum") / count
+        right = ((scores_NCHW.argmax(1) == labels) & labelled).sum()
+        return loss, {"CE": loss.detach(), "pxAcc": right / count}
