@@ -61,19 +61,21 @@ def setup_logging(log_file: Path | None, rank: int = 0) -> None:
 
 
 class ProgressLine(tqdm):
-    """One line: percent, step, losses, pairs/s, time left.
+    """One line: percent, step, losses, rate, time left.
 
     On a terminal it is redrawn in place; elsewhere (a file, a pipe, a cluster's log) it becomes a plain log line every
     ten seconds. Use as a context manager, or call close() at the end.
 
     total, initial: optimisation steps of the whole run, and those done before this start.
-    pairs_per_step: (source, target) pairs in one global batch; the rate shown is of pairs.
+    batch, unit: what one step takes, so many "pairs" or "images"; the rate shown is of these.
     enabled: False on ranks above 0, which then print nothing.
     """
 
-    def __init__(self, total: int, initial: int = 0, *, pairs_per_step: int = 1, enabled: bool = True) -> None:
+    def __init__(
+        self, total: int, initial: int = 0, *, batch: int = 1, unit: str = "pairs", enabled: bool = True
+    ) -> None:
         self._terminal = sys.stderr.isatty()
-        self._pairs_per_step = pairs_per_step
+        self._batch = batch
         self._losses = ""
         self._logged_step = initial  # nothing is known before the first step
         super().__init__(
@@ -84,7 +86,7 @@ class ProgressLine(tqdm):
             mininterval=TERMINAL_INTERVAL_S if self._terminal else PLAIN_INTERVAL_S,
             miniters=1,
             dynamic_ncols=self._terminal,
-            bar_format="{percentage:5.1f}%  step {n}/{total}{losses}  {pairs_per_s} pairs/s  {remaining} left",
+            bar_format=f"{{percentage:5.1f}}%  step {{n}}/{{total}}{{losses}}  {{per_s}} {unit}/s  {{remaining}} left",
         )
 
     @property
@@ -94,7 +96,7 @@ class ProgressLine(tqdm):
         if rate is None and fields["elapsed"] and fields["n"] > fields["initial"]:
             rate = (fields["n"] - fields["initial"]) / fields["elapsed"]
         fields["losses"] = self._losses
-        fields["pairs_per_s"] = f"{rate * self._pairs_per_step:.3g}" if rate else "?"
+        fields["per_s"] = f"{rate * self._batch:.3g}" if rate else "?"
         return fields
 
     def advance(self, losses: Mapping[str, float] | None = None) -> None:

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 from infra.console import setup_logging
+from infra.errors import UserError
 from infra.tracking import Tracker
 from launch.evaluation import Evaluator, Outcome
 from launch.report import log_outcome, table, write
@@ -22,6 +23,8 @@ def evaluate(run: Path, judges: EvaluationConfig, *, data: str | None = None, js
     data: another data root than the one trained on. json_file: instead of evaluation.json in the run folder. Raises
     UserError before anything is written for what cannot work.
     """
+    if json_file and json_file.suffix == ".csv":
+        raise UserError(f"--json {json_file} is the name of the CSV file: give a name that ends in .json")
     engine = make_engine(EngineConfig())
     setup_logging(None, engine.rank)
     try:

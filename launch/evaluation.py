@@ -29,14 +29,14 @@ from trainer.segmentation import check_label_space, load_segmenter
 from trainer.translator import Translator
 
 SHEET_ROWS = 8
+PICTURES = ("evaluation", "flips", "class_distribution", "worst_images")  # the last three need labels and a segmenter
 WORST = 8
 
 
 @dataclass(frozen=True)
 class Outcome:
     """images: how many were translated. figures: as `trainer.evaluation.figures` gives them. pictures: uint8 (H, W, 3)
-    by name: "evaluation" (source | translation | true target), and where there are labels and a segmenter "flips",
-    "class_distribution" and "worst_images"."""
+    by name, some of PICTURES; "evaluation" is source | translation | true target."""
 
     images: int
     figures: dict[str, Any]

@@ -56,10 +56,20 @@ class Tier:
 
 TIERS = {
     "small": Tier(
-        "flipping-small.yaml", "128x64", (1000, 2000, 100),
-        ("--model.output-stride", "8", "--model.width", "0.5", "--optim.epochs", "6"),
+        "flipping-small.yaml",
+        "128x64",
+        (1000, 2000, 100),
+        ("--model.output-stride", "8", "--model.width", "0.5", "--optim.epochs", "6", "--precision", "fp32"),
     ),
-    "gpu": Tier("flipping-gpu.yaml", "256x128", (4000, 10000, 500), ("--model.output-stride", "8",)),
+    "gpu": Tier(
+        "flipping-gpu.yaml",
+        "256x128",
+        (4000, 10000, 500),
+        (
+            "--model.output-stride",
+            "8",
+        ),
+    ),
 }
 
 

@@ -64,8 +64,8 @@ class RunObserver(RankObserver):
     """Rank 0's.
 
     draw: makes the sample picture, uint8 (H, W, 3), with a network in evaluation mode on a device. publish: leaves the
-    finished model behind, given its checkpoint and the tracker. shorter: how to have a run that takes minutes.
-    state: what a checkpoint says beside the trainer's own.
+    finished model behind, given its checkpoint and the tracker. unit: what a batch counts. shorter: how to have a run
+    that takes minutes. state: what a checkpoint says beside the trainer's own.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class RunObserver(RankObserver):
         judging: Judging | None,
         draw: Draw,
         publish: Publish,
+        unit: str,
         shorter: str,
         first_step: int,
         state: Mapping[str, Any],
@@ -88,7 +89,7 @@ class RunObserver(RankObserver):
         self.checkpointer = checkpointer
         self.draw, self.publish, self.shorter = draw, publish, shorter
         self.state = state
-        self.line = ProgressLine(trainer.total_steps, first_step, pairs_per_step=trainer.schedule.optim.global_batch)
+        self.line = ProgressLine(trainer.total_steps, first_step, batch=trainer.schedule.optim.global_batch, unit=unit)
         self.journal = Journal(folder.metrics_file)
         self.journal.truncate_after(first_step)
         self.evaluations = Journal(folder.evaluations_file) if judging else None

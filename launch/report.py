@@ -11,7 +11,7 @@ from PIL import Image
 
 from infra.storage import replacing
 from infra.tracking import Tracker
-from launch.evaluation import Outcome
+from launch.evaluation import PICTURES, Outcome
 from trainer.evaluation.flips import Pair
 
 WORST_FLIPS = 5
@@ -73,7 +73,7 @@ def _flips(figures: dict[str, Any]) -> list[str]:
 
 def write(outcome: Outcome, about: dict[str, Any], json_file: Path, csv_file: Path, pictures: Path) -> None:
     """Write the figures, with `about` beside them, as JSON and as CSV (of, class, figure, value), and the pictures as
-    PNG files into a folder."""
+    PNG files into a folder, where those of an earlier evaluation go."""
     with replacing(json_file) as file:
         file.write((json.dumps({**outcome.figures, **about}, indent=1) + "\n").encode())
     lines = io.StringIO()
@@ -85,6 +85,8 @@ def write(outcome: Outcome, about: dict[str, Any], json_file: Path, csv_file: Pa
         )
     with replacing(csv_file) as file:
         file.write(lines.getvalue().encode())
+    for name in PICTURES:
+        (pictures / f"{name}.png").unlink(missing_ok=True)
     for name, picture in outcome.pictures.items():
         with replacing(pictures / f"{name}.png") as file:
             Image.fromarray(picture).save(file, format="png")

@@ -173,7 +173,8 @@ def _observer(
         job.publish(folder, finished, tracker)
 
     return RunObserver(
-        folder, tracker, trainer, checkpointer, judging=judging, draw=draw, publish=publish, shorter=job.shorter,
+        folder, tracker, trainer, checkpointer, judging=judging, draw=draw, publish=publish, unit=job.unit,
+        shorter=job.shorter,
         first_step=first_step, state={"data": data, "config": options, **job.facts()},
     )  # fmt: skip
 

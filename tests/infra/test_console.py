@@ -56,7 +56,7 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(monkeypatch: pytest.
     monkeypatch.setattr(sys, "stderr", stderr)
     monkeypatch.setattr(console, "PLAIN_INTERVAL_S", 0.05)
     console.setup_logging(None)
-    with console.ProgressLine(total=20, initial=10, pairs_per_step=4) as progress:
+    with console.ProgressLine(total=20, initial=10, batch=4) as progress:
         for _ in range(10):
             time.sleep(0.02)
             progress.advance({"nce": 3.25})

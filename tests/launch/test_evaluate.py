@@ -208,6 +208,7 @@ def test_mlflow_may_be_away(monkeypatch, run: Path, capsys) -> None:
         (["RUN", "--limit", "0"], "0 test images leave nothing to evaluate"),
         (["RUN", "--limit", "few"], "invalid int value"),
         (["RUN", "--json", "EMPTY"], "cannot write"),
+        (["RUN", "--json", "figures.csv"], "is the name of the CSV file"),
         (["RUN", "--segmenter", "NOWHERE"], "have no labels to compare a segmenter's with"),
         (["RUN", "--inception", "NOWHERE"], "cannot read the Inception weights"),
         (["RUN", "--inception", "OTHER"], "is not the published Inception for FID: its SHA-256 begins with"),

@@ -29,5 +29,5 @@ def load_segmenter(path: Path, device: torch.device | str = "cpu") -> Segmenter:
         raise UserError(f"{path} is no segmenter: give a segmenter's run folder, a .yaml, .onnx or .pth file")
     description = path.with_suffix(".yaml")
     if not description.is_file():
-        raise UserError(f"{path} has no {description.name} beside it: describe the network there (docs/evaluation.md)")
+        raise UserError(f"{path} has no {description.name} beside it: describe the network there (docs/segmenters.md)")
     return outside.load(description, device)
