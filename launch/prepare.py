@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from infra.errors import exits_cleanly
+from infra.errors import UserError, exits_cleanly
 from infra.storage import open_storage
 from pipelines.images import parse_size
 from pipelines.inspection import describe, verify
@@ -14,6 +14,7 @@ from pipelines.shards import IMAGE_FORMATS
 from pipelines.sources.base import Source
 from pipelines.sources.drawn import SOURCE_LAYOUT, change_layout, mismatched, street_scenes
 from pipelines.sources.driving import CITYSCAPES_DOMAINS, cityscapes, gta5
+from pipelines.sources.mismatch import unmatched
 from pipelines.sources.photos import DIRECTIONS, folders, paired
 
 EXAMPLES = """examples:
@@ -68,6 +69,10 @@ def parser() -> argparse.ArgumentParser:
     city = add("cityscapes", "Cityscapes, leftImg8bit and gtFine: train for training, val for testing", STREET_SIZE)
     domain_help = "side of the photographs; label2city: both sides, label colours to photographs [%(default)s]"
     city.add_argument("--domain", choices=CITYSCAPES_DOMAINS, default="label2city", help=domain_help)
+    city.add_argument(
+        "--mismatch", action="store_true",
+        help="label2city: sources from one cluster of label statistics, targets from the other (SRUNIT, Appendix C)",
+    )  # fmt: skip
 
     game = add("gta5", "GTA5, images and labels, as the source; with --cityscapes the whole of gta2city", STREET_SIZE)
     game.add_argument("--cityscapes", type=Path, metavar="DIR", help="Cityscapes becomes the target")
@@ -88,13 +93,18 @@ def parser() -> argparse.ArgumentParser:
 def source_of(args: argparse.Namespace) -> Source:
     match args.command:
         case "street-scenes":
-            source = change_layout(SOURCE_LAYOUT, args.source_layout)
-            target = change_layout(mismatched(args.mismatch), args.target_layout)
-            return street_scenes(args.count, args.test_count, args.seed, source, target)
+            layouts = (
+                change_layout(SOURCE_LAYOUT, args.source_layout),
+                change_layout(mismatched(args.mismatch), args.target_layout),
+            )
+            return street_scenes(args.count, args.test_count, args.seed, *layouts)
         case "folders":
             return folders(args.directory)
         case "cityscapes":
-            return cityscapes(args.directory, args.domain)
+            source = cityscapes(args.directory, args.domain)
+            if args.mismatch and args.domain != "label2city":
+                raise UserError("--mismatch splits pairs in two: leave it out, or give --domain label2city")
+            return unmatched(source) if args.mismatch else source
         case "gta5":
             return gta5(args.directory, args.cityscapes, args.held_out, args.leave_out_mismatched)
         case _:

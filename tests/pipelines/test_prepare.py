@@ -19,6 +19,7 @@ from pipelines.prepare import PREPARING, Encoding, prepare
 from pipelines.sources.base import Source
 from pipelines.sources.drawn import SOURCE_LAYOUT, TARGET_LAYOUT, change_layout, mismatched, street_scenes
 from pipelines.sources.driving import cityscapes, gta5
+from pipelines.sources.mismatch import unmatched
 from pipelines.sources.photos import folders, paired
 
 SMALL = Encoding((16, 8), format="png", shard_size=3)
@@ -237,6 +238,24 @@ def test_cityscapes_as_label_to_city(city: Path, store: LocalStorage) -> None:
         assert (image[label == SKY] == PALETTE[SKY]).all() and (image[label == 255] == 0).all()
         assert (photograph == int(key[:6])).all()
     assert "sky" in describe(manifest) and "48.39%" in describe(manifest)
+
+
+def test_unmatched_cityscapes_come_from_two_clusters(city: Path, store: LocalStorage) -> None:
+    """Four scenes of mostly road, two of mostly vegetation."""
+    for path in (city / "gtFine" / "train").rglob("*_labelIds.png"):
+        path.unlink()
+    for path in (city / "leftImg8bit" / "train").rglob("*.png"):
+        path.unlink()
+    for number, labelid in enumerate((7, 21, 7, 7, 21, 7)):
+        scene = np.full((16, 32), labelid, np.uint8)
+        scene[: number + 1] = 23
+        save(city / "leftImg8bit/train/x" / f"s{number}_leftImg8bit.png", photo(number))
+        save(city / "gtFine/train/x" / f"s{number}_gtFine_labelIds.png", scene)
+    manifest = run(unmatched(cityscapes(city), progress=False), store)
+    keys = {side: [key for key, _, _ in parts(store, manifest, f"train/{side}")] for side in ("source", "target")}
+    assert [key.split("-")[1] for key in keys["source"]] == ["s0", "s2", "s3", "s5"]
+    assert [key.split("-")[1] for key in keys["target"]] == ["s1", "s4"]
+    assert manifest.paired and manifest.provenance["mismatch"] == "k-means"
 
 
 def test_cityscapes_as_one_domain(city: Path, store: LocalStorage) -> None:
