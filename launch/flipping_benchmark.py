@@ -37,7 +37,8 @@ STRENGTHS = {"none": 0.0, "middle": 0.5, "strong": 1.0}
 METHODS = {
     "CUT": ("cut", ["--method", "cut"]),
     "SRUNIT, beta 0": ("srunit-beta0", ["--method", "srunit", "--beta", "0"]),
-    "SRUNIT": ("srunit", ["--method", "srunit", "--beta", "1e-3"]),
+    "SRUNIT": ("srunit", ["--method", "srunit"]),  # beta 1e-4, in the middle of the range that the paper tunes in
+    "SRUNIT, beta 1e-3": ("srunit-beta1e-3", ["--method", "srunit", "--beta", "1e-3"]),  # its upper end
 }
 FIGURES = {"mIoU": 100, "pxAcc": 100, "clsAcc": 100, "flip_rate": 100, "Dist": 1}  # and what they are multiplied by
 PICTURE_ROWS = 3  # scenes of each strength
@@ -99,6 +100,7 @@ class Benchmark:
             jobs = [
                 pool.submit(self._call, self.run_dir(*cell).name, self._train_command(*cell), threads)
                 for cell in self.cells
+                if not (self.run_dir(*cell) / "model").is_dir()  # the last thing that a run leaves
             ]
             try:
                 for job in tqdm(as_completed(jobs), "training", len(jobs), unit="run"):

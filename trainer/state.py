@@ -32,6 +32,7 @@ def collect_state(method: Method[Any, Any], engine: Engine, averaged: AveragedMo
     """All ranks must call it; only rank 0's result is whole (it alone gets the other ranks' slots). Batch norm's running
     statistics are rank 0's: each rank has those of its own images, and no loss depends on them."""
     tensors = {name: net.state_dict() for phase in method.phases for name, net in method.networks(phase).items()}
+    tensors |= {name: module.state_dict() for name, module in method.memory().items()}
     tensors[OPTIMISER] = {
         f"{phase}/{parameter}/{key}": value
         for phase in method.phases
@@ -52,6 +53,8 @@ def restore_state(
     for phase in method.phases:
         for name, network in method.networks(phase).items():
             checkpoint.load_into(network, name)
+    for name, module in method.memory().items():
+        checkpoint.load_into(module, name)
     engine.weights_loaded()
     _restore_optimisers(engine, method.phases, checkpoint.tensors(OPTIMISER))
     if averaged is not None:

@@ -43,6 +43,8 @@ def train_step(method: Method[Any, Any], engine: Engine, batches: Sequence[Any],
 
     for phase in method.phases:
         engine.update(phase, losses(phase), len(batches))
+    with torch.no_grad(), engine.autocast():
+        method.after_step(batches, context)
     return _mean(reported, len(batches))
 
 

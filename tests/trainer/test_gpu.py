@@ -10,7 +10,7 @@ from trainer.draws import Draws
 from trainer.engines import EngineConfig, make_engine
 from trainer.methods import Cut, CutConfig
 from trainer.methods.base import StepContext
-from trainer.methods.cut import RobustConfig
+from trainer.methods.config import RobustConfig
 from trainer.networks.config import ModelConfig
 from trainer.optim import OptimConfig
 from trainer.step import train_step

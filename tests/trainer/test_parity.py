@@ -25,7 +25,7 @@ from trainer.image_buffer import ImageBuffer
 from trainer.losses import adversarial_loss, patch_nce, perturbation, robustness_loss
 from trainer.methods import METHODS
 from trainer.methods.base import StepContext
-from trainer.methods.cut import PAPER_TAPS
+from trainer.methods.config import PAPER_TAPS
 from trainer.networks import PatchDiscriminator, ProjectionHeads, ResnetGenerator, init_weights
 from trainer.networks.heads import sample_patches
 from trainer.networks.resample import BlurDownsample, BlurUpsample

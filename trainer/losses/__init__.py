@@ -1,7 +1,18 @@
 """The losses of CUT and SRUNIT as plain functions of tensors: every random draw comes from outside."""
 
 from trainer.losses.adversarial import adversarial_loss
+from trainer.losses.constraints import gradient_norms, self_distance_loss, self_distances, smoothness_loss
 from trainer.losses.patchnce import patch_nce
-from trainer.losses.robustness import perturbation, robustness_loss
+from trainer.losses.robustness import consistency_loss, perturbation, robustness_loss
 
-__all__ = ["adversarial_loss", "patch_nce", "perturbation", "robustness_loss"]
+__all__ = [
+    "adversarial_loss",
+    "consistency_loss",
+    "gradient_norms",
+    "patch_nce",
+    "perturbation",
+    "robustness_loss",
+    "self_distance_loss",
+    "self_distances",
+    "smoothness_loss",
+]

@@ -34,5 +34,18 @@ def robustness_loss(source: Tensor, perturbed: Tensor, magnitude: Tensor, ids: T
     source, perturbed: (B * n, dim), the same patches `ids` (n,) projected by head k, image-major; gradients flow into
     both. magnitude: (B, 1, H, W) from `perturbation`. L_robust is the mean of L_k over the taps.
     """
-    distance = ((source - perturbed).square().sum(dim=1) + 1e-12).sqrt()
-    return (distance / sample_patches(magnitude, ids).squeeze(1)).mean()
+    return (_distance(source, perturbed) / sample_patches(magnitude, ids).squeeze(1)).mean()
+
+
+def consistency_loss(source: Tensor, translated: Tensor) -> Tensor:
+    """L_k^sc of SRUNIT's supplement (Appendix G, E5) at sampled patches, a scalar: the mean of
+    |F_k(source) - F_k(translated)|_2.
+
+    source, translated: (B * n, dim), the same patches projected by head k; gradients flow into both.
+    """
+    return _distance(source, translated).mean()
+
+
+def _distance(one: Tensor, other: Tensor) -> Tensor:
+    # 1e-12: a root has no gradient at 0.
+    return ((one - other).square().sum(dim=1) + 1e-12).sqrt()

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from trainer.methods.ablations import ABLATIONS
 from trainer.methods.base import Method
-from trainer.methods.cut import Cut, CutConfig
+from trainer.methods.config import CutConfig
+from trainer.methods.cut import Cut
 
-__all__ = ["METHODS", "Cut", "CutConfig", "Method"]
+__all__ = ["ABLATIONS", "METHODS", "Cut", "CutConfig", "Method"]
 
 METHODS: dict[str, dict[str, Any]] = {
     "cut": {"method.robust.beta": 0.0, "method.buffer": 0, "method.normalisation": "cut"},

@@ -1,6 +1,7 @@
 """What every method gives: a forward pass, a loss for each phase of a step, and the networks each phase trains."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -78,6 +79,15 @@ class Method(nn.Module, ABC, Generic[Data, Outputs]):
 
     def load_slot_state(self, state: dict[str, Tensor]) -> None:
         """Take over the union of all ranks' `slot_state`."""
+
+    def memory(self) -> nn.ModuleDict:
+        """What no optimiser trains and all ranks hold alike (moving averages, a bank of negatives, statistics of the
+        data), by the name that it has in a checkpoint."""
+        return nn.ModuleDict()
+
+    def after_step(self, batches: Sequence[Data], context: StepContext) -> None:
+        """Bring `memory` up to date, once all phases of a step have updated their networks. Called on all ranks with
+        their micro-batches, without gradients."""
 
 
 def frozen(module: nn.Module, *inputs: Any) -> Any:

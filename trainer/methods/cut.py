@@ -4,87 +4,34 @@ CUT: Park et al. 2020, "Contrastive Learning for Unpaired Image-to-Image Transla
 SRUNIT: Jia et al. 2021, "Semantically Robust Unpaired Image Translation for Data with Unmatched Semantics Statistics".
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from infra.config import option
-from infra.errors import UserError
 from trainer.draws import generator
 from trainer.image_buffer import ImageBuffer
-from trainer.losses import adversarial_loss, patch_nce, perturbation, robustness_loss
+from trainer.losses import (
+    adversarial_loss,
+    consistency_loss,
+    gradient_norms,
+    patch_nce,
+    perturbation,
+    robustness_loss,
+    self_distance_loss,
+    self_distances,
+    smoothness_loss,
+)
+from trainer.losses.constraints import PATCH_SIZE
 from trainer.methods.base import Batch, Losses, Method, StepContext, frozen
+from trainer.methods.config import CutConfig
+from trainer.methods.memory import MemoryBank, RunningMoments
 from trainer.networks import ProjectionHeads, init_weights
 from trainer.networks.config import ModelConfig
-
-# The padded input, the two down-sampling convolutions, the first and the fifth residual block (CUT, Appendix C.1).
-PAPER_TAPS = (0, 4, 8, 12, 16)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RobustConfig:
-    """L_robust = 1/K sum_k L_k (SRUNIT, Eqn. 3)."""
-
-    beta: float = option(1e-4, "weight of L_robust; 0: without it (the paper tunes it in [1e-5, 1e-3])", flag="--beta")
-    T: float = option(0.1, "largest norm of the perturbation tau (the paper tunes it in [0.01, 0.2])", flag="--T")
-    taps: tuple[int, ...] = option((), "the K layers that are perturbed; none given: all of method.taps")
-    per_step: str = option("all", "perturb all taps in each step, or one at random", choices=("all", "one"))
-    rule: str = option(
-        "paper", "norm of tau: drawn from [1e-7, T], or always T as the published code has it",
-        choices=("paper", "published"),
-    )  # fmt: skip
-    start: float = option(0.25, "share of all epochs before L_robust begins")
-    gradient: str = option(
-        "both", "networks that L_robust trains: G and its heads, or G alone", choices=("both", "generator")
-    )
-
-    def __post_init__(self) -> None:
-        if self.beta < 0:
-            raise UserError(f"beta = {self.beta} is negative: give 0 (no L_robust) or a positive weight such as 1e-4")
-        if self.T <= 1e-7:
-            raise UserError(f"T = {self.T} leaves no room for a perturbation: give more than 1e-7, such as 0.1")
-        if not 0 <= self.start <= 1:
-            raise UserError(f"method.robust.start = {self.start} is a share of the epochs: give a number from 0 to 1")
-        if len(set(self.taps)) < len(self.taps):
-            raise UserError(f"robust taps {', '.join(map(str, self.taps))} name one twice: name each tap once")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CutConfig:
-    name: str = option("srunit", "preset of the options below", flag="--method", choices=("cut", "fastcut", "srunit"))
-    gan: str = option("lsgan", "adversarial loss", choices=("lsgan", "vanilla", "nonsaturating"))
-    lambda_gan: float = option(1.0, "weight of the adversarial loss of G")
-    lambda_nce: float = option(1.0, "weight of PatchNCE")
-    taps: tuple[int, ...] = option(PAPER_TAPS, "layers of G whose patches are contrasted")
-    patches: int = option(256, "patches per image and layer")
-    temperature: float = option(0.07, "temperature of PatchNCE")
-    all_negatives: bool = option(False, "negatives from the whole global batch, not only from the same image")
-    identity: bool = option(True, "PatchNCE on target images too, which G should leave as they are")
-    flip_equivariance: bool = option(False, "mirror half of G's inputs, and the features of its output back")
-    buffer: int = option(50, "images kept to show D earlier translations; 0: none")
-    normalisation: str = option("srunit", "epsilon of the heads' normalisation", choices=("cut", "srunit"))
-    robust: RobustConfig = field(default_factory=RobustConfig)
-
-    def __post_init__(self) -> None:
-        if self.lambda_nce <= 0 or self.lambda_gan < 0:
-            raise UserError("lambda_nce must be positive (PatchNCE trains the heads) and lambda_gan not negative")
-        if self.temperature <= 0 or self.patches < 2:
-            raise UserError("method.temperature must be positive, and method.patches 2 or more")
-        if self.buffer < 0:
-            raise UserError(f"method.buffer = {self.buffer} counts images: give 0 or more")
-        if not self.taps:
-            raise UserError("method.taps is empty: name layers of the generator such as 0,4,8,12,16")
-        strangers = set(self.robust.taps) - set(self.taps)
-        if strangers:
-            raise UserError(f"robust tap {min(strangers)} has no projection head: choose taps among "
-                            f"{', '.join(map(str, self.taps))}, or add it to method.taps")  # fmt: skip
-
-    @property
-    def robust_taps(self) -> tuple[int, ...]:
-        return self.robust.taps or self.taps
+from trainer.networks.heads import sample_patches
 
 
 @dataclass
@@ -115,13 +62,30 @@ class Cut(Method[Batch, CutOutputs]):
         self.heads = ProjectionHeads(self.generator.tap_channels(config.taps), model.head_dim, normalisation)
         for name in ("generator", "discriminator", "heads"):
             init_weights(getattr(self, name), generator("cpu", seed, "init", name))
+        if config.separate_encoder:
+            self.output_encoder, self.output_heads = self.generator.encoder(config.taps), copy.deepcopy(self.heads)
+            for name in ("output_encoder", "output_heads"):
+                init_weights(getattr(self, name), generator("cpu", seed, "init", name))
+        self.distances = RunningMoments(2) if config.constraint.self_distance > 0 else None
+        self.bank: MemoryBank | None = None
+        if config.bank.size > 0:
+            self.bank = MemoryBank(
+                config.bank, self.generator.encoder(config.taps), self.heads, taps=config.taps, dim=model.head_dim,
+                streams=("nce", "identity") if config.identity else ("nce",), seed=seed,
+            )  # fmt: skip
         self._capacity = -(-config.buffer // global_batch)
         self._image_buffers: dict[int, ImageBuffer] = {}  # of the slots that this rank has met
         self._restored: dict[str, Tensor] = {}  # of all slots, from a checkpoint
 
     def networks(self, phase: str) -> nn.ModuleDict:
-        names = {"discriminator": ("discriminator",), "generator": ("generator", "heads")}[phase]
+        names = {"discriminator": ["discriminator"], "generator": ["generator", "heads"]}[phase]
+        if phase == "generator" and self.config.separate_encoder:
+            names += ["output_encoder", "output_heads"]
         return nn.ModuleDict({name: getattr(self, name) for name in names})
+
+    def memory(self) -> nn.ModuleDict:
+        held = {"bank": self.bank, "distances": self.distances}
+        return nn.ModuleDict({name: module for name, module in held.items() if module is not None})
 
     # ---- the three functions of the game ----------------------------------------------------------------------------
 
@@ -147,7 +111,13 @@ class Cut(Method[Batch, CutOutputs]):
         fake = self._buffered(outputs.fake.detach(), batch.slots, context)
         score_fake, score_real = self.discriminator(torch.cat([fake, batch.target])).chunk(2)
         d_fake, d_real = self._gan(score_fake, False), self._gan(score_real, True)
-        return (d_fake + d_real) / 2, _reported(D_fake=d_fake, D_real=d_real)
+        total, named = (d_fake + d_real) / 2, {"D_fake": d_fake, "D_real": d_real}
+        constraint = self.config.constraint
+        if constraint.lipschitz > 0 and context.progress >= constraint.start:
+            at_source, at_fake = gradient_norms(self.discriminator, torch.cat([batch.source, fake])).chunk(2)
+            named["lipschitz"] = at_source.mean() + at_fake.mean()
+            total = total + constraint.lipschitz * named["lipschitz"]
+        return total, _reported(**named)
 
     def generator_loss(self, outputs: CutOutputs, batch: Batch, context: StepContext) -> tuple[Tensor, Losses]:
         config = self.config
@@ -157,10 +127,22 @@ class Cut(Method[Batch, CutOutputs]):
         named = {"G_GAN": g_gan, "G": total, "NCE": nce}
         if nce_identity is not None:
             named["NCE_Y"] = nce_identity
-        if config.robust.beta > 0 and context.progress >= config.robust.start:
-            named["robust"] = self._robustness(outputs, batch, context)
-            total = total + config.robust.beta * named["robust"]
+        for name, weight, term in self._constraints(outputs, batch, context):
+            named[name] = term
+            total = total + weight * term
         return total, _reported(**named)
+
+    def after_step(self, batches: Sequence[Batch], context: StepContext) -> None:
+        if self.distances is not None and context.progress < self.config.constraint.start:
+            for batch in batches:
+                pair = torch.stack([self_distances(batch.source), self_distances(batch.target)], dim=1)
+                self.distances.add(context.all_ranks(pair)[0])
+        if self.bank is not None:
+            self.bank.follow(self.generator, self.heads)
+            for batch in batches:
+                for stream in self.bank.streams:
+                    images = batch.source if stream == "nce" else batch.target
+                    self._remember(self.bank, stream, images, context)
 
     # ---- the adversarial part ---------------------------------------------------------------------------------------
 
@@ -196,12 +178,13 @@ class Cut(Method[Batch, CutOutputs]):
     def _contrast(self, outputs: CutOutputs, batch: Batch, context: StepContext) -> tuple[Tensor, Tensor | None]:
         """PatchNCE between source and translation, and between target and its identity translation if asked for."""
         made = outputs.fake if outputs.identity is None else torch.cat([outputs.fake, outputs.identity])
-        queries = self.generator.encode(made, self.config.taps)
+        encoder = self.output_encoder if self.config.separate_encoder else self.generator
+        queries = encoder.encode(made if self.config.decoder_nce else made.detach(), self.config.taps)
         keys, keys_identity = outputs.source_features, outputs.target_features
         if outputs.flipped:
             # The features kept are those of mirrored images; a key is encoded from the image as it was.
             queries = [query.flip(3) for query in queries]
-            with torch.no_grad():
+            with self._keys_learn():
                 keys = self.generator.encode(batch.source, self.config.taps)
                 keys_identity = self.generator.encode(batch.target, self.config.taps) if keys_identity else None
         pairs = len(batch.source)
@@ -210,19 +193,41 @@ class Cut(Method[Batch, CutOutputs]):
             return nce, None
         return nce, self._nce([query[pairs:] for query in queries], keys_identity, "identity", context)
 
+    def _keys_learn(self) -> torch.set_grad_enabled:
+        """Where encoder and heads are shared they learn from the queries. Those that see source images alone would
+        learn nothing, so there the keys teach them."""
+        return torch.set_grad_enabled(self.config.separate_encoder)
+
     def _nce(self, queries: Sequence[Tensor], keys: Sequence[Tensor], stream: str, context: StepContext) -> Tensor:
-        """The mean over taps and patches, times its weight. No gradient flows to the keys, so their heads need none."""
-        config, images = self.config, len(queries[0])
+        """The mean over taps and patches, times its weight."""
+        config = self.config
         ids = self._patch_ids(queries, config.taps, stream, context)
-        query_rows = self.heads(queries, ids)
-        with torch.no_grad():
+        query_rows = (self.output_heads if config.separate_encoder else self.heads)(queries, ids)
+        with self._keys_learn():
             key_rows = self.heads(keys, ids)
         losses = []
-        for query, key in zip(query_rows, key_rows, strict=True):
+        for tap, query, key in zip(config.taps, query_rows, key_rows, strict=True):
             key, first = context.all_ranks(key) if config.all_negatives else (key, 0)
-            groups = 1 if config.all_negatives else images
-            losses.append(patch_nce(query, key, groups, config.temperature, first).mean())
+            external = self.bank.negatives(stream, tap) if self.bank is not None else None
+            loss = patch_nce(
+                query, key, self._groups(query, queries[0]), config.temperature, first,
+                external=external, teach_keys=config.separate_encoder,
+            )  # fmt: skip
+            losses.append(loss.mean())
         return torch.stack(losses).mean() * config.lambda_nce
+
+    def _groups(self, rows: Tensor, images: Tensor) -> int:
+        """Runs of rows whose keys are each other's negatives: the whole batch, an image each, or a patch each."""
+        if self.config.all_negatives:
+            return 1
+        return len(images) if self.config.bank.internal else len(rows)
+
+    def _remember(self, bank: MemoryBank, stream: str, images: Tensor, context: StepContext) -> None:
+        """Put this step's patches of all ranks into the bank, in the order of the slots of the global batch."""
+        features = bank.encoder.encode(images, bank.taps)
+        ids = self._patch_ids(features, bank.taps, stream, context)
+        for tap, rows in zip(bank.taps, bank.heads(features, ids), strict=True):
+            bank.enqueue(stream, tap, context.all_ranks(rows)[0])
 
     def _patch_ids(
         self, features: Sequence[Tensor], taps: Sequence[int], stream: str, context: StepContext
@@ -233,7 +238,36 @@ class Cut(Method[Batch, CutOutputs]):
         ]
         return [each.to(features[0].device, non_blocking=True) for each in ids]
 
-    # ---- the robustness part ----------------------------------------------------------------------------------------
+    # ---- the robustness part, and what it is compared with ----------------------------------------------------------
+
+    def _constraints(
+        self, outputs: CutOutputs, batch: Batch, context: StepContext
+    ) -> Iterator[tuple[str, float, Tensor]]:
+        """What G is held to at this point of the schedule: name, weight and value of each term."""
+        robust, constraint = self.config.robust, self.config.constraint
+        if robust.beta > 0 and context.progress >= robust.start:
+            yield "robust", robust.beta, self._robustness(outputs, batch, context)
+        if context.progress < constraint.start:
+            return
+        source = batch.source.flip(3) if outputs.flipped else batch.source  # as G saw it
+        if self.distances is not None:
+            term = self_distance_loss(source, outputs.fake, self.distances.mean, self.distances.std)
+            yield "self_distance", constraint.self_distance, term
+        if constraint.smoothness > 0:
+            places = (source.shape[2] - PATCH_SIZE + 1) * (source.shape[3] - PATCH_SIZE + 1)
+            corners = context.draws.patch_ids("smoothness", 0, places, min(self.config.patches, places) // 2 * 2)
+            term = smoothness_loss(source, outputs.fake, corners.to(source.device))
+            yield "smoothness", constraint.smoothness, term
+        if constraint.consistency > 0:
+            yield "consistency", constraint.consistency, self._consistency(outputs, context)
+
+    def _consistency(self, outputs: CutOutputs, context: StepContext) -> Tensor:
+        """L^sc, the mean over all taps."""
+        taps, sources = self.config.taps, outputs.source_features
+        ids = self._patch_ids(sources, taps, "consistency", context)
+        rows = self.heads([*sources, *self.generator.encode(outputs.fake, taps)], [*ids, *ids], [*range(len(taps))] * 2)
+        pairs = zip(rows[: len(taps)], rows[len(taps) :], strict=True)
+        return torch.stack([consistency_loss(source, translated) for source, translated in pairs]).mean()
 
     def _robustness(self, outputs: CutOutputs, batch: Batch, context: StepContext) -> Tensor:
         """L_robust over the taps of this step, divided by the number of all K taps, as Eqn. 3 and the published code."""
@@ -251,12 +285,22 @@ class Cut(Method[Batch, CutOutputs]):
         )
         perturbed = self.generator.perturbed_features([f + tau for f, tau in zip(clean, taus, strict=True)], taps)
 
+        reference = clean if config.reference == "source" else self.generator.encode(outputs.fake, taps)
         ids = self._patch_ids(clean, taps, "robust", context)
-        project = self.heads if config.gradient == "both" else lambda *inputs: frozen(self.heads, *inputs)
-        rows = project([*clean, *perturbed], [*ids, *ids], [*heads, *heads])
+        rows = self._semantics([*reference, *perturbed], [*ids, *ids], [*heads, *heads])
         count = len(taps)
         terms = [robustness_loss(rows[k], rows[count + k], magnitudes[k], ids[k]) for k in range(count)]
         return torch.stack(terms).sum() / len(all_taps)
+
+    def _semantics(self, features: Sequence[Tensor], ids: Sequence[Tensor], heads: Sequence[int]) -> list[Tensor]:
+        """The patches that L_robust compares, (B * n, dim) for each feature map, float32 or wider."""
+        config = self.config.robust
+        if config.semantics == "features":
+            rows = [sample_patches(*pair) for pair in zip(features, ids, strict=True)]
+            return [row.to(torch.promote_types(row.dtype, torch.float32)) for row in rows]
+        if config.gradient == "generator":
+            return frozen(self.heads, features, ids, heads)
+        return self.heads(features, ids, heads)
 
 
 def _slot_name(slot: int) -> str:

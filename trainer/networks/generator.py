@@ -1,5 +1,6 @@
 """The ResNet generator of CycleGAN and CUT, with taps: places where its features are read or perturbed."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -89,6 +90,12 @@ class ResnetGenerator(nn.Module):
         """G_1^k(x) for each tap k, in the order of `taps`; nothing runs after the deepest."""
         read_after = self._read_after(taps)
         return self._walk(x, read_after, max(read_after) + 1)[1]
+
+    def encoder(self, taps: Sequence[int]) -> "ResnetGenerator":
+        """A copy of the layers that `encode` at these taps runs, with weights of its own."""
+        part = copy.deepcopy(self)
+        del part.model[max(self._read_after(taps)) + 1 :]
+        return part
 
     def perturbed_features(self, perturbed: Sequence[Tensor], taps: Sequence[int]) -> list[Tensor]:
         """G_1^k(G_k^{K+1}(f_k)) for each tap k: finish the translation from perturbed features, then encode it.
