@@ -79,6 +79,13 @@ def test_perturbation_of_the_paper(channels: int) -> None:
     assert direction.mean(dim=(0, 2, 3)).abs().max() < 5 / math.sqrt(channels * 4000)
 
 
+def test_norms_begin_at_the_least() -> None:
+    normal, uniform = draws(4)
+    tau, magnitude = perturbation(normal, uniform, max_norm=0.1, least_norm=0.04)
+    torch.testing.assert_close(tau.norm(dim=1, keepdim=True), magnitude)
+    torch.testing.assert_close(magnitude, 0.04 + 0.06 * uniform)
+
+
 def test_published_perturbation_has_the_full_norm() -> None:
     normal, uniform = draws(4)
     tau, magnitude = perturbation(normal, uniform, max_norm=0.1, rule="published")

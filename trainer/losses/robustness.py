@@ -5,20 +5,22 @@ from torch import Tensor
 from infra.errors import UserError
 from trainer.networks.heads import sample_patches
 
-_MIN_NORM = 1e-7
+LEAST_NORM = 1e-7  # of the paper
 
 
-def perturbation(normal: Tensor, uniform: Tensor, max_norm: float, rule: str = "paper") -> tuple[Tensor, Tensor]:
+def perturbation(
+    normal: Tensor, uniform: Tensor, max_norm: float, rule: str = "paper", least_norm: float = LEAST_NORM
+) -> tuple[Tensor, Tensor]:
     """tau_k, one random vector for each pixel of a feature map, and the norm that divides the distance (Sec. 5.3).
 
-    normal: draws of N(0, 1), (B, C, H, W). uniform: draws of U(0, 1), (B, 1, H, W). max_norm: T > 1e-7.
-    The direction is uniform on the unit sphere of the channels, the magnitude uniform in [1e-7, T].
+    normal: draws of N(0, 1), (B, C, H, W). uniform: draws of U(0, 1), (B, 1, H, W). max_norm: T > least_norm.
+    The direction is uniform on the unit sphere of the channels, the magnitude uniform in [least_norm, T].
     rule "paper": tau = magnitude * direction. "published": tau = T * direction, as the authors' code does, although
     the distance is divided by the magnitude all the same.
     Returns tau (B, C, H, W) and magnitude (B, 1, H, W).
     """
     direction = normal / (normal.norm(dim=1, keepdim=True) + 1e-12)
-    magnitude = _MIN_NORM + (max_norm - _MIN_NORM) * uniform
+    magnitude = least_norm + (max_norm - least_norm) * uniform
     match rule:
         case "paper":
             return magnitude * direction, magnitude

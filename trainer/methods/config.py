@@ -15,10 +15,11 @@ class RobustConfig:
 
     beta: float = option(1e-4, "weight of L_robust; 0: without it (the paper tunes it in [1e-5, 1e-3])", flag="--beta")
     T: float = option(0.1, "largest norm of the perturbation tau (the paper tunes it in [0.01, 0.2])", flag="--T")
+    least: float = option(1e-7, "smallest norm of tau, which the distance is divided by (docs/flipping.md)")
     taps: tuple[int, ...] = option((), "the K layers that are perturbed; none given: all of method.taps")
     per_step: str = option("all", "perturb all taps in each step, or one at random", choices=("all", "one"))
     rule: str = option(
-        "paper", "norm of tau: drawn from [1e-7, T], or always T as the published code has it",
+        "paper", "norm of tau: drawn from [least, T], or always T as the published code has it",
         choices=("paper", "published"),
     )  # fmt: skip
     start: float = option(0.25, "share of all epochs before L_robust begins")
@@ -37,8 +38,9 @@ class RobustConfig:
     def __post_init__(self) -> None:
         if self.beta < 0:
             raise UserError(f"beta = {self.beta} is negative: give 0 (no L_robust) or a positive weight such as 1e-4")
-        if self.T <= 1e-7:
-            raise UserError(f"T = {self.T} leaves no room for a perturbation: give more than 1e-7, such as 0.1")
+        if not 0 < self.least < self.T:
+            raise UserError(f"norms of a perturbation from {self.least} to T = {self.T} are impossible: "
+                            "give a least above 0 and below T, such as 1e-7 and 0.1")  # fmt: skip
         if not 0 <= self.start <= 1:
             raise UserError(f"method.robust.start = {self.start} is a share of the epochs: give a number from 0 to 1")
         if len(set(self.taps)) < len(self.taps):

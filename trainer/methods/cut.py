@@ -278,7 +278,7 @@ class Cut(Method[Batch, CutOutputs]):
         clean = [outputs.source_features[head] for head in heads]
         taus, magnitudes = zip(
             *(
-                perturbation(*context.draws.noise(tap, batch.slots, feature), config.T, rule)
+                perturbation(*context.draws.noise(tap, batch.slots, feature), config.T, rule, config.least)
                 for tap, feature in zip(taps, clean, strict=True)
             ),
             strict=True,
