@@ -1,5 +1,6 @@
 """The training of a translator: what `launch/train.py` runs."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from infra.tracking import Tracker
 from launch.config import JobConfig
 from launch.data import find_data
 from launch.evaluation import Evaluator, Outcome
-from launch.observer import Draw, Judging
+from launch.observer import Draw, Judging, Listener
 from launch.run_folder import RunFolder
 from launch.training import Job, run
 from pipelines.dataset import Samples
@@ -89,6 +90,6 @@ class TranslatorJob(Job[JobConfig]):
         tracker.model("generator", folder.model)
 
 
-def train(config: JobConfig) -> Path:
-    """Train, or continue, a translator to the end on this process's rank; returns the run folder. Errors: see `run`."""
-    return run(TranslatorJob, config)
+def train(config: JobConfig, *, tags: Mapping[str, str] | None = None, listener: Listener | None = None) -> Path:
+    """Train, or continue, a translator to the end on this process's rank; returns the run folder. See `run`."""
+    return run(TranslatorJob, config, tags=tags, listener=listener)

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 LONG_SECONDS = 3600.0  # a run on a CPU that takes longer gets a word about it
 Draw = Callable[[nn.Module, torch.device], np.ndarray]
 Publish = Callable[[Path, Tracker], None]
+Listener = Callable[[dict[str, Any]], None]
 NOT_LOSSES = ("step", "epoch", "lr", "pairs_per_s", "memory_gib")
 
 
@@ -53,10 +54,10 @@ class RankObserver(Observer):
         assert self.judging is not None
         with _evaluating(self.trainer.product) as network:
             outcome = self.judging.evaluate(network, engine.device)
-        return bool(engine.broadcast(outcome and self._is_best(step, outcome)))
+        return bool(engine.broadcast(outcome and self._is_worth_keeping(step, outcome)))
 
-    def _is_best(self, step: int, outcome: Outcome) -> bool:
-        """Write an evaluation down, on rank 0; whether it is the best so far."""
+    def _is_worth_keeping(self, step: int, outcome: Outcome) -> bool:
+        """Write an evaluation down, on rank 0; whether what was evaluated deserves a checkpoint."""
         raise NotImplementedError
 
 
@@ -65,7 +66,8 @@ class RunObserver(RankObserver):
 
     draw: makes the sample picture, uint8 (H, W, 3), with a network in evaluation mode on a device. publish: leaves the
     finished model behind, given its checkpoint and the tracker. unit: what a batch counts. shorter: how to have a run
-    that takes minutes. state: what a checkpoint says beside the trainer's own.
+    that takes minutes. listener: is told of each evaluation but the last, once its checkpoint is saved. state: what a
+    checkpoint says beside the trainer's own.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class RunObserver(RankObserver):
         publish: Publish,
         unit: str,
         shorter: str,
+        listener: Listener | None,
         first_step: int,
         state: Mapping[str, Any],
     ) -> None:
@@ -88,6 +91,7 @@ class RunObserver(RankObserver):
         self.tracker = tracker
         self.checkpointer = checkpointer
         self.draw, self.publish, self.shorter = draw, publish, shorter
+        self.listener = listener
         self.state = state
         self.line = ProgressLine(trainer.total_steps, first_step, batch=trainer.schedule.optim.global_batch, unit=unit)
         self.journal = Journal(folder.metrics_file)
@@ -96,6 +100,7 @@ class RunObserver(RankObserver):
         if self.evaluations:
             self.evaluations.truncate_after(first_step)
         self.best_step: int | None = None  # of the checkpoint about to be saved as the best
+        self.news: dict[str, Any] | None = None  # an evaluation of which the listener is not told yet
         self.logged: list[int] = []
 
     def progress(self, rows: Sequence[dict[str, float]]) -> None:
@@ -119,19 +124,20 @@ class RunObserver(RankObserver):
             Image.fromarray(picture).save(file, format="png")
         self.tracker.image("samples", step, picture)
 
-    def _is_best(self, step: int, outcome: Outcome) -> bool:
+    def _is_worth_keeping(self, step: int, outcome: Outcome) -> bool:
         assert self.judging is not None and self.evaluations is not None
         better = self.judging.better
         before = [value_of(figures, better) for figures in self.evaluations.read()]
         value = value_of(outcome.figures, better)
-        self.evaluations.append({"step": step, **outcome.figures})
+        row = {"step": step, **outcome.figures}
+        self.evaluations.append(row)
+        self.news = row if self.listener else None
         log_outcome(self.tracker, step, outcome)
         log.info("step %d: %s", step, summary(outcome.figures))
-        if value is None or any(other is not None and other <= value for other in before):
-            return False
-        self.best_step = step
-        self.tracker.tags({"best_step": str(step), f"best_{better}": f"{outcome.figures[better]:.6g}"})
-        return True
+        if value is not None and not any(other is not None and other <= value for other in before):
+            self.best_step = step
+            self.tracker.tags({"best_step": str(step), f"best_{better}": f"{outcome.figures[better]:.6g}"})
+        return self.best_step == step or self.listener is not None
 
     def save(self, state: TrainingState) -> None:
         about = {"step": state.step, "scalers": state.scalers, **self.state}
@@ -144,6 +150,9 @@ class RunObserver(RankObserver):
             self.logged.append(state.step)
             while len(self.logged) > keep:
                 self.tracker.delete_artifacts(f"checkpoints/step_{self.logged.pop(0)}")
+        if self.listener and self.news and state.step < self.trainer.total_steps:
+            row, self.news = self.news, None
+            self.listener(row)
 
     def close(self, status: Status) -> None:
         self.line.close()

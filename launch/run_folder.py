@@ -73,6 +73,13 @@ class RunFolder:
         with replacing(environment) as file:
             file.write(json.dumps([*starts, _environment()], indent=1).encode())
 
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Figures of each evaluation during training with its "step", in order; a line cut short by a kill left out."""
+        if not self.evaluations_file.exists():
+            return []
+        lines = self.evaluations_file.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
 
 def check_same(run: str, before: Mapping[str, Any], config: TrainingConfig) -> None:
     """UserError if a run was of another configuration, given flat, than the one that is to continue it."""

@@ -2,6 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic
 
@@ -11,7 +12,7 @@ from infra.errors import Stopped, UserError
 from infra.storage import open_storage
 from infra.tracking import Status, Tracker
 from launch.data import data_identity
-from launch.observer import Draw, Judging, RankObserver, RunObserver
+from launch.observer import Draw, Judging, Listener, RankObserver, RunObserver
 from launch.run_folder import Config, RunFolder, check_same, default_run_dir, resolved
 from pipelines.loader import Loader
 from trainer.checkpoint import Checkpoint, Checkpointer
@@ -76,15 +77,23 @@ class Job(ABC, Generic[Config]):
         """Leave the finished model in the run folder, the last thing that a run does, and in MLflow."""
 
 
-def run(kind: type[Job[Config]], config: Config) -> Path:
+def run(
+    kind: type[Job[Config]],
+    config: Config,
+    *,
+    tags: Mapping[str, str] | None = None,
+    listener: Listener | None = None,
+) -> Path:
     """Train, or continue, one run to its end on this process's rank; returns the run folder.
 
-    Raises UserError before anything is written for what cannot work, Stopped for an early end.
+    tags: of the MLflow run, more than it has anyway. listener: is told on rank 0 of every evaluation but the one at the
+    end, each with its "step", once its checkpoint is saved; of those before this start first. Raises UserError before
+    anything is written for what cannot work, Stopped for an early end.
     """
     engine = make_engine(config.engine)
     setup_logging(None, engine.rank)
     try:
-        return _train(kind(_resolve(kind(config), engine)), engine)
+        return _train(kind(_resolve(kind(config), engine)), engine, tags or {}, listener)
     finally:
         engine.close()
 
@@ -98,7 +107,7 @@ def _resolve(job: Job[Config], engine: Engine) -> Config:
     return resolved(config, root=root, run_dir=run_dir, precision=precision)
 
 
-def _train(job: Job[Config], engine: Engine) -> Path:
+def _train(job: Job[Config], engine: Engine, tags: Mapping[str, str], listener: Listener | None) -> Path:
     config, optim = job.config, job.config.optim
     folder = RunFolder(Path(str(config.run_dir)))
     if engine.rank == 0:
@@ -121,6 +130,10 @@ def _train(job: Job[Config], engine: Engine) -> Path:
             method, engine, optim, config.loop, seed=config.seed, source_samples=loader.epoch_samples,
             evaluate_every=judging.every if judging else 0.0,
         )  # fmt: skip
+        if listener and engine.rank == 0:
+            for row in folder.evaluations():
+                if row["step"] <= min(first_step, trainer.total_steps - 1):
+                    listener(row)
         # The model is the last thing a run leaves: without it, a start that was killed at the end is still to publish it.
         if first_step >= trainer.total_steps and folder.model.is_dir():
             log.info("%s is complete: all %d steps are done", folder.path, trainer.total_steps)
@@ -129,7 +142,7 @@ def _train(job: Job[Config], engine: Engine) -> Path:
             trainer.restore(checkpoint)
         observer: Observer
         if engine.rank == 0:
-            observer = _observer(job, folder, trainer, checkpointer, judging, first_step, data)
+            observer = _observer(job, folder, trainer, checkpointer, judging, first_step, data, tags, listener)
         else:
             observer = RankObserver(trainer, judging)
         _fit(trainer, loader, first_step, observer)
@@ -157,6 +170,8 @@ def _observer(
     judging: Judging | None,
     first_step: int,
     data: str,
+    tags: Mapping[str, str],
+    listener: Listener | None,
 ) -> RunObserver:
     draw = job.sample_picture()
     folder.open(job.config)
@@ -166,6 +181,7 @@ def _observer(
     tags = {
         "mlflow.source.name": job.script,
         "mlflow.note.content": f"Run folder: `{folder.path.absolute()}`\n\n{_summary(job, trainer, 0)}",
+        **tags,
     }
     tracker = Tracker.start(job.experiment, folder.path.name, options, tags=tags, run_id_file=folder.run_id_file)
 
@@ -174,7 +190,7 @@ def _observer(
 
     return RunObserver(
         folder, tracker, trainer, checkpointer, judging=judging, draw=draw, publish=publish, unit=job.unit,
-        shorter=job.shorter,
+        shorter=job.shorter, listener=listener,
         first_step=first_step, state={"data": data, "config": options, **job.facts()},
     )  # fmt: skip
 
@@ -195,7 +211,7 @@ def _fit(trainer: Trainer, loader: Loader[Any], first_step: int, observer: Obser
             observer.sample(0)
         trainer.fit(loader, first_step, observer)
         status = "FINISHED"
-    except (Stopped, KeyboardInterrupt):
+    except (Stopped, KeyboardInterrupt, SystemExit):  # the last: Ray Tune ends a trial
         status = "KILLED"
         raise
     finally:

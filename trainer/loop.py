@@ -101,7 +101,7 @@ class Observer:
         """Show what the network does."""
 
     def evaluate(self, step: int) -> bool:
-        """Judge the network on held-out images; true, on all ranks, if it is the best so far and worth keeping."""
+        """Judge the network on held-out images; true, on all ranks, if it deserves a checkpoint."""
         return False
 
     def save(self, state: TrainingState) -> None:

@@ -20,6 +20,8 @@ class DdpEngine(Engine):
     kind = "ddp"
 
     def _connect(self) -> None:
+        if dist.is_initialized():  # a launcher such as Ray Train has connected its processes already
+            return
         for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
             os.environ.setdefault(name, value)
         if "MASTER_PORT" not in os.environ:

@@ -1,0 +1,18 @@
+"""Records of trials that never ran."""
+
+from tuning.folder import Record
+
+BETA, T = "method.robust.beta", "method.robust.T"
+
+
+def records() -> list[Record]:
+    def one(number: int, beta: float, t: float, status: str, miou: float | None, cause: str = "") -> Record:
+        figures = {} if miou is None else {"mIoU": miou, "Dist": 60 - 50 * miou}
+        return Record(number, {BETA: beta, T: t}, status, cause, 100, figures, "here/1")  # type: ignore[arg-type]
+
+    return [
+        one(0, 1e-5, 0.05, "finished", 0.31),
+        one(1, 2e-4, 0.12, "finished", 0.40),
+        one(2, 9e-4, 0.02, "stopped", 0.55),
+        one(3, 5e-4, 0.19, "failed", None, "G is not a finite number at step 7"),
+    ]

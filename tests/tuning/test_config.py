@@ -1,0 +1,115 @@
+"""What a command line asks a search for, and what of it is refused before anything starts."""
+
+from pathlib import Path
+
+import pytest
+
+from infra.config import to_yaml
+from infra.errors import UserError
+from tuning.cluster import Machine, _check_address, share_out
+from tuning.config import SearchConfig, from_file, parse_arguments
+from tuning.settle import design
+
+
+def test_a_request_survives_its_file(tmp_path: Path) -> None:
+    request = parse_arguments(
+        [
+            "--space",
+            "beta-T",
+            "optim.lr=loguniform(1e-5,1e-3)",
+            "--trials",
+            "4",
+            "--gpus-per-trial",
+            "0.5",
+            "--ngf",
+            "8",
+        ]
+    )
+    assert request.search.trials == 4 and request.space == ("beta-T", "optim.lr=loguniform(1e-5,1e-3)")
+    file = tmp_path / "search.yaml"
+    file.write_text(to_yaml(request.flat()))
+    assert from_file(file) == request
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--trials", "0"], "--trials 0 is impossible"),
+        (["--trails", "3"], "did you mean '--trials'"),
+        (["--metric", "accuracy"], "accuracy.*choose one of mIoU"),
+        (["--searcher", "bayes"], "choose one of grid, random, optuna"),
+        (["--ngf", "x"], "model.ngf = 'x' is not a whole number"),
+        (["--run-dir", "runs/x"], "a run folder of its own"),
+        (["--name", "../x"], "no name of a folder"),
+        (["--gpus-per-trial", "0.5", "--ranks-per-trial", "2"], "cannot share a GPU"),
+        (["--ablations", "srunit", "--space", "taps"], "exclude each other"),
+        (["--resume", "x", "--trials", "3"], "trials has no place beside it"),
+        (["--resume", "x", "--ngf", "3"], "model.ngf has no place beside it"),
+    ],
+)
+def test_what_cannot_be_asked_is_a_sentence(arguments: list[str], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        parse_arguments(arguments)
+
+
+def test_how_many_trials() -> None:
+    def total(*arguments: str) -> int:
+        return design(parse_arguments(arguments)).total
+
+    assert total() == 10
+    assert total("--trials", "3") == 3
+    assert total("--space", "taps") == 6
+    assert total("--searcher", "grid") == 9
+    assert total("--searcher", "grid", "--trials", "16") == 16
+    assert total("--ablations", "srunit", "--seeds", "2") == 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--trials", "1"], "trials that take over from each other"),
+        (["--ablations", "srunit"], "pbt needs a space"),
+        (["--space", "taps"], "which method.robust.taps does not bear"),
+        (["--space", "model.ngf=randint(4,8)"], "which model.ngf does not bear"),
+    ],
+)
+def test_what_pbt_cannot_do(arguments: list[str], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        design(parse_arguments(["--scheduler", "pbt", *arguments]))
+
+
+def search(**options: object) -> SearchConfig:
+    return SearchConfig(**options)  # type: ignore[arg-type]
+
+
+def test_resources_are_shared_out() -> None:
+    one, pair = [Machine(8, 0)], [Machine(8, 2), Machine(8, 2)]
+    assert share_out(search(), one).concurrent == 8
+    assert share_out(search(ranks_per_trial=3), one).concurrent == 2
+    alone = share_out(search(max_concurrent=1), one)
+    assert (alone.concurrent, alone.cpus) == (1, 8)
+    assert share_out(search(), pair).concurrent == 4 and share_out(search(), pair).gpus == 1
+    small = share_out(search(gpus_per_trial=0.25), pair)
+    assert (small.concurrent, small.gpus, small.cpus) == (16, 0.25, 1)
+    assert share_out(search(ranks_per_trial=4), pair).concurrent == 1
+    assert share_out(search(gpus_per_trial=0.0), pair).gpus == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "machines", "complaint"),
+    [
+        ({"gpus_per_trial": 4.0}, [Machine(2, 0)], "4 GPUs per trial, 0 found"),
+        ({"ranks_per_trial": 3}, [Machine(2, 0)], "3 ranks per trial, 2 CPUs found"),
+        ({"gpus_per_trial": 2.0}, [Machine(8, 2)], "one GPU to each rank"),
+    ],
+)
+def test_impossible_resources(options: dict, machines: list[Machine], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        share_out(search(**options), machines)
+
+
+def test_a_dead_cluster() -> None:
+    with pytest.raises(UserError, match="no Ray cluster answers at 127.0.0.1:1"):
+        _check_address("127.0.0.1:1")
+    with pytest.raises(UserError, match="no HOST:PORT"):
+        _check_address("head")

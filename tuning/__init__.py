@@ -1,0 +1,1 @@
+"""Searches: many trainings that differ in some options, planned by Ray Tune."""

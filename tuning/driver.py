@@ -1,0 +1,201 @@
+"""A search from beginning to end: settle what was asked for, run the trials, say what came out."""
+
+import logging
+import random
+import shutil
+import time
+import warnings
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from filelock import Timeout
+from PIL import Image
+
+from infra.config import to_yaml
+from infra.console import setup_logging
+from infra.errors import Stopped, UserError
+from infra.storage import replacing
+from infra.tracking import Tracker, store_uri, ui_command
+from launch.config import make_config
+from trainer.evaluation.config import BETTER
+from tuning import ablations
+from tuning.cluster import Share, connected, share_out, this_machine
+from tuning.config import Request, default_name, from_file
+from tuning.folder import Record, SearchFolder
+from tuning.landscape import landscape
+from tuning.registry import end_runs, register
+from tuning.results import best_record, shown, table, write_best, write_csv
+from tuning.settle import Design, design, evaluations, settle
+from tuning.spaces import Params, suggest
+
+log = logging.getLogger(__name__)
+
+NOTHING_FINISHED, INTERRUPTED = 1, 130  # exit codes; 128 + SIGINT
+STORE_S = 30.0  # that a search waits for MLflow before its trials go unnested
+TRIAL_MEMORY = 200 * 2**20  # bytes, of the process that watches over a trial's ranks
+CHECKPOINTS = 4  # kept by Ray of each trial, for others to take over
+
+
+def search(request: Request) -> str:
+    """Run, or continue, a search to its end; returns what to print. Raises UserError before any trial starts for what
+    cannot work, Stopped if it was interrupted."""
+    setup_logging(None)
+    folder = _folder(request)
+    if request.search.resume:
+        request = _resumed(request, folder)
+    made = design(request)
+    with ExitStack() as stack:
+        machines = stack.enter_context(connected(request.search)) if request.search.address else [this_machine()]
+        share = share_out(request.search, machines)
+        if not request.search.resume:
+            request = settle(request, gpu=share.gpus > 0)
+            made = design(request)  # with the taps and ranges that hold for this data
+        folder.trials.mkdir(parents=True, exist_ok=True)
+        try:
+            stack.enter_context(folder.lock().acquire(timeout=0))
+        except Timeout:
+            raise UserError(
+                f"the search {folder.name} is running in another process: wait for it, or stop it"
+            ) from None
+        with replacing(folder.request_file) as file:
+            file.write(to_yaml(request.flat()).encode())
+        setup_logging(folder.log_file)
+        if not request.search.address:
+            stack.enter_context(connected(request.search))
+        return _run(request, made, share, folder)
+
+
+def _folder(request: Request) -> SearchFolder:
+    """UserError if there is none to continue, or one in the way."""
+    search = request.search
+    folder = SearchFolder.named(search.resume or search.name or default_name(request))
+    begun = folder.request_file.exists()
+    if search.resume and not begun:
+        raise UserError(f"there is no search runs/search-{search.resume} to resume: check the name")
+    if begun and not search.resume:
+        raise UserError(f"{folder.path} exists: continue it with --resume {folder.name}, or give another --name")
+    return folder
+
+
+def _resumed(request: Request, folder: SearchFolder) -> Request:
+    """The search as it was begun, with what may be given anew."""
+    before, now = from_file(folder.request_file), request.search
+    again: dict[str, Any] = {
+        "address": now.address, "dashboard": now.dashboard,
+        "max_concurrent": now.max_concurrent or before.search.max_concurrent,
+    }  # fmt: skip
+    return replace(before, search=replace(before.search, **again))
+
+
+def _run(request: Request, made: Design, share: Share, folder: SearchFolder) -> str:
+    config = make_config(request.options)
+    metric = str(request.search.metric)
+    options = {name: str(value) for name, value in request.flat().items()}
+    tracker = Tracker.start(
+        config.task, folder.path.name, options, run_id_file=folder.run_id_file,
+        tags={"mlflow.source.name": "tuning/search.py", "mlflow.note.content": f"Search folder: `{folder.path}`"},
+    )  # fmt: skip
+    tags = {"search": folder.name, **_parent(tracker)}
+    status: Any = "FAILED"
+    try:
+        log.info("%s: %d trials, %d at once, best in %s", folder.path, made.total, share.concurrent, metric)
+        _tune(request, made, share, folder, tags)
+        end_runs(folder)
+        records = folder.records()
+        if len(records) < made.total or any(record.status == "running" for record in records):
+            status = "KILLED"
+            raise Stopped(f"stopped: --resume {folder.name} goes on from here", INTERRUPTED)
+        text = _leave(request, made, folder, tracker)
+        shutil.rmtree(folder.ray, ignore_errors=True)
+        status = "FINISHED"
+        return text
+    finally:
+        tracker.finish(status)
+
+
+def _parent(tracker: Tracker) -> Mapping[str, str]:
+    """The tag that nests the trials' runs in MLflow, once the store has given the search's run an id."""
+    deadline = time.monotonic() + STORE_S
+    while tracker.run_id is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return {"mlflow.parentRunId": tracker.run_id} if tracker.run_id else {}
+
+
+def _tune(request: Request, made: Design, share: Share, folder: SearchFolder, tags: Mapping[str, str]) -> None:
+    """Run the trials that are left."""
+    from ray import tune
+
+    from tuning.plan import RETRIES, Plan
+    from tuning.schedulers import make_scheduler
+    from tuning.trial import Settings, run_trial
+
+    metric, kind = str(request.search.metric), request.search.scheduler
+    maximise = BETTER[metric] == "more"
+    seed = make_config(request.options).seed
+    settings = Settings(
+        folder.path, request.options, tags, store_uri(), share.ranks, share.cpus, share.gpus, exchange=kind == "pbt"
+    )
+
+    def propose(number: int, records: list[Record]) -> Params:
+        if made.fixed is not None:
+            return made.fixed[number]
+        done = [(r.params, r.figures[metric]) for r in records if r.status == "finished" and metric in r.figures]
+        return suggest(made.space, request.search.searcher, seed, number, done, maximise=maximise)
+
+    def trial(params: dict[str, Any]) -> None:
+        run_trial(params, settings)
+
+    plan = Plan(folder, propose, made.total, share.concurrent, metric)
+    if plan.is_finished():
+        return
+    random.seed(seed)  # from which PBT draws
+    warnings.filterwarnings("ignore", "Consider boosting PBT")  # with actors used again, whose memory fills up
+    scheduler = make_scheduler(kind, made.space, evaluations(request), metric, maximise=maximise, folder=folder)
+    # The ranks of a trial ask for places of their own.
+    place: dict[str, float] = {"CPU": share.cpus, "GPU": share.gpus} if share.ranks == 1 else {"memory": TRIAL_MEMORY}
+    tune.Tuner(
+        tune.with_resources(trial, place),
+        tune_config=tune.TuneConfig(search_alg=plan, scheduler=scheduler, num_samples=made.total, reuse_actors=False),
+        run_config=tune.RunConfig(
+            name=time.strftime("%Y%m%d-%H%M%S"), storage_path=str(folder.ray), verbose=0,
+            failure_config=tune.FailureConfig(max_failures=RETRIES),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=CHECKPOINTS),
+        ),
+    ).fit()  # fmt: skip
+
+
+def _leave(request: Request, made: Design, folder: SearchFolder, tracker: Tracker) -> str:
+    """Write the results down, here and in MLflow, and say what they are."""
+    config, metric, records = make_config(request.options), str(request.search.metric), folder.records()
+    write_csv(folder, records)
+    tracker.artifacts(folder.csv_file, "search")
+    best = best_record(records, metric)
+    lines = [table(records, metric), ""]
+    if best is None:
+        log.info("%s", lines[0])
+        raise Stopped(f"no trial was finished: their causes are in {folder.csv_file}", NOTHING_FINISHED)
+    for record in records:
+        tracker.metrics(record.number, record.figures)
+    if request.search.ablations:
+        finished = [(record.params, record.figures) for record in records if record.status == "finished"]
+        text = ablations.render(ablations.TABLES[request.search.ablations], finished)
+        with replacing(folder.ablations_file) as file:
+            file.write(text.encode())
+        lines = [text, f"the table    {folder.ablations_file}"]
+    else:
+        write_best(folder, best)
+        picture = landscape(records, made.space, metric)
+        with replacing(folder.landscape_file) as file:
+            Image.fromarray(picture).save(file, format="png")
+        tracker.image("landscape", 0, picture)
+        tracker.artifacts(folder.best_file, "search")
+        lines += [
+            f"best         trial {best.number:04}: {metric} {best.figures[metric]:.4g} with {shown(best.params)}",
+            f"             python launch/train.py --config {folder.best_file}",
+            f"the picture  {folder.landscape_file}",
+        ]
+        if version := register(folder.run_dir(best.number), f"srunit-{config.task}"):
+            lines.append(f"its model    {version}")
+    return "\n".join([*lines, f"all trials   {folder.csv_file}", f"MLflow       {ui_command()}"])

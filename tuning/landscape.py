@@ -1,0 +1,92 @@
+"""The picture of a search: the figure over the options that were varied."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from trainer.evaluation.config import BETTER
+from tuning.folder import Record
+from tuning.results import best_record, text
+from tuning.spaces import Dimension
+
+DPI = 110
+RING: dict[str, Any] = {"s": 320, "facecolors": "none", "edgecolors": "red"}  # around the best
+
+
+def landscape(records: Sequence[Record], space: Sequence[Dimension], metric: str) -> np.ndarray:
+    """uint8 (H, W, 3) RGB: two options span one plane, coloured by the figure; any other number has a panel for each.
+
+    Finished trials are dots, others crosses at their last figure. The best has a ring.
+    """
+    measured = [record for record in records if metric in record.figures]
+    draw = _plane if len(space) == 2 else _panels
+    figure = draw(measured, best_record(measured, metric), space, metric)
+    figure.suptitle(f"{metric} of {len(measured)} trials, {BETTER[metric]} is better")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[:, :, :3].copy()
+
+
+def _plane(measured: Sequence[Record], best: Record | None, space: Sequence[Dimension], metric: str) -> Figure:
+    figure = Figure(figsize=(6.4, 5.0), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    across, up = space
+    if best:
+        axes.scatter(across.encoded(best.params[across.field]), up.encoded(best.params[up.field]), **RING)
+    values = [record.figures[metric] for record in measured]
+    for marker, group in _marked(measured):
+        dots = axes.scatter(
+            _places(across, group), _places(up, group), c=[record.figures[metric] for record in group], marker=marker,
+            s=110, edgecolors="#444444", linewidths=0.6, cmap="viridis_r" if BETTER[metric] == "less" else "viridis",
+            vmin=min(values, default=0.0), vmax=max(values, default=1.0),
+        )  # fmt: skip
+        for record, x, y in zip(group, _places(across, group), _places(up, group), strict=True):
+            label = f"{record.figures[metric]:.3g}"
+            axes.annotate(label, (x, y), xytext=(0, 10), textcoords="offset points", ha="center", fontsize=8)
+    figure.colorbar(dots, label=metric)
+    _label(axes, "x", across)
+    _label(axes, "y", up)
+    return figure
+
+
+def _panels(measured: Sequence[Record], best: Record | None, space: Sequence[Dimension], metric: str) -> Figure:
+    figure = Figure(figsize=(max(6.0, 4.5 * len(space)), 4.2), dpi=DPI, layout="constrained")
+    for axes, dimension in zip(figure.subplots(1, len(space), sharey=True, squeeze=False)[0], space, strict=True):
+        if best:
+            axes.scatter(dimension.encoded(best.params[dimension.field]), best.figures[metric], **RING)
+        for marker, group in _marked(measured):
+            heights = [record.figures[metric] for record in group]
+            axes.scatter(_places(dimension, group), heights, marker=marker, s=70, color="#4477aa")
+        axes.grid(alpha=0.3)
+        axes.set_ylabel(metric)
+        _label(axes, "x", dimension)
+    return figure
+
+
+def _marked(measured: Sequence[Record]) -> list[tuple[str, list[Record]]]:
+    finished = [record for record in measured if record.status == "finished"]
+    return [("X", [record for record in measured if record.status != "finished"]), ("o", finished)]
+
+
+def _places(dimension: Dimension, records: Sequence[Record]) -> list[float]:
+    """Where trials stand on a dimension's axis: a choice's values at 0, 1, …"""
+    return [float(dimension.encoded(record.params[dimension.field])) for record in records]
+
+
+def _label(axes: Axes, side: Literal["x", "y"], dimension: Dimension) -> None:
+    if dimension.kind == "loguniform":
+        axes.set(**{f"{side}scale": "log"})
+    if dimension.is_range:
+        low, high = dimension.values
+        margin = (high / low) ** 0.08 if dimension.kind == "loguniform" else 0.08 * (high - low)
+        ends = (low / margin, high * margin) if dimension.kind == "loguniform" else (low - margin, high + margin)
+        axes.set(**{f"{side}lim": ends})
+    else:
+        axes.set(**{f"{side}ticks": range(len(dimension.values))})
+        axes.set(**{f"{side}ticklabels": [text(value) for value in dimension.values]})
+        axes.tick_params(side, labelsize=8, rotation=20)
+    axes.set(**{f"{side}label": dimension.field})

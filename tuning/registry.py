@@ -1,0 +1,55 @@
+"""What a search does in MLflow beside what its trials do themselves."""
+
+import logging
+from pathlib import Path
+
+from infra.tracking import store_uri
+from launch.run_folder import RunFolder
+from tuning.folder import SearchFolder
+
+log = logging.getLogger(__name__)
+
+ALIAS = "best"
+
+
+def end_runs(folder: SearchFolder) -> None:
+    """Mark the runs of trials that a scheduler stopped or that died as such, which those could not do themselves."""
+    from mlflow import MlflowClient, MlflowException
+
+    client = MlflowClient(tracking_uri=store_uri())
+    for record in folder.records():
+        run_id = _run_id(folder.run_dir(record.number))
+        if record.status in ("stopped", "failed") and run_id:
+            try:
+                client.set_terminated(run_id, "KILLED" if record.status == "stopped" else "FAILED")
+            except MlflowException as error:
+                log.warning("MLflow keeps trial %d as running (%s)", record.number, _line(error))
+
+
+def register(run_dir: Path, name: str) -> str | None:
+    """Register the model of a finished run; its address with the alias "best". None, and a warning, if MLflow does not
+    take it."""
+    from mlflow import MlflowClient, MlflowException
+
+    client = MlflowClient(tracking_uri=store_uri(), registry_uri=store_uri())
+    try:
+        run_id = _run_id(run_dir)
+        outputs = client.get_run(str(run_id)).outputs
+        model = client.get_logged_model(outputs.model_outputs[-1].model_id if outputs else "")
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name)
+        version = client.create_model_version(name, model.artifact_location, run_id, model_id=model.model_id).version
+        client.set_registered_model_alias(name, ALIAS, version)
+    except (MlflowException, IndexError) as error:
+        log.warning("MLflow did not register the model of %s (%s)", run_dir, _line(error))
+        return None
+    return f"models:/{name}@{ALIAS} (version {version})"
+
+
+def _run_id(run_dir: Path) -> str | None:
+    file = RunFolder(run_dir).run_id_file
+    return file.read_text().strip() if file.exists() else None
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,113 @@
+"""From what was asked for to what can be run, checked before any trial starts: trials, data, judge and metric."""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from infra.config import flatten
+from infra.errors import UserError
+from launch.config import JobConfig, make_config
+from launch.data import find_data
+from launch.evaluation import Evaluator
+from trainer.engines import Engine, EngineConfig
+from tuning import ablations, embedded
+from tuning.config import QUIET, Request
+from tuning.spaces import Dimension, Params, grid, parse_space
+
+TRIALS = 10  # where their number is left open
+EVALUATIONS = 4  # of a trial, likewise
+
+
+@dataclass(frozen=True)
+class Design:
+    """The trials to come. fixed: all of them, where they do not depend on chance or on each other's results."""
+
+    space: tuple[Dimension, ...]
+    fixed: list[Params] | None
+    total: int
+
+
+def design(request: Request) -> Design:
+    """UserError for a space, a number of trials or a scheduler that make no sense."""
+    search, options = request.search, request.options
+    if search.ablations:
+        rows = ablations.trials(ablations.TABLES[search.ablations], search.seeds, make_config(options).seed)
+        for params in rows:
+            make_config(options, ablations.options(params))
+        made = Design((), rows, len(rows))
+    else:
+        space = parse_space(request.space, [options])
+        only_choices = not any(dimension.is_range for dimension in space)
+        if search.searcher == "grid" or (only_choices and search.trials is None):
+            points = grid(space, search.trials)
+            made = Design(space, points, len(points))
+        else:
+            made = Design(space, None, search.trials or TRIALS)
+    if search.scheduler == "pbt":
+        _check_pbt(made)
+    return made
+
+
+def _check_pbt(made: Design) -> None:
+    if made.total < 2 or not made.space:
+        raise UserError("pbt needs a space, and trials that take over from each other: give --trials 4, say")
+    for dimension in made.space:
+        if not dimension.is_range or not dimension.field.startswith(("method.", "optim.")):
+            raise UserError(f"pbt changes options in the middle of a run, which {dimension.field} does not bear: "
+                            "give ranges of fields of method. or optim., or another --scheduler")  # fmt: skip
+
+
+def settle(request: Request, *, gpu: bool) -> Request:
+    """Fill in everything that was left open. Where no data was named, scenes are drawn and a segmenter is trained on
+    some, of a size for a GPU or a CPU, which takes minutes the first time. UserError for what cannot work."""
+    if request.embedded:
+        options = {**QUIET, **_embedded(request, embedded.LARGE if gpu else embedded.SMALL)}
+    else:
+        options = {**QUIET, **request.options}
+    root = find_data(make_config(options).task, make_config(options).data.root)
+    options |= {"data.root": _absolute(root)}
+    for name in ("evaluation.segmenter", "evaluation.inception"):
+        if options.get(name):
+            options[name] = _absolute(str(options[name]))
+    config = make_config(options)
+    metric = _metric(request, config)
+    every = config.evaluation.every or config.optim.total_epochs / EVALUATIONS
+    options |= {"evaluation.best": metric, "evaluation.every": every}
+    typed = flatten(make_config(options))  # a command line gives texts
+    options = {name: typed[name] for name in options}
+    settled = replace(request, search=replace(request.search, metric=metric), options=options)
+    if request.search.scheduler != "none" and evaluations(settled) < 2:
+        raise UserError(f"{request.search.scheduler} needs evaluations before the end of a trial: "
+                        "give a lower --evaluation.every")  # fmt: skip
+    return settled
+
+
+def evaluations(request: Request) -> int:
+    """Of one trial, the last one at its end."""
+    config = make_config(request.options)
+    return math.ceil(config.optim.total_epochs / config.evaluation.every)
+
+
+def _embedded(request: Request, size: embedded.Size) -> dict[str, Any]:
+    if request.search.metric in ("FID", "KID") and not request.options.get("evaluation.inception"):
+        raise UserError(f"{request.search.metric} needs the weights of Inception V3: give --evaluation.inception, "
+                        "or another --metric")  # fmt: skip
+    options = {**embedded.options(size), **request.options, "data.root": str(embedded.draw(size))}
+    if "evaluation.segmenter" not in options and request.search.metric != "Dist":
+        options["evaluation.segmenter"] = str(embedded.segmenter(size))
+    return options
+
+
+def _absolute(path: str) -> str:
+    """Ray's workers may have other working folders."""
+    return path if "://" in path else str(Path(path).absolute())
+
+
+def _metric(request: Request, config: JobConfig) -> str:
+    """The figure asked for, or that which can be had. UserError if there will be none."""
+    engine = Engine(EngineConfig(kind="single", device="cpu", precision="fp32"))
+    evaluator = Evaluator(
+        str(config.data.root), config.task, engine, config.evaluation, config.data.cache_dir, progress=False
+    )
+    return evaluator.best_figure(request.search.metric or config.evaluation.best)

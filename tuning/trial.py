@@ -1,0 +1,202 @@
+"""One trial: the job of launch/train.py with other options, in a worker of Ray, or in several."""
+
+import logging
+import os
+import shutil
+import socket
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.util.queue import Empty, Queue
+
+from infra.config import flatten, read_yaml, to_yaml
+from infra.errors import Stopped, UserError
+from infra.storage import replacing
+from launch.config import JobConfig, make_config
+from launch.job import train
+from launch.observer import Listener
+from launch.run_folder import RunFolder
+from trainer.checkpoint import Checkpoint, Checkpointer
+from trainer.evaluation.config import BETTER
+from tuning import ablations
+from tuning.folder import SearchFolder
+
+log = logging.getLogger(__name__)
+
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all trials of a search have in common.
+
+    folder: the search's. options: flat. tags: of the MLflow runs. store: MLflow's address. ranks, cpus, gpus: processes
+    of a trial, and what each of them gets. exchange: hand checkpoints to Ray, for trials to take over from each other.
+    """
+
+    folder: Path
+    options: Mapping[str, Any]
+    tags: Mapping[str, str]
+    store: str
+    ranks: int
+    cpus: float
+    gpus: float
+    exchange: bool
+
+    def config(self, number: int, params: Mapping[str, Any]) -> JobConfig:
+        run_dir = SearchFolder(self.folder).run_dir(number)
+        return make_config(self.options, ablations.options(dict(params)), {"run_dir": str(run_dir)})
+
+
+def run_trial(params: dict[str, Any], settings: Settings) -> None:
+    """What Ray Tune runs; started again for the same trial it continues. What goes wrong inside becomes the trial's
+    `cause` and ends nothing else; only a process that dies is left to Ray to start again."""
+    number = int(tune.get_context().get_trial_id())
+    config = settings.config(number, params)
+    folder = RunFolder(Path(str(config.run_dir)))
+    reporter = _Reporter(folder, settings.exchange)
+    # A trial of a killed search may live on for a moment.
+    with SearchFolder(settings.folder).lock(number):
+        try:
+            if donor := tune.get_checkpoint():
+                with donor.as_directory() as path:
+                    take_over(folder, Path(path), params)
+            if settings.ranks == 1:
+                _train(config, settings, reporter)
+            else:
+                _train_on_ranks(config, settings, reporter)
+        except Exception as error:
+            if _may_be_a_death(error):
+                raise
+            log.exception("trial %d failed", number)
+            tune.report({"cause": cause_of(error), "node": _node()})
+            return
+    # Without a count of evaluations, which would have a scheduler stop or change what is finished.
+    tune.report({**_figures(folder.evaluations()[-1]), "node": _node(), "finished": True})
+
+
+def _train(config: JobConfig, settings: Settings, listener: Listener) -> None:
+    os.environ["MLFLOW_TRACKING_URI"] = settings.store
+    train(config, tags=settings.tags, listener=listener)
+
+
+# ---- several processes ----------------------------------------------------------------------------------------------
+
+
+def _train_on_ranks(config: JobConfig, settings: Settings, listener: Listener) -> None:
+    """A TorchTrainer of Ray Train runs the job; rank 0 sends its figures here, where alone Tune can be told of them."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    news = Queue(actor_options={"num_cpus": 0})
+    trainer = TorchTrainer(
+        _run_rank,
+        train_loop_config={"config": config, "settings": settings, "news": news},
+        scaling_config=ScalingConfig(
+            num_workers=settings.ranks, use_gpu=settings.gpus > 0,
+            resources_per_worker={"CPU": settings.cpus, **({"GPU": settings.gpus} if settings.gpus else {})},
+        ),
+        run_config=RunConfig(
+            name=f"ranks-{tune.get_context().get_trial_id()}", storage_path=str(SearchFolder(settings.folder).ray)
+        ),
+    )  # fmt: skip
+    done: Future[None] = Future()
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=fit, daemon=True).start()  # which must not keep alive what Tune wants to end
+    while not (done.done() and news.empty()):
+        try:
+            listener(news.get(timeout=1))
+        except Empty:
+            continue
+    done.result()
+
+
+def _run_rank(given: dict[str, Any]) -> None:
+    _train(given["config"], given["settings"], given["news"].put)
+
+
+# ---- what Tune is told ----------------------------------------------------------------------------------------------
+
+
+class _Reporter:
+    """Tells Tune of evaluations, and how far a trial is, in evaluations: the time in which schedulers reckon.
+
+    exchange: give it the checkpoints too, for other trials to take over. Without, a trial that is started again tells of
+    everything once more, since Tune has forgotten it.
+    """
+
+    def __init__(self, folder: RunFolder, exchange: bool) -> None:
+        self.folder, self.exchange = folder, exchange
+        self.interval = 0  # steps between evaluations
+
+    def __call__(self, row: Figures) -> None:
+        self.interval = self.interval or row["step"]
+        report = {**_figures(row), "evaluation": round(row["step"] / self.interval), "node": _node()}
+        checkpoint = self.folder.checkpoints / f"step_{row['step']}"
+        if not self.exchange:
+            tune.report(report)
+        elif checkpoint.is_dir():
+            tune.report(report, checkpoint=tune.Checkpoint.from_directory(checkpoint))
+
+
+def _figures(row: Figures) -> Figures:
+    return {"step": row["step"], **{name: row[name] for name in BETTER if isinstance(row.get(name), float)}}
+
+
+def _node() -> str:
+    return f"{socket.gethostname()}/{ray.get_runtime_context().get_node_id()[:8]}"
+
+
+def _may_be_a_death(error: Exception) -> bool:
+    """Whether perhaps a rank's process died, which its fellows only see as a lost connection: worth another start."""
+    failures = getattr(error, "worker_failures", {})  # of Ray Train: {rank: error}
+    return bool(failures) and not any(isinstance(failure, UserError | Stopped) for failure in failures.values())
+
+
+def cause_of(error: BaseException) -> str:
+    """One line that says what went wrong, of an error as the job or as Ray raised it."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    if failures:
+        ours = [failure for failure in failures if isinstance(failure, UserError | Stopped)]
+        return cause_of((ours or failures)[0])
+    inner = getattr(error, "cause", None)  # of a task of Ray
+    if isinstance(inner, BaseException):
+        return cause_of(inner)
+    line = (str(error).strip().splitlines() or [""])[0]
+    return line if isinstance(error, UserError | Stopped) else f"{type(error).__name__}: {line}"
+
+
+# ---- exploit --------------------------------------------------------------------------------------------------------
+
+
+def take_over(folder: RunFolder, donor: Path, params: Mapping[str, Any]) -> None:
+    """Have the run in `folder` go on from another run's checkpoint, weights, optimisers and step, with these options.
+
+    Does nothing if the run has these options already: then it continues from its own checkpoint. A kill in between
+    leaves a run that begins anew, never one that is half the one and half the other.
+    """
+    own = read_yaml(folder.config_file)
+    if all(own[name] == value for name, value in params.items()):
+        return
+    checkpoint = Checkpoint(donor)
+    config = {**checkpoint.state["config"], **params, "run_dir": own["run_dir"]}
+    tensors = {path.stem: checkpoint.tensors(path.stem) for path in donor.glob("*.safetensors")}
+    shutil.rmtree(folder.checkpoints)
+    with replacing(folder.config_file) as file:
+        file.write(to_yaml(flatten(make_config(config))).encode())
+    step = checkpoint.state["step"]
+    Checkpointer(folder.checkpoints, keep=1).save(step, tensors, {**checkpoint.state, "config": config})
+    log.info("took over step %d of %s", step, checkpoint.state["config"]["run_dir"])
