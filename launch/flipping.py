@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     option("--tier", choices=TIERS, default="small", help="small: two CPU cores; gpu: 256x128 scenes [%(default)s]")
     option("--out", type=Path, metavar="DIR", help="folder of data, runs and results [runs/flipping-TIER]")
     option("--seeds", type=int, default=3, metavar="N", help="runs of each method and strength [%(default)s]")
-    option("--parallel", type=int, default=os.cpu_count(), metavar="N", help="trainings at once [the cores; gpu: 1]")
+    option("--parallel", type=int, metavar="N", help="trainings at once [small: one per core; gpu: 1]")
     return result
 
 
@@ -37,7 +37,8 @@ def main() -> None:
     args = parser().parse_args()
     setup_logging(None)
     out = args.out or Path(f"runs/flipping-{args.tier}")
-    benchmark = Benchmark(TIERS[args.tier], out, args.seeds, args.parallel if args.tier == "small" else 1)
+    usual = (os.cpu_count() or 1) if args.tier == "small" else 1
+    benchmark = Benchmark(TIERS[args.tier], out, args.seeds, usual if args.parallel is None else args.parallel)
     benchmark.run()
     print(benchmark.report())
 

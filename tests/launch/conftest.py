@@ -1,4 +1,4 @@
-"""An MLflow store for the tests of this room: making its database takes seconds."""
+"""Where the tests of this room work: an empty folder, or beside one MLflow store (making its database takes seconds)."""
 
 from pathlib import Path
 
@@ -19,3 +19,13 @@ def client(store: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(store)
     return MlflowClient(tracking_uri=store_uri())
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, and no tracking store that answers."""
+    folder = tmp_path / "place"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    return folder

@@ -31,16 +31,6 @@ SMALL = [
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder, and no tracking store that answers."""
-    folder = tmp_path / "place"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
-    return folder
-
-
-@pytest.fixture
 def root(tmp_path: Path) -> Path:
     """11 source and 7 target images of 48x32."""
     write_root(LocalStorage(tmp_path / "data"))

@@ -14,6 +14,8 @@ from launch.segmenter_job import SegmenterConfig, make_config, parse_arguments, 
 from pipelines.manifest import MANIFEST, Manifest
 from trainer.segmentation.method import RECIPES
 
+pytestmark = pytest.mark.usefixtures("place")
+
 SMALL = [
     "--model.width", "0.1", "--engine.device", "cpu", "--precision", "fp32", "--max-steps", "2", "--data.decoder", "pillow",
     "--data.threads", "1", "--global-batch", "2", "--loop.samples", "1",
@@ -66,16 +68,6 @@ def test_an_impossible_command_line_is_explained(line: list[str], words: str) ->
 
 
 # ---- data and run folders ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder, and no tracking store that answers."""
-    folder = tmp_path / "place"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
-    return folder
 
 
 def refused(words: str, *line: str) -> None:

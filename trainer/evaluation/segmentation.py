@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from infra.errors import UserError
+from trainer.segmentation.segmenter import IGNORE
 
-IGNORE = 255  # true label: the pixel is not counted; predicted label: the segmenter sees none of the classes
 NONE = "none"  # what the last column of a confusion matrix is called
 
 
