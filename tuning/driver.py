@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from filelock import Timeout
 from PIL import Image
 
@@ -150,7 +151,8 @@ def _tune(request: Request, made: Design, share: Share, folder: SearchFolder, ta
     plan = Plan(folder, propose, made.total, share.concurrent, metric)
     if plan.is_finished():
         return
-    random.seed(seed)  # from which PBT draws
+    random.seed(seed)  # from both of which PBT draws
+    np.random.seed(seed)
     warnings.filterwarnings("ignore", "Consider boosting PBT")  # with actors used again, whose memory fills up
     scheduler = make_scheduler(kind, made.space, evaluations(request), metric, maximise=maximise, folder=folder)
     # The ranks of a trial ask for places of their own.

@@ -32,6 +32,7 @@ def make_scheduler(
         return asha
     return PopulationBasedTraining(
         TIME, metric, mode, perturbation_interval=1, require_attrs=False, log_config=False,
+        synch=True,  # or else who takes over from whom depends on which process is quicker
         hyperparam_mutations={dimension.field: _domain(dimension) for dimension in space},
         custom_explore_fn=partial(_clipped, space),
     )  # fmt: skip

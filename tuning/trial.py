@@ -1,5 +1,6 @@
 """One trial: the job of launch/train.py with other options, in a worker of Ray, or in several."""
 
+import json
 import logging
 import os
 import shutil
@@ -184,6 +185,7 @@ def cause_of(error: BaseException) -> str:
 
 def take_over(folder: RunFolder, donor: Path, params: Mapping[str, Any]) -> None:
     """Have the run in `folder` go on from another run's checkpoint, weights, optimisers and step, with these options.
+    Its evaluations until then become the other run's, since they are of the weights that it has now.
 
     Does nothing if the run has these options already: then it continues from its own checkpoint. A kill in between
     leaves a run that begins anew, never one that is half the one and half the other.
@@ -198,5 +200,8 @@ def take_over(folder: RunFolder, donor: Path, params: Mapping[str, Any]) -> None
     with replacing(folder.config_file) as file:
         file.write(to_yaml(flatten(make_config(config))).encode())
     step = checkpoint.state["step"]
+    history = RunFolder(Path(checkpoint.state["config"]["run_dir"])).evaluations()
+    with replacing(folder.evaluations_file) as file:
+        file.writelines(f"{json.dumps(row)}\n".encode() for row in history if row["step"] <= step)
     Checkpointer(folder.checkpoints, keep=1).save(step, tensors, {**checkpoint.state, "config": config})
     log.info("took over step %d of %s", step, checkpoint.state["config"]["run_dir"])

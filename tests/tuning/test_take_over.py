@@ -49,6 +49,7 @@ def test_weights_and_optimisers_are_the_others(data: str, tmp_path: Path) -> Non
         assert taken.keys() == theirs.keys() and all(torch.equal(taken[name], theirs[name]) for name in theirs)
     assert not (bad.checkpoints / "step_4").exists()
     assert read_yaml(bad.config_file)["run_dir"] == str(tmp_path / "bad")
+    assert bad.evaluations() == good.evaluations() != []
 
     with pytest.raises(UserError, match="optim.lr = 0.002, not 1e-05"):
         train(config("bad", 1e-5, 12))
