@@ -15,6 +15,8 @@ from launch.evaluation import PICTURES, Outcome
 from trainer.evaluation.flips import Pair
 
 WORST_FLIPS = 5
+# Not in MLflow, where each would be 19 charts and more: evaluation.json, evaluation.csv and the pictures have them.
+DETAILS = ("eval/baseline/per_class", "eval/ceiling/per_class", "eval/class_distribution")
 ROWS = {"source, untranslated": "baseline", "translation": None, "real images (ceiling)": "ceiling"}
 
 
@@ -110,15 +112,17 @@ def _tidy(figures: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
 
 
 def log_outcome(tracker: Tracker, step: int, outcome: Outcome) -> None:
-    """Log every number as eval/NAME and the pictures to a run."""
+    """Log the numbers as eval/NAME, but for DETAILS, and the pictures to a run."""
     tracker.metrics(step, dict(scalars(outcome.figures)))
     for name, picture in outcome.pictures.items():
         tracker.image(name, step, picture)
 
 
 def scalars(figures: dict[str, Any], prefix: str = "eval/") -> Iterator[tuple[str, float]]:
-    """{"Acc": {"30": x}} as ("eval/Acc/30", x); what is no number is left out."""
+    """{"Acc": {"30": x}} as ("eval/Acc/30", x); what is no number is left out, and so are DETAILS."""
     for name, figure in figures.items():
+        if prefix + name in DETAILS:
+            continue
         if isinstance(figure, dict):
             yield from scalars(figure, f"{prefix}{name}/")
         elif isinstance(figure, float):

@@ -106,8 +106,16 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         write(outcome(), {}, tmp_path / "file" / "e.json", tmp_path / "file" / "e.csv", tmp_path)
 
 
-def test_metrics_have_the_figures_paths_as_names() -> None:
-    assert dict(scalars({"mIoU": 0.5, "FID": NOT_AVAILABLE, "flips": [1.0], "Acc": {"30": 0.1}, "ceiling": row(1.0)})) == {
-        "eval/mIoU": 0.5, "eval/Acc/30": 0.1, "eval/ceiling/pxAcc": 1.0, "eval/ceiling/clsAcc": 0.5,
-        "eval/ceiling/mIoU": 0.25, "eval/ceiling/per_class/sky/accuracy": 1.0, "eval/ceiling/per_class/sky/IoU": 0.125,
+def test_metrics_have_the_figures_paths_as_names_without_the_details() -> None:
+    of_translation = {
+        "mIoU": 0.5,
+        "FID": NOT_AVAILABLE,
+        "flips": [1.0],
+        "Acc": {"30": 0.1},
+        "per_class": {"sky": {"IoU": 0.2}},
+    }
+    details = {"class_distribution": {"source": {"sky": 0.3}}}
+    assert dict(scalars({**of_translation, **details, "ceiling": row(1.0)})) == {
+        "eval/mIoU": 0.5, "eval/Acc/30": 0.1, "eval/per_class/sky/IoU": 0.2,
+        "eval/ceiling/pxAcc": 1.0, "eval/ceiling/clsAcc": 0.5, "eval/ceiling/mIoU": 0.25,
     }  # fmt: skip
