@@ -96,7 +96,7 @@ def _run(request: Request, made: Design, share: Share, folder: SearchFolder) -> 
     options = {name: str(value) for name, value in request.flat().items()}
     tracker = Tracker.start(
         config.task, folder.path.name, options, run_id_file=folder.run_id_file,
-        tags={"mlflow.source.name": "tuning/search.py", "mlflow.note.content": f"Search folder: `{folder.path}`"},
+        tags={"mlflow.source.name": "tuning/search.py", **_description(folder, "")},
     )  # fmt: skip
     tags = {"search": folder.name, **_parent(tracker)}
     status: Any = "FAILED"
@@ -114,6 +114,11 @@ def _run(request: Request, made: Design, share: Share, folder: SearchFolder) -> 
         return text
     finally:
         tracker.finish(status)
+
+
+def _description(folder: SearchFolder, results: str) -> dict[str, str]:
+    """The tag that MLflow shows as a run's description, in Markdown."""
+    return {"mlflow.note.content": f"Search folder: `{folder.path}`\n\n{results}"}
 
 
 def _parent(tracker: Tracker) -> Mapping[str, str]:
@@ -185,6 +190,7 @@ def _leave(request: Request, made: Design, folder: SearchFolder, tracker: Tracke
         text = ablations.render(ablations.TABLES[request.search.ablations], finished)
         with replacing(folder.ablations_file) as file:
             file.write(text.encode())
+        tracker.tags(_description(folder, text))
         lines = [text, f"the table    {folder.ablations_file}"]
     else:
         write_best(folder, best)
@@ -192,6 +198,7 @@ def _leave(request: Request, made: Design, folder: SearchFolder, tracker: Tracke
         with replacing(folder.landscape_file) as file:
             Image.fromarray(picture).save(file, format="png")
         tracker.image("landscape", 0, picture)
+        tracker.tags(_description(folder, f"```\n{lines[0]}\n```"))
         tracker.artifacts(folder.best_file, "search")
         lines += [
             f"best         trial {best.number:04}: {metric} {best.figures[metric]:.4g} with {shown(best.params)}",

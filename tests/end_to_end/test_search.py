@@ -91,6 +91,7 @@ def test_trials_on_both_nodes_and_one_that_fails(cluster: str, place: Path) -> N
     client = MlflowClient(tracking_uri=f"sqlite:///{place}/mlflow.db")
     parent = folder.run_id_file.read_text().strip()
     experiment = client.get_run(parent).info.experiment_id
+    assert "1e+30" in client.get_run(parent).data.tags["mlflow.note.content"]  # the table of results
     nested = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
     assert sorted(r.info.status for r in nested) == ["FAILED", "FINISHED", "FINISHED"]
     assert {r.data.params["optim.lr"] for r in nested} == {"0.0001", "0.0002", "1e+30"}
