@@ -18,6 +18,7 @@ from infra.tracking import Journal, Status, Tracker
 from launch.evaluation import Outcome
 from launch.report import log_outcome, summary
 from launch.run_folder import RunFolder
+from pipelines.health import DataHealth
 from trainer.checkpoint import Checkpointer
 from trainer.evaluation.config import value_of
 from trainer.loop import Observer, Trainer
@@ -29,6 +30,7 @@ LONG_SECONDS = 3600.0  # a run on a CPU that takes longer gets a word about it
 Draw = Callable[[nn.Module, torch.device], np.ndarray]
 Publish = Callable[[Path, Tracker], None]
 Listener = Callable[[dict[str, Any]], None]
+NAMED = 10  # names in the sentence about what was left out
 NOT_LOSSES = ("step", "epoch", "lr", "pairs_per_s", "memory_gib")
 
 
@@ -43,11 +45,33 @@ class Judging:
 
 
 class RankObserver(Observer):
-    """Any rank's, which takes its part in evaluations."""
+    """Any rank's, which takes its part in evaluations and tells what happened to its data (health)."""
 
-    def __init__(self, trainer: Trainer, judging: Judging | None) -> None:
+    def __init__(self, trainer: Trainer, judging: Judging | None, health: DataHealth) -> None:
         self.trainer = trainer
         self.judging = judging
+        self.health = health
+
+    def progress(self, rows: Sequence[dict[str, float]]) -> None:
+        if rows:
+            self._data_figures()
+
+    def _data_figures(self) -> dict[str, float]:
+        """On rank 0 what happened to the data of all ranks, zeros left out. Its own health gets to know, and logs, every
+        shard and sample that another rank left out: several may have met the same one."""
+        health = self.health
+        ranks = self.trainer.engine.gather((health.figures(), dict(health.bad_shards), dict(health.bad_samples)))
+        if ranks is None:
+            return {}
+        for _, shards, samples in ranks[1:]:
+            for name, reason in shards.items():
+                health.bad_shard(name, reason)
+            for name, reason in samples.items():
+                health.bad_sample(name, reason)
+        own = health.figures()
+        figures = {name: sum(rank[name] for rank, _, _ in ranks) for name in own}
+        figures |= {name: own[name] for name in ("data/bad_shards", "data/bad_samples")}
+        return {name: value for name, value in figures.items() if value}
 
     def evaluate(self, step: int) -> bool:
         engine = self.trainer.engine
@@ -78,6 +102,7 @@ class RunObserver(RankObserver):
         checkpointer: Checkpointer,
         *,
         judging: Judging | None,
+        health: DataHealth,
         draw: Draw,
         publish: Publish,
         unit: str,
@@ -86,7 +111,7 @@ class RunObserver(RankObserver):
         first_step: int,
         state: Mapping[str, Any],
     ) -> None:
-        super().__init__(trainer, judging)
+        super().__init__(trainer, judging, health)
         self.folder = folder
         self.tracker = tracker
         self.checkpointer = checkpointer
@@ -104,7 +129,8 @@ class RunObserver(RankObserver):
         self.logged: list[int] = []
 
     def progress(self, rows: Sequence[dict[str, float]]) -> None:
-        for row in rows:
+        data = self._data_figures() if rows else {}
+        for row in ({**row, **data} for row in rows):
             self.journal.append(row)
             self.tracker.metrics(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
         losses = {name: value for name, value in rows[-1].items() if name not in NOT_LOSSES} if rows else None
@@ -156,6 +182,8 @@ class RunObserver(RankObserver):
 
     def close(self, status: Status) -> None:
         self.line.close()
+        if words := left_out(self.health):
+            log.warning("%s", words)
         self.journal.close()
         if self.evaluations:
             self.evaluations.close()
@@ -173,6 +201,20 @@ def _evaluating(network: nn.Module) -> Iterator[nn.Module]:
         yield network
     finally:
         network.train()
+
+
+def left_out(health: DataHealth) -> str:
+    """What the training did without, in a sentence; empty if nothing."""
+    kinds = {"sample": health.bad_samples, "shard": health.bad_shards}
+    counts = [f"{len(names)} {kind}{'s' if len(names) > 1 else ''}" for kind, names in kinds.items() if names]
+    named = [name for names in kinds.values() for name in names]
+    if not named:
+        return ""
+    shown = ", ".join(named[:NAMED]) + (f" and {len(named) - NAMED} more" if len(named) > NAMED else "")
+    return (
+        f"{' and '.join(counts)} {'was' if len(named) == 1 else 'were'} left out, others took their places: {shown}; "
+        "the warnings above say why"
+    )
 
 
 def _duration(seconds: float) -> str:

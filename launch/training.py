@@ -14,6 +14,7 @@ from infra.tracking import Status, Tracker
 from launch.data import data_identity
 from launch.observer import Draw, Judging, Listener, RankObserver, RunObserver
 from launch.run_folder import Config, RunFolder, check_same, default_run_dir, resolved
+from pipelines.health import DataHealth
 from pipelines.loader import Loader
 from trainer.checkpoint import Checkpoint, Checkpointer
 from trainer.engines import Engine, make_engine, resolve_precision
@@ -142,9 +143,11 @@ def _train(job: Job[Config], engine: Engine, tags: Mapping[str, str], listener: 
             trainer.restore(checkpoint)
         observer: Observer
         if engine.rank == 0:
-            observer = _observer(job, folder, trainer, checkpointer, judging, first_step, data, tags, listener)
+            observer = _observer(
+                job, folder, trainer, checkpointer, judging, loader.health, first_step, data, tags, listener
+            )
         else:
-            observer = RankObserver(trainer, judging)
+            observer = RankObserver(trainer, judging, loader.health)
         _fit(trainer, loader, first_step, observer)
     finally:
         loader.close()
@@ -168,6 +171,7 @@ def _observer(
     trainer: Trainer,
     checkpointer: Checkpointer,
     judging: Judging | None,
+    health: DataHealth,
     first_step: int,
     data: str,
     tags: Mapping[str, str],
@@ -189,7 +193,7 @@ def _observer(
         job.publish(folder, finished, tracker)
 
     return RunObserver(
-        folder, tracker, trainer, checkpointer, judging=judging, draw=draw, publish=publish, unit=job.unit,
+        folder, tracker, trainer, checkpointer, judging=judging, health=health, draw=draw, publish=publish, unit=job.unit,
         shorter=job.shorter, listener=listener,
         first_step=first_step, state={"data": data, "config": options, **job.facts()},
     )  # fmt: skip

@@ -7,11 +7,12 @@ GPU, nvJPEG's inverse DCT rounds differently by a few levels. Label maps are PNG
 N images, H height, W width, C colours.
 """
 
+import functools
 import importlib
 import importlib.util
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,13 +20,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from infra.errors import UserError
 from pipelines.labels import CLASSES, IGNORE
 
 Size = tuple[int, int]  # (width, height) in pixels
+MIDDLE = 127.5  # of the range of a pixel; (pixel - MIDDLE) / MIDDLE lies in [-1, 1]
+
+
+class Undecodable(UserError):
+    """Some of the files of one call cannot be had. faults: what is wrong, a sentence each, by their place in the call."""
+
+    def __init__(self, faults: Mapping[int, str]) -> None:
+        super().__init__(next(iter(faults.values())))
+        self.faults = faults
 
 
 @dataclass(frozen=True)
@@ -59,23 +69,23 @@ class Decoder(ABC):
         """Of images float32 (N, 3, H, W) in [-1, 1], RGB, channels-last; of label maps uint8 (N, H, W) trainIds. On the
         device, complete on return.
 
-        Raises UserError naming the file that cannot be decoded, is smaller than its crop, or has labels beyond trainIds.
+        Raises Undecodable with every file that cannot be decoded, is smaller than its crop, or has labels in the crop
+        that are no trainIds. The decoder can be used further.
         """
         with torch.cuda.stream(self._stream) if self._stream else nullcontext():
             pixels_NHWC = self._decode(crops)
             if self.labels:
                 _check_trainids(pixels_NHWC, crops)
-                result = pixels_NHWC.squeeze(3).to(self.device, copy=True)  # DALI's memory is ours until its next run
-            else:
-                pixels_NCHW = pixels_NHWC.to(self.device).permute(0, 3, 1, 2)
-                result = pixels_NCHW.to(torch.float32).div_(127.5).sub_(1.0)
+            # On a GPU a copy, since DALI would use its memory again while kernels of other streams still wait for it.
+            pixels_NHWC = pixels_NHWC.to(self.device, copy=self._stream is not None)
+            result = pixels_NHWC.squeeze(3) if self.labels else pixels_NHWC.permute(0, 3, 1, 2)
         if self._stream:
             self._stream.synchronize()
         return result
 
     @abstractmethod
     def _decode(self, crops: Sequence[EncodedCrop]) -> Tensor:
-        """uint8 (N, H, W, C): of images three colours; of label maps one channel, on the CPU."""
+        """(N, H, W, C): of images three colours, float32 in [-1, 1]; of label maps one channel, uint8, on the CPU."""
 
     @abstractmethod
     def close(self) -> None:
@@ -85,9 +95,11 @@ class Decoder(ABC):
 def _check_trainids(labels_NHW1: Tensor, crops: Sequence[EncodedCrop]) -> None:
     unknown = (labels_NHW1 >= len(CLASSES)) & (labels_NHW1 != IGNORE)
     if unknown.any():
-        n, value = int(unknown.nonzero()[0, 0]), int(labels_NHW1[unknown][0])
-        raise UserError(f"{crops[n].name} holds {value}, which is no trainId (0 to {len(CLASSES) - 1}, or {IGNORE} to "
-                        "ignore a pixel): prepare the data again from label files of Cityscapes ids or colours")  # fmt: skip
+        raise Undecodable({
+            n: f"{crops[n].name} holds {int(labels_NHW1[n][unknown[n]][0])}, which is no trainId (0 to {len(CLASSES) - 1}, "
+               f"or {IGNORE} to ignore a pixel): prepare the data again from label files of Cityscapes ids or colours"
+            for n in unknown.flatten(1).any(1).nonzero().flatten().tolist()
+        })  # fmt: skip
 
 
 def _decode_one(request: EncodedCrop, crop: Size, labels: bool) -> np.ndarray:
@@ -95,7 +107,8 @@ def _decode_one(request: EncodedCrop, crop: Size, labels: bool) -> np.ndarray:
     try:
         image = Image.open(io.BytesIO(request.encoded)).convert("L" if labels else "RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{request.name} cannot be decoded ({error}): prepare the data again without it") from None
+        problem = "it is no image" if isinstance(error, UnidentifiedImageError) else error
+        raise UserError(f"{request.name} cannot be decoded ({problem}): prepare the data again without it") from None
     width, height = crop
     if request.x + width > image.width or request.y + height > image.height:
         raise UserError(
@@ -116,8 +129,18 @@ class PillowDecoder(Decoder):
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     def _decode(self, crops: Sequence[EncodedCrop]) -> Tensor:
-        decoded = self._pool.map(lambda request: _decode_one(request, self.crop, self.labels), crops)
-        return torch.from_numpy(np.stack(list(decoded)))
+        jobs = [self._pool.submit(_decode_one, request, self.crop, self.labels) for request in crops]
+        decoded, faults = [], {}
+        for place, job in enumerate(jobs):
+            try:
+                decoded.append(job.result())
+            except UserError as error:
+                faults[place] = str(error)
+        if faults:
+            raise Undecodable(faults)
+        pixels_NHWC = torch.from_numpy(np.stack(decoded))
+        # In DALI's order, a product by the reciprocal of the deviation, so that not even rounding tells the two apart.
+        return pixels_NHWC if self.labels else pixels_NHWC.to(torch.float32).sub_(MIDDLE).mul_(1 / MIDDLE)
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -131,28 +154,51 @@ class DaliDecoder(Decoder):
 
     def __init__(self, crop: Size, device: torch.device, threads: int, batch: int, *, labels: bool = False) -> None:
         super().__init__(crop, device, labels=labels)
-        self._pipeline = _dali_pipeline(crop, torch.device("cpu") if labels else device, threads, batch, labels)
+        where = torch.device("cpu") if labels else device
+        self._build = functools.partial(_dali_pipeline, crop, where, threads, batch, labels)
+        self._pipeline = self._build()
 
     def _decode(self, crops: Sequence[EncodedCrop]) -> Tensor:
         try:
+            return self._run(crops)
+        except RuntimeError:
+            # DALI loses the whole batch and does not say which image it was. Alone, each shows what it is.
+            faults = {place: fault for place, request in enumerate(crops) if (fault := self._fault(request))}
+            if not faults:
+                raise
+        raise Undecodable(faults)
+
+    def _run(self, crops: Sequence[EncodedCrop]) -> Tensor:
+        try:
             (pixels,) = self._pipeline.run(
                 encoded=[np.frombuffer(request.encoded, np.uint8) for request in crops],
-                start=[np.array([request.x, request.y], np.int32) for request in crops],
-                flip=[np.array(request.flip, np.int32) for request in crops],
+                start=np.array([[request.x, request.y] for request in crops], np.int32),
+                flip=np.array([request.flip for request in crops], np.int32),
             )
         except RuntimeError:
-            # DALI loses the whole batch and does not say which image it was.
-            for request in crops:
-                _decode_one(request, self.crop, self.labels)
+            self._pipeline = self._build()  # after an error DALI vouches no longer for the old one
             raise
         return torch.from_dlpack(pixels.as_tensor())
+
+    def _fault(self, request: EncodedCrop) -> str | None:
+        """What keeps DALI from decoding an image, as a sentence."""
+        try:
+            self._run([request])
+        except RuntimeError as error:
+            try:
+                _decode_one(request, self.crop, self.labels)  # has better words
+            except UserError as known:
+                return str(known)
+            detail = str(error).partition("encountered:")[2].strip().partition("\n")[0]
+            return f"{request.name} cannot be decoded by DALI ({detail}): pass --data.decoder pillow"
+        return None
 
     def close(self) -> None:
         self._pipeline = None
 
 
 def _dali_pipeline(crop: Size, device: torch.device, threads: int, batch: int, labels: bool) -> Any:
-    """The DALI pipeline (encoded, start, flip) -> uint8 NHWC."""
+    """The DALI pipeline (encoded, start, flip) -> NHWC: normalised float32, of label maps uint8."""
     dali: Any = importlib.import_module("nvidia.dali")  # heavy, and absent on some platforms
     fn, types = dali.fn, dali.types
     on_gpu = device.type == "cuda"
@@ -166,6 +212,7 @@ def _dali_pipeline(crop: Size, device: torch.device, threads: int, batch: int, l
         num_threads=threads,
         device_id=torch.empty(0, device=device).device.index if on_gpu else None,
         prefetch_queue_depth=1,  # the loader's thread runs ahead, not DALI
+        exec_dynamic=True,  # what it returns is not written to again
     )
     def pipeline() -> Any:
         images = fn.decoders.image_slice(
@@ -178,7 +225,12 @@ def _dali_pipeline(crop: Size, device: torch.device, threads: int, batch: int, l
             adjust_orientation=False,
             **gpu_options,
         )
-        return fn.flip(images, horizontal=fn.external_source(name="flip", dtype=types.INT32, ndim=0))
+        flip = fn.external_source(name="flip", dtype=types.INT32, ndim=0)
+        if labels:
+            return fn.flip(images, horizontal=flip)
+        return fn.crop_mirror_normalize(
+            images, mirror=flip, mean=[MIDDLE] * 3, std=[MIDDLE] * 3, dtype=types.FLOAT, output_layout="HWC"
+        )
 
     built = pipeline()
     built.build()

@@ -32,6 +32,8 @@ class LabelledLoader(Loader[LabelledBatch]):
     UserError if they have no labels, or labels of another space than the project's classes.
     """
 
+    labels = True
+
     def __init__(self, root_url: str, config: DataConfig, *, domain: str, **options: Any) -> None:
         super().__init__(root_url, config, domains=(domain,), **options)
         (split,) = self.splits
@@ -43,20 +45,12 @@ class LabelledLoader(Loader[LabelledBatch]):
             raise UserError(
                 f"the labels of {root_url} are of the space {split.label_space!r}, not {LABEL_SPACE}: prepare it again"
             )
-        self._label_decoder = self._make_decoder(labels=True)
 
-    def close(self) -> None:
-        super().close()
-        self._label_decoder.close()
-
-    def _load(self, first: int) -> list[LabelledBatch]:
-        (domain,) = self._domains
-        samples = [domain.read_labelled(first + slot) for slots in self._slots for slot in slots]
-        keys, crops, label_crops = zip(*samples, strict=True)
+    def _batches(self, keys: list[str], decoded: list[Tensor]) -> list[LabelledBatch]:
+        images, labels = decoded
         size = len(self._slots[0])
-        images = self._decoder.decode(crops).split(size)
-        labels = self._label_decoder.decode(label_crops).split(size)
+        images_of, labels_of = images.split(size), labels.split(size)
         return [
-            LabelledBatch(images[m], labels[m], list(keys[m * size : (m + 1) * size]), torch.tensor(slots))
+            LabelledBatch(images_of[m], labels_of[m], keys[m * size : (m + 1) * size], torch.tensor(slots))
             for m, slots in enumerate(self._slots)
         ]

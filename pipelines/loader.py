@@ -1,14 +1,16 @@
 """Batches from a prepared data set, the same ones for any number of ranks and after any restart; unpaired ones here."""
 
+import atexit
 import itertools
 import queue
 import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,12 +18,15 @@ from torch import Tensor
 from infra.config import option
 from infra.errors import UserError
 from infra.storage import open_storage
-from pipelines.cache import OpenShard, ShardCache
-from pipelines.decode import Decoder, EncodedCrop, make_decoder
+from pipelines.cache import OpenShard, ShardCache, UnusableShard
+from pipelines.decode import Decoder, EncodedCrop, Undecodable, make_decoder
+from pipelines.health import DataHealth
 from pipelines.manifest import DOMAINS, SampleEntry, Split, load_manifest
 from pipelines.order import SampleOrder, augmentation, micro_batch_slots
 
 T = TypeVar("T")
+
+ATTEMPTS = 100  # samples tried for one position before the data is given up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +42,25 @@ class DataConfig:
     threads: int = option(4, "decoding threads per rank", resumable=True)
     prefetch: int = option(2, "training steps decoded ahead", resumable=True)
     cache_dir: str | None = option(None, "shards from S3 are kept here [~/.cache/srunit/shards]", resumable=True)
+    cache_gb: float | None = option(
+        None, "limit of that cache in GB of 10^9 bytes: the least recently used shards go [no limit]", resumable=True
+    )
+    on_bad_sample: str = option(
+        "fail", "an image that cannot be decoded or cropped: stop with its name, or train on another in its place",
+        flag="--on-bad-sample", choices=("fail", "skip"), resumable=True,
+    )  # fmt: skip
+    on_bad_shard: str = option(
+        "fail", "a shard that is missing or damaged: stop with its name, or train on others in its place",
+        flag="--on-bad-shard", choices=("fail", "skip"), resumable=True,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         for name in ("crop", "window", "threads", "prefetch"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--data.{name} is {value}: give at least 1")
+        if self.cache_gb is not None and self.cache_gb <= 0:
+            raise UserError(f"--data.cache-gb is {self.cache_gb:g}: give more than 0, or leave it out for no limit")
 
 
 @dataclass
@@ -60,13 +78,31 @@ class Batch:
     slots: Tensor
 
 
+@dataclass(frozen=True)
+class Pick:
+    """The sample that a position gets.
+
+    attempt: how many samples before it could not be had. key: its name in the shard. name: what to call it in a report.
+    crops: the image to decode and, where labels are wanted, its label map, cut alike.
+    """
+
+    domain: "Domain"
+    position: int
+    attempt: int
+    key: str
+    name: str
+    crops: tuple[EncodedCrop, ...]
+
+
 class Domain:
     """One domain of the training split: what is stored at each position, and how it is cut.
 
     crop: (width, height) of every crop. UserError if the images are smaller than the crop asked for.
     """
 
-    def __init__(self, name: str, split: Split, cache: ShardCache, config: DataConfig, seed: int) -> None:
+    def __init__(
+        self, name: str, split: Split, cache: ShardCache, config: DataConfig, seed: int, health: DataHealth, *, labels: bool
+    ) -> None:  # fmt: skip
         width, height = split.image_size
         if config.crop and config.crop > min(width, height):
             raise UserError(
@@ -77,38 +113,64 @@ class Domain:
         self._name = name
         self._split = split
         self._cache = cache
-        self._flip = config.flip
+        self._config = config
         self._seed = seed
+        self._health = health
+        self._labels = labels
         self._order = SampleOrder([shard.samples for shard in split.shards], seed, name, config.window)
+        self._order_guard = threading.Lock()
+        self._left_out: set[int] = set()  # shards
 
     def prefetch(self, position: int) -> None:
         """Have the shards fetched that the positions from this one on need."""
-        self._cache.prefetch(self._split.shards[index] for index in self._order.upcoming_shards(position))
+        with self._order_guard:
+            upcoming = self._order.upcoming_shards(position)
+        self._cache.prefetch(self._split.shards[index] for index in upcoming if index not in self._left_out)
 
-    def read(self, position: int) -> tuple[str, EncodedCrop]:
-        """(key, image to decode) at a global position."""
-        shard, entry, name = self._find(position)
-        return entry.key, self._cut(position, shard.read(entry.image), f"image {name}")
+    def pick(self, position: int, attempt: int = 0) -> Pick:
+        """The sample in turn at a global position or, after so many attempts at others, the one that replaces it.
 
-    def read_labelled(self, position: int) -> tuple[str, EncodedCrop, EncodedCrop]:
-        """(key, image to decode, its label map to decode) at a global position, both cut alike."""
-        shard, entry, name = self._find(position)
+        Two threads may ask. Samples in shards that are left out are passed over. UserError if none is left to try.
+        """
+        for number in range(attempt, ATTEMPTS):
+            with self._order_guard:
+                shard_index, sample_index = (
+                    self._order.replacement(position, number) if number else self._order.locate(position)
+                )
+            opened = self._open(shard_index)
+            if opened is not None:
+                shard, entry = self._split.shards[shard_index], opened.entries[sample_index]
+                name = f"{entry.key} in {shard.name}"
+                return Pick(self, position, number, entry.key, name, self._crops(position, opened, entry, name))
+        raise UserError(
+            f"none of {ATTEMPTS} {self._name} samples drawn for one place can be used: prepare the data again, "
+            "or copy all of it"
+        )
+
+    def _open(self, index: int) -> OpenShard | None:
+        """A shard by its index; None if it is left out."""
+        if index in self._left_out:
+            return None
+        shard = self._split.shards[index]
+        try:
+            return self._cache.open(shard)
+        except UnusableShard as error:
+            if self._config.on_bad_shard == "fail":
+                raise
+            self._left_out.add(index)
+            self._health.bad_shard(shard.name, str(error))
+            return None
+
+    def _crops(self, position: int, shard: OpenShard, entry: SampleEntry, name: str) -> tuple[EncodedCrop, ...]:
+        x, y, flip = augmentation(
+            self._seed, self._name, position, self._split.image_size, self.crop, flip=self._config.flip
+        )
+        image = EncodedCrop(shard.read(entry.image), x, y, flip, f"image {name}")
+        if not self._labels:
+            return (image,)
         if entry.label is None:
             raise UserError(f"image {name} has no label: prepare the data again with a label for every image")
-        image = self._cut(position, shard.read(entry.image), f"image {name}")
-        return entry.key, image, self._cut(position, shard.read(entry.label), f"the label of {name}")
-
-    def _find(self, position: int) -> tuple[OpenShard, SampleEntry, str]:
-        """(shard, place in it, name for people) of the sample at a position."""
-        shard_index, sample_index = self._order.locate(position)
-        shard = self._split.shards[shard_index]
-        opened = self._cache.open(shard)
-        entry = opened.entries[sample_index]
-        return opened, entry, f"{entry.key} in {shard.name}"
-
-    def _cut(self, position: int, encoded: bytes, name: str) -> EncodedCrop:
-        x, y, flip = augmentation(self._seed, self._name, position, self._split.image_size, self.crop, flip=self._flip)
-        return EncodedCrop(encoded, x, y, flip, name)
+        return image, EncodedCrop(shard.read(entry.label), x, y, flip, f"the label of {name}")
 
 
 class Loader(ABC, Generic[T]):
@@ -118,10 +180,15 @@ class Loader(ABC, Generic[T]):
     global_batch: positions per step, over all ranks and micro-batches. accumulation: micro-batches per rank and step.
     first_step: steps already done, to resume.
 
-    A thread decodes `config.prefetch` steps ahead. One iteration at a time: a new one ends the one before and begins
+    Threads read and decode `config.prefetch` steps ahead. One iteration at a time: a new one ends the one before and begins
     at `first_step` again. Raises UserError for data or sizes that cannot work: when made, or, where a shard or an
     image is damaged, from the iteration.
+
+    A sample that cannot be had and is to be skipped leaves its position to a replacement drawn for that position, which
+    hangs on no rank, thread or earlier step. health: what happened to the data, and what was left out.
     """
+
+    labels: ClassVar[bool] = False  # whether label maps are read, too
 
     def __init__(
         self,
@@ -147,19 +214,26 @@ class Loader(ABC, Generic[T]):
         self._images_per_step = len(domains) * global_batch // world_size
         self._first_step = first_step
         self._device = device
-        self._ahead: _Ahead[list[T]] | None = None
-        # The indexes of the windows in use, those after them, and those before them.
-        keep = 3 * len(domains) * config.window
-        self._cache = ShardCache(storage, Path(config.cache_dir) if config.cache_dir else None, keep)
+        self._ahead: tuple[_Ahead[Any], ...] = ()
+        self.health = DataHealth()
+        self._cache = ShardCache(
+            storage,
+            Path(config.cache_dir) if config.cache_dir else None,
+            keep=3 * len(domains) * config.window,  # the windows in use, those after them, those before them
+            limit_bytes=None if config.cache_gb is None else round(config.cache_gb * 1e9),
+            health=self.health,
+        )
         self._domains = [
-            Domain(name, split, self._cache, config, seed) for name, split in zip(domains, self.splits, strict=True)
+            Domain(name, split, self._cache, config, seed, self.health, labels=self.labels)
+            for name, split in zip(domains, self.splits, strict=True)
         ]
+        self._failed: set[str] = set()  # samples
         if len({domain.crop for domain in self._domains}) > 1:
             raise UserError(f"--crop none takes images whole, but those of {root_url} differ in size between source and "
                             "target: pass a --crop that fits into both, or prepare them in one size")  # fmt: skip
-        self._decoder = self._make_decoder()
+        self._decoders = [self._make_decoder(labels=labels) for labels in ((False, True) if self.labels else (False,))]
 
-    def _make_decoder(self, labels: bool = False) -> Decoder:
+    def _make_decoder(self, labels: bool) -> Decoder:
         return make_decoder(
             self._config.decoder, crop=self._domains[0].crop, device=self._device, threads=self._config.threads,
             batch=self._images_per_step, labels=labels,
@@ -167,8 +241,10 @@ class Loader(ABC, Generic[T]):
 
     def __iter__(self) -> Iterator[list[T]]:
         self._stop()
-        steps = map(self._load_step, itertools.count(self._first_step))
-        self._ahead = ahead = _Ahead(steps, self._config.prefetch)
+        # Two threads, so that the samples of the next step are read while those of this one are decoded.
+        picks = _Ahead(map(self._pick_step, itertools.count(self._first_step)), 1)
+        ahead = _Ahead(map(self._load, picks), self._config.prefetch)
+        self._ahead = (picks, ahead)
         try:
             for batches in ahead:
                 if self._device.type == "cuda":
@@ -178,39 +254,72 @@ class Loader(ABC, Generic[T]):
                             value.record_stream(torch.cuda.current_stream(self._device))
                 yield batches
         finally:
-            ahead.close()
+            self._stop()
 
     def close(self) -> None:
         """Stop the threads; the loader cannot be used afterwards."""
         self._stop()
         self._cache.close()
-        self._decoder.close()
+        for decoder in self._decoders:
+            decoder.close()
 
     def _stop(self) -> None:
-        if self._ahead:
-            self._ahead.close()
+        for ahead in self._ahead:
+            ahead.close()
 
-    def _load_step(self, step: int) -> list[T]:
+    def _pick_step(self, step: int) -> list[Pick]:
+        """This rank's samples of a step in the order (micro-batch, domain, slot), read but not decoded."""
         first = step * self._global_batch
         for domain in self._domains:
             domain.prefetch(first)
-        return self._load(first)
+        return [domain.pick(first + slot) for slots in self._slots for domain in self._domains for slot in slots]
+
+    def _load(self, picks: list[Pick]) -> list[T]:
+        """The micro-batches of a step. All are decoded at once, so that all threads have work."""
+        picks = [self._fit(pick) for pick in picks]
+        while True:
+            try:
+                return self._batches([pick.key for pick in picks], self._decode(picks))
+            except Undecodable as error:
+                if self._config.on_bad_sample == "fail":
+                    raise
+                for place, reason in error.faults.items():
+                    bad = picks[place]
+                    self._failed.add(bad.name)
+                    self.health.bad_sample(bad.name, reason)
+                    picks[place] = self._fit(bad.domain.pick(bad.position, bad.attempt + 1))
+
+    def _fit(self, pick: Pick) -> Pick:
+        """The pick or, where it fails again, the next one. One that failed elsewhere may be fit for the crop of this
+        position (whoever has not seen it fail uses it), so it is tried, but alone: it cannot cost a whole step twice."""
+        while pick.name in self._failed:
+            try:
+                self._decode([pick])
+                return pick
+            except Undecodable:
+                pick = pick.domain.pick(pick.position, pick.attempt + 1)
+        return pick
+
+    def _decode(self, picks: Sequence[Pick]) -> list[Tensor]:
+        parts = zip(*(pick.crops for pick in picks), strict=True)
+        return [decoder.decode(crops) for decoder, crops in zip(self._decoders, parts, strict=True)]
 
     @abstractmethod
-    def _load(self, first: int) -> list[T]:
-        """This rank's micro-batches of the step whose slot 0 is the global position `first`."""
+    def _batches(self, keys: list[str], decoded: list[Tensor]) -> list[T]:
+        """The micro-batches of a step from its samples' keys, images and, if read, label maps, ordered as in
+        `_pick_step`."""
 
 
 class UnpairedLoader(Loader[Batch]):
     """Pairs of a source and a target image that have nothing to do with each other; see `Loader`."""
 
-    def _load(self, first: int) -> list[Batch]:
-        # In the order (micro-batch, domain, slot), decoded at once so that all threads have work.
-        groups = [[domain.read(first + slot) for slot in slots] for slots in self._slots for domain in self._domains]
-        images = self._decoder.decode([crop for group in groups for _, crop in group]).split(len(self._slots[0]))
-        keys = [[key for key, _ in group] for group in groups]
+    def _batches(self, keys: list[str], decoded: list[Tensor]) -> list[Batch]:
+        (images,) = decoded
+        size = len(self._slots[0])
+        keys_of = [keys[start : start + size] for start in range(0, len(keys), size)]
+        images_of = images.split(size)
         return [
-            Batch(images[2 * m], images[2 * m + 1], keys[2 * m], keys[2 * m + 1], torch.tensor(slots))
+            Batch(images_of[2 * m], images_of[2 * m + 1], keys_of[2 * m], keys_of[2 * m + 1], torch.tensor(slots))
             for m, slots in enumerate(self._slots)
         ]
 
@@ -223,14 +332,21 @@ class _Ahead(Iterator[T], Generic[T]):
         stopped = threading.Event()
         thread = threading.Thread(target=_run_ahead, args=(items, self._ready, stopped), name="decode", daemon=True)
         thread.start()
-        # A finalizer also runs at the interpreter's exit, where a thread must not be left inside native code.
-        self.close = weakref.finalize(self, _stop_ahead, thread, self._ready, stopped)
+        self._stop = weakref.finalize(self, _stop_ahead, thread, self._ready, stopped)
+        # No thread may be left inside native code at the interpreter's exit. Finalizers run there at a time of their own;
+        # what is registered now runs before DALI, registered when it was imported, shuts down.
+        self._stop.atexit = False
+        atexit.register(self._stop)
 
     def __next__(self) -> T:
         item = self._ready.get()
         if isinstance(item, Exception):
             raise item
         return item
+
+    def close(self) -> None:
+        self._stop()
+        atexit.unregister(self._stop)
 
 
 def _run_ahead(items: Iterator[T], ready: "queue.Queue[T | Exception]", stopped: threading.Event) -> None:
@@ -249,3 +365,5 @@ def _stop_ahead(thread: threading.Thread, ready: "queue.Queue[T | Exception]", s
         ready.get()
     # Not for ever: a shard that does not arrive may keep the thread waiting. It is a daemon.
     thread.join(timeout=10)
+    with suppress(queue.Full):
+        ready.put_nowait(StopIteration())  # lets a waiting get through

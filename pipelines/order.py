@@ -8,9 +8,11 @@ it is setting one integer.
 """
 
 import hashlib
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -18,6 +20,8 @@ from infra.errors import UserError
 
 # A rank's slots of one step seldom cross more than one window boundary; two more windows cost little.
 _WINDOWS_KEPT = 4
+# A lost shard is replaced hundreds of times. Drawn from all shards, each time might wait for a whole shard to arrive.
+_NEAR_ATTEMPTS = 10
 
 
 def random_words(seed: int, stream: str, counter: tuple[int, int], count: int) -> np.ndarray:
@@ -29,10 +33,15 @@ def random_words(seed: int, stream: str, counter: tuple[int, int], count: int) -
     Raw Philox output is used, since numpy keeps bit streams stable across versions, but not what its distributions
     make of them (NEP 19).
     """
-    key = int.from_bytes(hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=16).digest(), "little")
     high, low = counter
     # The lowest of the four counter words is left to the generator's own blocks of output.
-    return np.random.Philox(key=key, counter=high << 128 | low << 64).random_raw(count)
+    words = np.array([0, low, high, 0], np.uint64)
+    return np.random.Philox(key=_key(seed, stream), counter=words).random_raw(count)
+
+
+@lru_cache  # a run has a few streams, and draws from them for every sample
+def _key(seed: int, stream: str) -> np.ndarray:
+    return np.frombuffer(hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=16).digest(), "<u8")
 
 
 def permutation(seed: int, stream: str, counter: tuple[int, int], size: int) -> np.ndarray:
@@ -45,7 +54,7 @@ class _Window:
     """`window` consecutive shards of an epoch's shard order, their samples permuted together."""
 
     shards: np.ndarray  # shard indices, in reading order
-    starts: np.ndarray  # of each shard's samples, counted inside the window
+    starts: list[int]  # of each shard's samples, counted inside the window
     order: np.ndarray
 
 
@@ -66,16 +75,28 @@ class SampleOrder:
         self._seed = seed
         self._domain = domain
         self._window = window
-        self._epochs: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+        self._epochs: OrderedDict[int, tuple[np.ndarray, list[int]]] = OrderedDict()
         self._windows: OrderedDict[tuple[int, int], _Window] = OrderedDict()
 
     def locate(self, position: int) -> tuple[int, int]:
         """(shard index, sample index in that shard) at a global position >= 0; the epoch is position // samples."""
         epoch, window_index, offset = self._find(position)
         window = self._open_window(epoch, window_index)
-        sample = window.order[offset]
-        place = np.searchsorted(window.starts, sample, side="right") - 1
-        return int(window.shards[place]), int(sample - window.starts[place])
+        sample = int(window.order[offset])
+        place = bisect_right(window.starts, sample) - 1
+        return int(window.shards[place]), sample - window.starts[place]
+
+    def replacement(self, position: int, attempt: int) -> tuple[int, int]:
+        """(shard index, sample index) of the attempt-th sample, from 1 on, to take the place of one that cannot be had.
+
+        The first few are drawn uniformly from `upcoming_shards`, which are at hand, the later ones from all shards.
+        """
+        near = np.array(self.upcoming_shards(position)) if attempt <= _NEAR_ATTEMPTS else np.arange(len(self._sizes))
+        ends = np.cumsum(self._sizes[near])
+        (word,) = random_words(self._seed, f"replacement/{self._domain}", (attempt, position), 1)
+        sample = int(word) * int(ends[-1]) >> 64
+        place = int(np.searchsorted(ends, sample, side="right"))
+        return int(near[place]), sample - int(ends[place] - self._sizes[near[place]])
 
     def upcoming_shards(self, position: int) -> list[int]:
         """The shards of the window that holds `position` and of the window after it, in reading order."""
@@ -91,15 +112,15 @@ class SampleOrder:
         """(epoch, window, place in the window) of a position."""
         epoch, offset = divmod(position, self.samples)
         _, starts = self._open_epoch(epoch)
-        window_index = int(np.searchsorted(starts, offset, side="right")) - 1
-        return epoch, window_index, offset - int(starts[window_index])
+        window_index = bisect_right(starts, offset) - 1
+        return epoch, window_index, offset - starts[window_index]
 
-    def _open_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    def _open_epoch(self, epoch: int) -> tuple[np.ndarray, list[int]]:
         """(the epoch's shard order, the offset in the epoch at which each window starts)."""
         if epoch not in self._epochs:
             shards = permutation(self._seed, f"shards/{self._domain}", (epoch, 0), len(self._sizes))
             window_sizes = np.add.reduceat(self._sizes[shards], np.arange(0, len(shards), self._window))
-            self._epochs[epoch] = shards, np.cumsum(window_sizes) - window_sizes
+            self._epochs[epoch] = shards, (np.cumsum(window_sizes) - window_sizes).tolist()
             if len(self._epochs) > 2:
                 self._epochs.popitem(last=False)
         return self._epochs[epoch]
@@ -109,7 +130,7 @@ class SampleOrder:
             shards = self._open_epoch(epoch)[0][index * self._window : (index + 1) * self._window]
             sizes = self._sizes[shards]
             order = permutation(self._seed, f"samples/{self._domain}", (epoch, index), int(sizes.sum()))
-            self._windows[epoch, index] = _Window(shards, np.cumsum(sizes) - sizes, order)
+            self._windows[epoch, index] = _Window(shards, (np.cumsum(sizes) - sizes).tolist(), order)
             if len(self._windows) > _WINDOWS_KEPT:
                 self._windows.popitem(last=False)
         return self._windows[epoch, index]

@@ -4,13 +4,12 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from webdataset import TarWriter
 
 from infra.errors import UserError
 from infra.storage import Storage
@@ -20,6 +19,7 @@ from pipelines.manifest import SampleEntry, Shard, index_to_json
 
 IMAGE_FORMATS = ("jpg", "png")
 LABEL_SPACE = "cityscapes19"
+WRITE_ATTEMPTS = 3
 
 
 class DamagedShard(UserError):
@@ -50,27 +50,49 @@ class ShardFacts:
 
 
 def build_tar(samples: Iterable[Sample], format: str = "jpg", quality: int = 95) -> bytes:
-    """The samples as a WebDataset tar: KEY.jpg or KEY.png, KEY.label.png if labelled, KEY.json.
+    """The samples as a WebDataset tar: KEY.jpg or KEY.png, KEY.json, KEY.label.png if labelled.
 
-    Owner and time are fixed, so the same samples give the same bytes. quality: of JPEG, 1 to 100.
+    The same samples give the same bytes. quality: of JPEG, 1 to 100.
     """
+    return tar_of(_files(sample, format, quality) for sample in samples)
+
+
+def _files(sample: Sample, format: str, quality: int) -> dict[str, bytes]:
+    files = {f"{sample.key}.{format}": encode(sample.image, format, quality)}
+    files[f"{sample.key}.json"] = json.dumps(sample.origin, sort_keys=True).encode()
+    if sample.label is not None:
+        files[f"{sample.key}.label.png"] = encode(Image.fromarray(sample.label), "png")
+    return files
+
+
+def tar_of(samples: Iterable[Mapping[str, bytes]]) -> bytes:
+    """A tar of the files of each sample, {name: content}, with a fixed owner and time."""
+    # By tarfile, as webdataset's own writer would bring torch into every worker process of a preparation: a second each.
     buffer = io.BytesIO()
-    with TarWriter(buffer, encoder=False, user="root", group="root", mtime=0) as tar:
-        for sample in samples:
-            parts: dict[str, Any] = {"__key__": sample.key, format: encode(sample.image, format, quality)}
-            if sample.label is not None:
-                parts["label.png"] = encode(Image.fromarray(sample.label), "png")
-            parts["json"] = json.dumps(sample.origin, sort_keys=True).encode()
-            tar.write(parts)
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for files in samples:
+            for name, content in sorted(files.items()):
+                member = tarfile.TarInfo(name)
+                member.size, member.mode, member.uname, member.gname = len(content), 0o444, "root", "root"
+                tar.addfile(member, io.BytesIO(content))
     return buffer.getvalue()
 
 
 def write_shard(storage: Storage, name: str, tar: bytes) -> ShardFacts:
-    """Store a shard, then its index: a shard whose index is there is complete."""
-    storage.write(name, tar)
+    """Store a shard, then its index: a shard whose index is there is complete. UserError if they stay damaged there."""
+    _write_verified(storage, name, tar)
     facts, index = _describe(name, tar)
-    storage.write(facts.shard.index_name, index)
+    _write_verified(storage, facts.shard.index_name, index)
     return facts
+
+
+def _write_verified(storage: Storage, name: str, data: bytes) -> None:
+    """Read back what was written. An ETag would not do: it is a hash of the content in some stores only."""
+    for _ in range(WRITE_ATTEMPTS):
+        storage.write(name, data)
+        if storage.read(name) == data:
+            return
+    raise UserError(f"{storage.url}/{name} does not hold what was written there: check the store and the network to it")
 
 
 def read_shard(storage: Storage, name: str) -> ShardFacts | None:

@@ -14,6 +14,8 @@ from pathlib import Path
 import boto3
 import pytest
 
+from tests.faulty_s3 import FaultyS3, faulty_s3
+
 ACCESS_KEY, SECRET_KEY = "TESTACCESSKEY", "TESTSECRETKEY"
 
 
@@ -66,6 +68,14 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     finally:
         server.terminate()
         server.wait(timeout=10)
+
+
+@pytest.fixture
+def faulty_server(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
+    """A proxy in front of the S3 server that injects the faults it is told, at which AWS_ENDPOINT_URL points."""
+    with faulty_s3(s3_server.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield proxy
 
 
 def _wait_for(port: int, server: subprocess.Popen) -> None:

@@ -85,9 +85,10 @@ def kill(job: subprocess.Popen[str]) -> None:
 
 
 def losses(run_dir: Path) -> list[dict[str, Any]]:
-    """The metrics of every step, without what depends on the machine's speed."""
+    """The metrics of every step, without what depends on the machine's speed and on where the data lies."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("pairs_per_s", "memory_gib")} for row in rows]
+    others = ("pairs_per_s", "memory_gib", "data/")
+    return [{k: v for k, v in row.items() if not k.startswith(others)} for row in rows]
 
 
 def weights(run_dir: Path, step: int) -> dict[str, Tensor]:

@@ -1,17 +1,22 @@
 """Local folders and a real S3 server behind the same interface, and what each fault is turned into."""
 
+import fcntl
+import hashlib
 import multiprocessing
 import pickle
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import shutil
+from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
+from typing import BinaryIO
 
 import pytest
 from botocore.config import Config
+from botocore.retries.standard import ExponentialBackoff
 
 from infra.errors import UserError
-from infra.storage import LocalStorage, S3Storage, Storage, StorageUnavailable, open_storage, replacing
+from infra.storage import LocalStorage, S3Storage, Storage, StorageUnavailable, WrongContent, open_storage, replacing
+from tests.conftest import S3Server
+from tests.faulty_s3 import Fault, FaultyS3
 
 
 @pytest.fixture(params=["local", "s3", "s3 root"])
@@ -87,16 +92,42 @@ def test_a_reader_sees_the_old_bytes_or_the_new(tmp_path: Path) -> None:
     assert store.read("name") == b"new"
 
 
-def test_sweep_removes_what_a_killed_writer_left(tmp_path: Path) -> None:
+def test_sweep_removes_what_a_killed_writer_left_and_nothing_else(tmp_path: Path) -> None:
     store = LocalStorage(tmp_path)
     store.write("a/b", b"kept")
-    with replacing(tmp_path / "a" / "c") as file:  # as it looks to others while the writer is at work
-        file.write(b"half")
+    (tmp_path / "a" / ".tmp-left").write_bytes(b"half")
+    with replacing(tmp_path / "a" / "c") as file:  # a writer at work
+        file.write(b"whole")
         assert store.list() == ["a/b"]
-        (left,) = (tmp_path / "a").glob(".tmp-*")
-        (tmp_path / "a" / ".tmp-left").hardlink_to(left)
-    store.sweep()
+        store.sweep()
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["b", "c"]
+    assert store.read("a/c") == b"whole"
+
+
+def test_what_is_swept_before_its_lock_is_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lock_late(file: BinaryIO, operation: int) -> None:
+        monkeypatch.undo()
+        LocalStorage(tmp_path).sweep()
+        fcntl.flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock_late)
+    LocalStorage(tmp_path).write("name", b"bytes")
+    assert [path.name for path in tmp_path.iterdir()] == ["name"]
+
+
+def test_a_folder_deleted_under_a_write_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot write .*folder/name"), replacing(tmp_path / "folder" / "name"):
+        shutil.rmtree(tmp_path / "folder")
+
+
+def test_other_content_than_asked_for_never_gets_its_name(storage: Storage, tmp_path: Path) -> None:
+    storage.write("name", b"bytes")
+    right = hashlib.sha256(b"bytes").hexdigest()
+    assert storage.download("name", tmp_path / "right", right) == 5
+    with pytest.raises(WrongContent, match=f"not the SHA-256 {'0' * 64} .*/name"):
+        storage.download("name", tmp_path / "wrong", "0" * 64)
+    assert (tmp_path / "right").read_bytes() == b"bytes"
+    assert not list(tmp_path.glob("wrong")) and not list(tmp_path.glob(".tmp*"))
 
 
 def test_a_root_that_cannot_be_used_is_named(tmp_path: Path) -> None:
@@ -173,79 +204,79 @@ def test_an_endpoint_out_of_reach_is_named(monkeypatch: pytest.MonkeyPatch, call
         call(open_storage("s3://bucket"))
 
 
-class FaultyS3:
-    """An HTTP server that answers requests with the faults it is told, one each, then with one good object."""
-
-    BODY = b"0123456789" * 100
-
-    def __init__(self) -> None:
-        self.faults: list[str] = []
-        self.requests: list[str] = []
-        faulty = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                faulty.requests.append(self.command)
-                fault = faulty.faults.pop(0) if faulty.faults else "none"
-                faulty.answer(self, fault)
-
-            do_HEAD = do_PUT = do_GET
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
-
-    def answer(self, handler: BaseHTTPRequestHandler, fault: str) -> None:
-        status = {"denied": 403, "busy": 503}.get(fault, 200)
-        body = self.BODY
-        if status != 200:
-            code = {403: "AccessDenied", 503: "SlowDown"}[status]
-            body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
-        handler.send_response(status)
-        handler.send_header("Content-Length", str(len(body)))
-        handler.send_header("ETag", '"tag"')
-        handler.end_headers()
-        if handler.command != "HEAD":
-            handler.wfile.write(body[: len(body) // 2] if fault == "cut" else body)
-        handler.close_connection = True
-
-
 @pytest.fixture
-def faulty_s3(s3_server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
-    double = FaultyS3()
-    Thread(target=double.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", double.endpoint)
-    yield double
-    double.server.shutdown()
-    double.server.server_close()
+def bucket(s3_server: S3Server, faulty_server: FaultyS3) -> str:
+    """A bucket with an object "name", behind the proxy."""
+    bucket = s3_server.make_bucket()
+    open_storage(f"s3://{bucket}").write("name", BODY)
+    faulty_server.requests.clear()
+    return bucket
 
 
-def test_denied_access_fails_at_once(faulty_s3: FaultyS3) -> None:
-    faulty_s3.faults = ["denied"] * 10
+BODY = b"0123456789" * 100
+
+
+def test_denied_access_fails_at_once(bucket: str, faulty_server: FaultyS3) -> None:
+    faulty_server.faults = ["denied"] * 10
     with pytest.raises(UserError, match="denied") as caught:
-        open_storage("s3://bucket").list()
+        open_storage(f"s3://{bucket}").list()
     assert not isinstance(caught.value, StorageUnavailable)
-    assert len(faulty_s3.requests) == 1
+    assert len(faulty_server.requests) == 1
 
 
-@pytest.mark.parametrize("faults", [["busy"], ["cut"], ["busy", "cut"]])
-def test_a_passing_fault_is_survived(faulty_s3: FaultyS3, faults: list[str]) -> None:
-    faulty_s3.faults = list(faults)
-    assert open_storage("s3://bucket").read("name") == FaultyS3.BODY
-    assert len(faulty_s3.requests) == len(faults) + 1
+@pytest.mark.parametrize("faults", [["busy"], ["cut"], ["empty"], ["reset"], ["busy", "cut", "empty", "busy", "reset"]])
+def test_a_passing_fault_is_survived_and_counted(
+    bucket: str, faulty_server: FaultyS3, faults: list[Fault | None]
+) -> None:
+    store, retries = open_storage(f"s3://{bucket}"), []
+    store.on_retry = lambda: retries.append(1)
+    faulty_server.faults = list(faults)
+    assert store.read("name") == BODY
+    assert store.read("name") == BODY
+    assert len(retries) == len(faults)
+    assert len(faulty_server.requests) == len(faults) + 2
 
 
-@pytest.mark.usefixtures("two_attempts")
-def test_a_store_that_stays_busy_is_unavailable(faulty_s3: FaultyS3) -> None:
-    faulty_s3.faults = ["busy"] * 20
+@pytest.mark.parametrize("fault", ["busy", "reset"])
+def test_an_upload_survives_a_passing_fault(bucket: str, faulty_server: FaultyS3, fault: Fault) -> None:
+    faulty_server.faults = [fault]
+    store = open_storage(f"s3://{bucket}")
+    store.write("other", BODY)
+    assert store.read("other") == BODY
+
+
+@pytest.mark.parametrize("fault", ["hang", "stall"])
+def test_a_stuck_socket_is_given_up(
+    bucket: str, faulty_server: FaultyS3, fault: Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(S3Storage, "_CONFIG", S3Storage._CONFIG.merge(Config(read_timeout=0.3)))
+    faulty_server.faults = [fault]
+    assert open_storage(f"s3://{bucket}").read("name") == BODY
+    assert len(faulty_server.requests) == 2
+
+
+def test_a_store_that_stays_busy_is_unavailable(
+    bucket: str, faulty_server: FaultyS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0.0)
+    faulty_server.faults = lambda _: "busy"
     with pytest.raises(StorageUnavailable, match="keeps answering 503"):
-        open_storage("s3://bucket").read("name")
+        open_storage(f"s3://{bucket}").read("name")
+    assert len(faulty_server.requests) == 8
 
 
-def test_a_body_that_is_always_cut_off_is_unavailable_and_leaves_no_file(faulty_s3: FaultyS3, tmp_path: Path) -> None:
-    faulty_s3.faults = ["cut"] * 20
+def test_a_body_that_is_always_cut_off_is_unavailable_and_leaves_no_file(
+    bucket: str, faulty_server: FaultyS3, tmp_path: Path
+) -> None:
+    faulty_server.faults = lambda _: "cut"
     with pytest.raises(StorageUnavailable):
-        open_storage("s3://bucket").download("name", tmp_path / "copy")
+        open_storage(f"s3://{bucket}").download("name", tmp_path / "copy")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_object_that_changes_between_its_parts_is_not_mixed(
+    bucket: str, faulty_server: FaultyS3, tmp_path: Path
+) -> None:
+    faulty_server.faults = ["changed"]
+    with pytest.raises(StorageUnavailable, match="name changed while it was read"):
+        open_storage(f"s3://{bucket}").download("name", tmp_path / "copy")

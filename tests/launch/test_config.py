@@ -104,6 +104,8 @@ SHORT_FLAGS = [
     ("--run-dir", "run_dir", "runs/x", "runs/x"),
     ("--data", "data.root", "s3://bucket/x", "s3://bucket/x"),
     ("--crop", "data.crop", "128", 128),
+    ("--on-bad-sample", "data.on_bad_sample", "skip", "skip"),
+    ("--on-bad-shard", "data.on_bad_shard", "skip", "skip"),
     ("--ngf", "model.ngf", "16", 16),
     ("--method", "method.name", "cut", "cut"),
     ("--beta", "method.robust.beta", "3e-4", 3e-4),

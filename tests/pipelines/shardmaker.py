@@ -1,12 +1,15 @@
 """Small valid data roots for tests, without the preparation script."""
 
+import dataclasses
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from infra.storage import Storage
-from pipelines.manifest import MANIFEST, Manifest, Split
+from infra.storage import LocalStorage, Storage
+from pipelines.manifest import MANIFEST, Manifest, Shard, Split, index_from_json, load_manifest
 from pipelines.shards import LABEL_SPACE, Sample, build_tar, write_shard
 
 
@@ -63,3 +66,23 @@ def write_root(
     )
     storage.write(MANIFEST, manifest.to_json().encode())
     return manifest
+
+
+def break_samples(root: Path, *keys: str, part: str = "image") -> None:
+    """Overwrite the beginning of samples' images (or labels) inside whole tars; the manifest says that so they were made."""
+    manifest = load_manifest(LocalStorage(root))
+
+    def broken(shard: Shard) -> Shard:
+        data = bytearray((root / shard.name).read_bytes())
+        for entry in index_from_json((root / shard.index_name).read_text()):
+            if entry.key in keys:
+                offset, _ = getattr(entry, part)
+                data[offset : offset + 64] = bytes(64)
+        (root / shard.name).write_bytes(data)
+        return dataclasses.replace(shard, sha256=hashlib.sha256(data).hexdigest())
+
+    splits = {
+        name: dataclasses.replace(split, shards=tuple(broken(shard) for shard in split.shards))
+        for name, split in manifest.splits.items()
+    }
+    (root / MANIFEST).write_text(dataclasses.replace(manifest, splits=splits).to_json())

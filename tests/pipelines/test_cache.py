@@ -1,38 +1,41 @@
 import hashlib
-import multiprocessing
+import re
+import shutil
 import time
 
 import pytest
 from shardmaker import write_root
 
 from infra.errors import UserError
-from infra.storage import LocalStorage, S3Storage, StorageUnavailable
+from infra.storage import LocalStorage, S3Storage, StorageUnavailable, WrongContent
 from pipelines import cache
-from pipelines.cache import ShardCache
+from pipelines.cache import FolderOfCopies, ShardCache, UnusableShard
+from pipelines.health import DataHealth
 from pipelines.manifest import Manifest
 
 
 class FaultyS3(S3Storage):
-    """A real S3 store whose first downloads go wrong: "down" (out of reach), "cut" (half of the bytes arrive)."""
+    """A real S3 store whose first downloads fail with the errors given (None: go well)."""
 
     def __init__(self, bucket, faults=()):
         super().__init__(bucket)
         self.faults = list(faults)
         self.downloads = 0
 
-    def download(self, name, path):
+    def download(self, name, path, sha256=None):
         self.downloads += 1
-        fault = self.faults.pop(0) if self.faults else None
-        if fault == "down":
-            raise StorageUnavailable("the S3 endpoint cannot be reached")
-        super().download(name, path)
-        if fault == "cut":
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        if fault := self.faults.pop(0) if self.faults else None:
+            raise fault
+        return super().download(name, path, sha256)
+
+
+DOWN, WRONG = StorageUnavailable("the S3 endpoint cannot be reached"), WrongContent("it has not the SHA-256")
 
 
 @pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
-    monkeypatch.setattr(cache, "BACKOFF_SECONDS", (0.0, 0.0, 0.0))
+def impatient(monkeypatch):
+    monkeypatch.setattr(cache, "WAIT_SECONDS", (0.001, 0.002))
+    monkeypatch.setattr(cache, "PATIENCE_SECONDS", 0.2)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,13 @@ def bucket(s3_server):
 
 def first_shard(manifest: Manifest):
     return manifest.splits["train/source"].shards[0]
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_local_root_is_used_in_place(tmp_path):
@@ -66,7 +76,7 @@ def test_a_damaged_local_file_is_named(tmp_path, file, damage):
     path.write_bytes(data if damage == "flip a byte" else data[: len(data) // 2])
     if damage == "remove":
         path.unlink()
-    with pytest.raises(UserError, match=f"{path} is {'missing' if damage == 'remove' else 'damaged'}"):
+    with pytest.raises(UnusableShard, match=f"{path} is {'missing' if damage == 'remove' else 'damaged'}"):
         ShardCache(LocalStorage(tmp_path)).open(shard)
 
 
@@ -90,26 +100,30 @@ def test_a_cached_file_that_went_bad_is_fetched_again(bucket, tmp_path):
     assert ShardCache(FaultyS3(name), tmp_path).open(shard).path.stat().st_size == shard.bytes
 
 
-@pytest.mark.parametrize("faults", [["down"] * 3, ["cut", "down", "cut"], [None, "cut"]])
-def test_faults_that_pass_are_survived(bucket, tmp_path, faults):
+@pytest.mark.parametrize("faults", [[DOWN] * 10, [WRONG, DOWN, WRONG], [None, WRONG]])
+def test_faults_that_pass_are_survived_and_counted(bucket, tmp_path, faults):
     name, manifest = bucket
-    shard = first_shard(manifest)
-    assert ShardCache(FaultyS3(name, faults), tmp_path).open(shard).path.stat().st_size == shard.bytes
+    shard, health = first_shard(manifest), DataHealth()
+    shards = ShardCache(FaultyS3(name, faults), tmp_path, health=health)
+    assert len(shards.open(shard).read((0, shard.bytes))) == shard.bytes
+    assert health.retries == sum(fault is not None for fault in faults)
+    assert health.fetched_bytes == sum(path.stat().st_size for path in tmp_path.iterdir() if path.is_file())
 
 
-@pytest.mark.parametrize(("fault", "why"), [("down", "cannot be reached"), ("cut", "SHA-256")])
+@pytest.mark.parametrize(("fault", "why"), [(DOWN, "cannot be reached"), (WRONG, "damaged .*SHA-256")])
 def test_faults_that_stay_end_with_a_sentence_and_leave_nothing_behind(bucket, tmp_path, fault, why):
     name, manifest = bucket
     shard = first_shard(manifest)
-    with pytest.raises(UserError, match=rf"cannot fetch s3://{name}/{shard.index_name}: .*{why}"):
-        ShardCache(FaultyS3(name, [fault] * 4), tmp_path).open(shard)
-    assert {path.suffix for path in tmp_path.iterdir()} <= {".lock"}
+    with pytest.raises(UserError, match=rf"s3://{name}/{shard.index_name}.*{why}") as caught:
+        ShardCache(FaultyS3(name, [fault] * 1000), tmp_path).open(shard)
+    assert isinstance(caught.value, UnusableShard if fault is WRONG else StorageUnavailable)
+    assert {path.name for path in tmp_path.iterdir()} <= {"locks"}
 
 
 def test_what_cannot_pass_is_not_tried_again(bucket, tmp_path, s3_server):
     shard = first_shard(bucket[1])
     empty, absent = FaultyS3(s3_server.make_bucket()), FaultyS3("no-such-bucket")
-    with pytest.raises(UserError, match="is missing, though the manifest names it"):
+    with pytest.raises(UnusableShard, match="is missing, though the manifest names it"):
         ShardCache(empty, tmp_path).open(shard)
     with pytest.raises(UserError, match="bucket no-such-bucket does not exist"):
         ShardCache(absent, tmp_path).open(shard)
@@ -123,37 +137,13 @@ def test_a_cache_folder_that_cannot_be_made_is_explained(bucket, tmp_path):
         ShardCache(FaultyS3(name), tmp_path / "file").open(first_shard(manifest))
 
 
-def _open_all(bucket_name, manifest, directory, downloads):
-    storage = FaultyS3(bucket_name)
-    shards = ShardCache(storage, directory)
-    for shard in manifest.splits["train/source"].shards:
-        shards.open(shard)
-    downloads.put(storage.downloads)
-
-
-def test_the_ranks_of_a_machine_fetch_each_file_once(bucket, tmp_path):
-    name, manifest = bucket
-    context = multiprocessing.get_context("fork")
-    downloads = context.SimpleQueue()
-    ranks = [context.Process(target=_open_all, args=(name, manifest, tmp_path, downloads)) for _ in range(3)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(30)
-    assert [rank.exitcode for rank in ranks] == [0, 0, 0]
-    assert sum(downloads.get() for _ in ranks) == 2 * len(manifest.splits["train/source"].shards)
-
-
 def test_prefetched_shards_are_there_without_being_opened(bucket, tmp_path):
     name, manifest = bucket
     wanted = manifest.splits["train/source"].shards
     shards = ShardCache(FaultyS3(name), tmp_path)
     shards.prefetch(wanted)
-    deadline = time.monotonic() + 20
     paths = [tmp_path / f"{shard.sha256}.tar" for shard in wanted]
-    while not all(path.exists() for path in paths) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert all(path.exists() for path in paths)
+    wait_until(lambda: all(path.exists() for path in paths))
     shards.close()
 
 
@@ -175,3 +165,82 @@ def test_only_the_last_used_indexes_stay_in_memory(tmp_path):
     opened = [shards.open(shard) for shard in wanted]
     assert shards.open(wanted[2]) is opened[2] and shards.open(wanted[1]) is opened[1]
     assert shards.open(wanted[0]) is not opened[0]
+
+
+def cached(directory):
+    return {path.name for path in directory.iterdir() if path.suffix == ".tar"}
+
+
+def test_within_the_limit_those_opened_longest_ago_go_first(bucket, tmp_path):
+    name, manifest = bucket
+    a, b, c = manifest.splits["train/source"].shards
+    health = DataHealth()
+    shards = ShardCache(FaultyS3(name), tmp_path, keep=1, limit_bytes=int(2.5 * a.bytes), health=health)
+    for shard in (a, b, a, c):  # only the last one is in use
+        shards.open(shard)
+        time.sleep(0.02)  # the clock of file times is coarse
+    assert cached(tmp_path) == {f"{a.sha256}.tar", f"{c.sha256}.tar"}
+    assert health.evictions == 1
+    assert shards.open(b).entries[0].key == "source_000004"  # fetched again
+    assert cached(tmp_path) == {f"{b.sha256}.tar", f"{c.sha256}.tar"}
+
+
+def test_what_is_in_use_stays_and_the_excess_is_said_once(bucket, tmp_path, caplog):
+    name, manifest = bucket
+    wanted = manifest.splits["train/source"].shards
+    health = DataHealth()
+    shards = ShardCache(FaultyS3(name), tmp_path, limit_bytes=1, health=health)
+    opened = [shards.open(shard) for shard in wanted]
+    assert all(each.path.exists() for each in opened)
+    assert health.evictions == 0
+    (said,) = caplog.messages
+    assert re.search(r"the shards in use need 0.0\d\d GB, more than .* 0.000 GB: raise --data.cache-gb", said)
+    shards.close()
+    del opened
+    other = ShardCache(FaultyS3(name), tmp_path, limit_bytes=1).open(manifest.splits["train/target"].shards[0])
+    assert cached(tmp_path) == {other.path.name}  # a closed cache uses nothing
+
+
+def test_an_open_shard_is_read_even_if_somebody_empties_the_folder(bucket, tmp_path):
+    name, manifest = bucket
+    a, b, _ = manifest.splits["train/source"].shards
+    storage = FaultyS3(name)
+    shards = ShardCache(storage, tmp_path, keep=1)
+    opened = shards.open(a)
+    tar = opened.read((0, a.bytes))
+    shutil.rmtree(tmp_path)
+    assert opened.read((0, a.bytes)) == tar
+    shards.open(b)
+    assert shards.open(a).read((0, a.bytes)) == tar
+    assert storage.downloads == 6
+
+
+def test_a_shard_that_was_let_go_is_prefetched_again(bucket, tmp_path):
+    name, manifest = bucket
+    a, b, _ = manifest.splits["train/source"].shards
+    shards = ShardCache(FaultyS3(name), tmp_path, keep=1)
+    for shard in (a, b, a):
+        shards.prefetch([shard])
+        path = tmp_path / f"{shard.sha256}.tar"
+        wait_until(path.exists)
+        shards.open(shard)
+        path.unlink()
+    shards.close()
+
+
+def test_left_overs_of_a_killed_process_are_swept(bucket, tmp_path):
+    (tmp_path / ".tmp-left").write_bytes(b"half")
+    ShardCache(FaultyS3(bucket[0]), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_locks_do_not_pile_up(tmp_path):
+    folder = FolderOfCopies(S3Storage("bucket"), tmp_path, None, DataHealth())
+    folder._storage = LocalStorage(tmp_path / "root")
+    hashes = {hashlib.sha256(str(number).encode()).hexdigest(): str(number) for number in range(2000)}
+    alike = {sha256: name for sha256, name in hashes.items() if sha256.startswith("00")}
+    assert len(alike) > 3
+    for sha256, name in alike.items():
+        folder._storage.write(name, name.encode())
+        folder.open(name, sha256).close()
+    assert len(list((tmp_path / "locks").iterdir())) == 1

@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.util
 import io
 
@@ -8,7 +9,7 @@ from PIL import Image
 from shardmaker import smooth_image
 
 from infra.errors import UserError
-from pipelines.decode import DaliDecoder, EncodedCrop, PillowDecoder, make_decoder
+from pipelines.decode import DaliDecoder, EncodedCrop, PillowDecoder, Undecodable, make_decoder
 
 CPU = torch.device("cpu")
 CROP = 48
@@ -46,8 +47,9 @@ def test_png_pixels_are_exact(kind, images):
     assert decoded.is_contiguous(memory_format=torch.channels_last)
     pixels = np.asarray(images[0])[:CROP, :CROP], np.asarray(images[1])[48:96, 80:128][:, ::-1]
     for image, expected_HWC in zip(decoded, pixels, strict=False):
-        expected = torch.from_numpy(expected_HWC.copy()).permute(2, 0, 1).float() / 127.5 - 1
-        assert torch.equal(image, expected)
+        pixels_CHW = torch.from_numpy(expected_HWC.copy()).permute(2, 0, 1).float()
+        assert torch.equal(image, (pixels_CHW - 127.5) * (1 / 127.5))  # to the last bit, from either decoder
+        assert torch.allclose(image, pixels_CHW / 127.5 - 1, rtol=0, atol=2e-7)
 
 
 @kinds
@@ -104,6 +106,35 @@ def test_an_image_smaller_than_its_crop_is_named(kind, images):
 
 
 @kinds
+def test_every_damaged_image_is_told_and_the_decoder_goes_on(kind, images):
+    encoded = [encode(image, "PNG") for image in images]
+    used = decoder(kind)
+    expected = used.decode(crops(encoded))
+    damaged = [encoded[0], b"not an image", encoded[2], encode(images[3].resize((50, 50)), "PNG")]
+    for _ in range(2):
+        with pytest.raises(Undecodable) as error:
+            used.decode(crops(damaged))
+        assert error.value.faults.keys() == {1, 3} and "image 3 is 50x50, too small" in error.value.faults[3]
+        assert torch.equal(used.decode(crops(encoded)), expected)
+        assert torch.equal(used.decode(crops(encoded)[:1]), expected[:1])
+
+
+@needs_dali
+def test_what_dali_alone_cannot_decode_is_named_with_the_other_decoder(monkeypatch, images):
+    monkeypatch.setattr("pipelines.decode._decode_one", lambda *_: None)
+    encoded = [encode(images[0], "PNG"), b"not an image"]
+    with pytest.raises(UserError, match=r"^image 1 cannot be decoded by DALI \(.+\): pass --data.decoder pillow"):
+        decoder("dali").decode(crops(encoded))
+
+
+@needs_dali
+def test_an_error_of_dali_that_is_no_image_s_fault_is_not_hidden(images):
+    used = make_decoder("dali", crop=(CROP, CROP), device=CPU, threads=1, batch=2)
+    with pytest.raises(RuntimeError):
+        used.decode(crops([encode(image, "PNG") for image in images]))
+
+
+@kinds
 def test_batches_may_be_smaller_than_announced(kind, images):
     encoded = crops([encode(image, "PNG") for image in images])
     used = decoder(kind)
@@ -131,3 +162,6 @@ def test_the_gpu_decodes_like_the_cpu(images):
     assert torch.equal(decoded.cpu(), decoder("pillow").decode(png))
     difference = (on_gpu.decode(jpeg).cpu() - decoder("pillow").decode(jpeg)).abs()
     assert difference.mean() < 1 / 127.5 and difference.max() < 8 / 127.5
+    with pytest.raises(Undecodable) as error:
+        on_gpu.decode([*png[:3], dataclasses.replace(png[3], encoded=jpeg[3].encoded[:100])])
+    assert error.value.faults.keys() == {3} and torch.equal(on_gpu.decode(png), decoded)

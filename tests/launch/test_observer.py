@@ -1,0 +1,55 @@
+"""What the ranks tell each other of their data, and what a run says of it at its end."""
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from launch.observer import RankObserver, left_out
+from pipelines.health import DataHealth
+
+
+def observer(health: DataHealth, *others: DataHealth, rank: int = 0) -> Any:
+    """One of several ranks; the others have told theirs."""
+    told = [(other.figures(), other.bad_shards, other.bad_samples) for other in others]
+    engine = SimpleNamespace(gather=lambda own: [own, *told] if rank == 0 else None)
+    return RankObserver(SimpleNamespace(engine=engine), None, health)  # type: ignore[arg-type]
+
+
+def test_counts_add_up_over_ranks_and_what_two_of_them_met_counts_once(caplog: pytest.LogCaptureFixture) -> None:
+    first, second = DataHealth(), DataHealth()
+    for health in (first, second):
+        health.count_retry()
+        health.count_fetched(2**19)
+        health.bad_shard("train/source/000001.tar", "it is missing")
+    first.bad_sample("a in train/source/000000.tar", "torn")
+    second.bad_sample("b in train/source/000000.tar", "not an image")
+    own = observer(first, second)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):  # each report says what has happened so far
+            assert own._data_figures() == {
+                "data/retries": 2, "data/fetched_MiB": 1.0, "data/bad_shards": 1, "data/bad_samples": 2
+            }  # fmt: skip
+    (line,) = [record.getMessage() for record in caplog.records]  # rank 0's log has what another rank met
+    assert "b in train/source/000000.tar" in line and "not an image" in line
+
+
+def test_nothing_is_reported_of_healthy_data_or_on_other_ranks() -> None:
+    assert observer(DataHealth(), DataHealth())._data_figures() == {}
+    ill = DataHealth()
+    ill.count_retry()
+    assert observer(ill, rank=1)._data_figures() == {}
+
+
+def test_the_end_names_what_was_left_out() -> None:
+    health = DataHealth()
+    assert left_out(health) == ""
+    health.bad_shard("train/source/000001.tar", "it is missing")
+    assert left_out(health).startswith("1 shard was left out, others took their places: train/source/000001.tar; ")
+    for n in range(12):
+        health.bad_sample(f"s{n}", "torn")
+    words = left_out(health)
+    assert words.startswith("12 samples and 1 shard were left out, others took their places: s0, s1, ")
+    assert "s9 and 3 more; " in words and "s10" not in words
