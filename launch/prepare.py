@@ -6,6 +6,7 @@ from pathlib import Path
 
 from infra.errors import UserError, exits_cleanly
 from infra.storage import open_storage
+from pipelines.distributions import CHART
 from pipelines.images import parse_size
 from pipelines.inspection import describe, verify
 from pipelines.manifest import load_manifest
@@ -14,12 +15,14 @@ from pipelines.shards import IMAGE_FORMATS
 from pipelines.sources.base import Source
 from pipelines.sources.drawn import SOURCE_LAYOUT, change_layout, mismatched, street_scenes
 from pipelines.sources.driving import CITYSCAPES_DOMAINS, cityscapes, gta5
-from pipelines.sources.mismatch import unmatched
-from pipelines.sources.photos import DIRECTIONS, folders, paired
+from pipelines.sources.mismatch import Mismatch, unmatched_labels, unmatched_maps
+from pipelines.sources.photos import DIRECTIONS, LETTERS, folders, paired
 
 EXAMPLES = """examples:
   python launch/prepare.py street-scenes --count 400 --out data/streets
   python launch/prepare.py folders horse2zebra --out s3://bucket/horse2zebra
+  python launch/prepare.py folders afhq --domains cat dog --size 286x286 --out data/cat2dog
+  python launch/prepare.py paired maps --direction BtoA --mismatch --out data/map2photo
   python launch/prepare.py gta5 GTA5 --cityscapes Cityscapes --out data/gta2city
   python launch/prepare.py inspect data/gta2city
 
@@ -64,15 +67,18 @@ def parser() -> argparse.ArgumentParser:
     scenes.add_argument("--source-layout", nargs="+", default=[], metavar="FIELD=VALUE", help=layout_help)
     scenes.add_argument("--target-layout", nargs="+", default=[], metavar="FIELD=VALUE", help=layout_help)
 
-    add("folders", "trainA and trainB (testA, testB) full of images, as CycleGAN and CUT use", FOLDER_SIZE)
+    two = add(
+        "folders", "two folders of images: trainA and trainB (testA, testB), or train/NAME (test/, val/)", FOLDER_SIZE
+    )
+    two.add_argument(
+        "--domains", nargs=2, default=LETTERS, metavar=("SOURCE", "TARGET"),
+        help="what the folders are called, as in trainNAME or train/NAME [A B]",
+    )  # fmt: skip
 
     city = add("cityscapes", "Cityscapes, leftImg8bit and gtFine: train for training, val for testing", STREET_SIZE)
     domain_help = "side of the photographs; label2city: both sides, label colours to photographs [%(default)s]"
     city.add_argument("--domain", choices=CITYSCAPES_DOMAINS, default="label2city", help=domain_help)
-    city.add_argument(
-        "--mismatch", action="store_true",
-        help="label2city: sources from one cluster of label statistics, targets from the other (SRUNIT, Appendix C)",
-    )  # fmt: skip
+    add_mismatch(city, "label2city: sources from one cluster of label statistics, targets from the other")
 
     game = add("gta5", "GTA5, images and labels, as the source; with --cityscapes the whole of gta2city", STREET_SIZE)
     game.add_argument("--cityscapes", type=Path, metavar="DIR", help="Cityscapes becomes the target")
@@ -84,10 +90,31 @@ def parser() -> argparse.ArgumentParser:
         "paired", "images A and B side by side in one file (maps, facades): train, and test or val", FOLDER_SIZE
     )
     pairs.add_argument("--direction", choices=DIRECTIONS, default="AtoB", help="A is the left half [%(default)s]")
+    pairs.add_argument(
+        "--distinct", action="store_true", help="night2day: an image that is part of many pairs is trained on once"
+    )
+    add_mismatch(pairs, "maps (B): maps from one cluster of grey levels, photos from the other, a tenth mixed")
 
     look = commands.add_parser("inspect", help="show what a prepared data set holds and verify every hash")
     look.add_argument("root", metavar="ROOT", help="a folder or s3://bucket/prefix")
     return top
+
+
+def add_mismatch(command: argparse.ArgumentParser, help: str) -> None:
+    command.add_argument("--mismatch", action="store_true", help=f"{help} (SRUNIT, Appendix C)")
+    command.add_argument(
+        "--add-opposite", type=float, metavar="X", help="with --mismatch: add X %% of the opposite cluster (Appendix D)"
+    )
+    command.add_argument(
+        "--seed", type=int, metavar="N", help="with --mismatch: of the clusters and of what is mixed [0]"
+    )
+
+
+def mismatch_of(args: argparse.Namespace) -> Mismatch | None:
+    """What --mismatch asks for; None without it."""
+    if not args.mismatch and (args.add_opposite is not None or args.seed is not None):
+        raise UserError("--add-opposite and --seed change what --mismatch does: add it, or leave them out")
+    return Mismatch(args.seed or 0, args.add_opposite or 0.0) if args.mismatch else None
 
 
 def source_of(args: argparse.Namespace) -> Source:
@@ -99,16 +126,22 @@ def source_of(args: argparse.Namespace) -> Source:
             )
             return street_scenes(args.count, args.test_count, args.seed, *layouts)
         case "folders":
-            return folders(args.directory)
+            return folders(args.directory, tuple(args.domains))
         case "cityscapes":
-            source = cityscapes(args.directory, args.domain)
-            if args.mismatch and args.domain != "label2city":
+            mismatch = mismatch_of(args)
+            if mismatch and args.domain != "label2city":
                 raise UserError("--mismatch splits pairs in two: leave it out, or give --domain label2city")
-            return unmatched(source) if args.mismatch else source
+            source = cityscapes(args.directory, args.domain)
+            return unmatched_labels(source, mismatch) if mismatch else source
         case "gta5":
             return gta5(args.directory, args.cityscapes, args.held_out, args.leave_out_mismatched)
         case _:
-            return paired(args.directory, args.direction)
+            mismatch = mismatch_of(args)
+            if mismatch and args.distinct:
+                raise UserError("--mismatch splits pairs in two and --distinct takes them apart: leave out one of them")
+            source = paired(args.directory, args.direction, args.distinct)
+            maps = "target" if args.direction == "AtoB" else "source"
+            return unmatched_maps(source, maps, mismatch) if mismatch else source
 
 
 @exits_cleanly
@@ -118,6 +151,8 @@ def main() -> None:
         storage = open_storage(args.root)
         manifest = load_manifest(storage)
         print(describe(manifest))
+        if storage.list(CHART):
+            print(f"\nthe same as a chart: {storage.url}/{CHART}")
         verify(storage, manifest)
         print("every shard is complete and unchanged")
     else:

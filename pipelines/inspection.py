@@ -6,32 +6,43 @@ from tqdm import tqdm
 
 from infra.errors import UserError
 from infra.storage import Storage
+from pipelines.distributions import Distribution, distributions, training_mismatch
 from pipelines.labels import CLASSES
 from pipelines.manifest import Manifest, Split
 
 _BAR = 40  # characters of the longest bar
+_SHOWN = 0.005  # of grey levels, those from this share on
 
 
 def describe(manifest: Manifest) -> str:
-    """Counts, sizes and, where there are labels, the share of each class, as text for a terminal."""
+    """Counts, sizes and, where they were counted, the share of each class or grey level, as text for a terminal."""
     made_from = manifest.provenance.get("source", "unknown")
     lines = [f"made from {made_from}, test images {'' if manifest.paired else 'not '}paired"]
+    found = distributions(manifest)
     for name, split in manifest.splits.items():
-        lines += ["", *_describe_split(name, split)]
+        lines += ["", *_describe_split(name, split, found.get(name))]
+    mismatch = training_mismatch(found)
+    if mismatch is not None:
+        lines += ["", f"train/source and train/target differ in {mismatch:.2%} of their pixels (total variation)"]
     return "\n".join(lines)
 
 
-def _describe_split(name: str, split: Split) -> list[str]:
+def _describe_split(name: str, split: Split, found: Distribution | None) -> list[str]:
     width, height = split.image_size
     mebibytes = sum(shard.bytes for shard in split.shards) / 2**20
     shards = f"{len(split.shards)} shard{'s' * (len(split.shards) > 1)}"
     lines = [f"{name}: {split.samples} images of {width}x{height} in {shards}, {mebibytes:.1f} MiB"]
     if split.class_histogram is None:
-        return [*lines, "  no labels"]
-    total = max(1, sum(split.class_histogram))
-    largest = max(1, max(split.class_histogram))
-    for label, pixels in zip(CLASSES, split.class_histogram, strict=True):
-        lines.append(f"  {label:<14} {pixels / total:7.2%}  {'#' * round(_BAR * pixels / largest)}".rstrip())
+        lines.append("  no labels")
+    if found is None:
+        return lines
+    if split.class_histogram is None:
+        lines[-1] += "; grey levels of the maps:"
+    least = 0 if found.names == CLASSES else _SHOWN
+    largest = found.shares.max() or 1
+    for label, share in zip(found.names, found.shares, strict=True):
+        if share >= least:
+            lines.append(f"  {label:<14} {share:7.2%}  {'#' * round(_BAR * share / largest)}".rstrip())
     return lines
 
 

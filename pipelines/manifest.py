@@ -4,6 +4,7 @@
     ROOT/train/source/000000.tar             plain WebDataset: KEY.jpg (or KEY.png), KEY.label.png if labelled, KEY.json
     ROOT/train/source/000000.index.json      per sample: key and the byte range of each part inside the tar
     ROOT/{train,test}/{source,target}/...
+    ROOT/distributions.png                   the splits' histograms as a picture, if they have any
 
 The manifest is written last, so a folder with a manifest is a complete data set.
 """
@@ -44,12 +45,14 @@ class Split:
     image_size: (width, height) in pixels, the same for every image of the split.
     label_space: "cityscapes19" (trainIds 0..18, 255 = ignore) or None for unlabelled images.
     class_histogram: labelled pixels per trainId, ignored pixels left out; None for unlabelled images.
+    grey_histogram: pixels per bin of five grey levels in the maps of the split's pairs, if they were split by those.
     """
 
     shards: tuple[Shard, ...]
     image_size: tuple[int, int]
     label_space: str | None = None
     class_histogram: tuple[int, ...] | None = None
+    grey_histogram: tuple[int, ...] | None = None
 
     @property
     def samples(self) -> int:
@@ -82,6 +85,7 @@ class Manifest:
                 image_size=tuple(split["image_size"]),
                 label_space=split["label_space"],
                 class_histogram=None if split["class_histogram"] is None else tuple(split["class_histogram"]),
+                grey_histogram=tuple(split["grey_histogram"]) if split.get("grey_histogram") else None,
             )
             for name, split in raw["splits"].items()
         }

@@ -1,7 +1,8 @@
 """Preparing a source: every image is read and resized once, in parallel, and written into shards with a manifest.
 
 A preparation that was killed is continued by running it again: shards whose index is there are kept, and the result
-is the same to the byte. `preparing.json` holds the provenance until the manifest, which is written last, takes over.
+is the same to the byte. `preparing.json` holds the provenance until the manifest, which is written last, takes over, and
+what each shard is made from: input that was mended in between costs its own shards and no others.
 """
 
 import json
@@ -21,9 +22,11 @@ from tqdm import tqdm
 
 from infra.errors import UserError
 from infra.storage import Storage
+from pipelines.distributions import CHART, distributions
+from pipelines.images import encode
 from pipelines.manifest import MANIFEST, PHASES, Manifest, Split, load_manifest
 from pipelines.shards import IMAGE_FORMATS, LABEL_SPACE, Sample, ShardFacts, build_tar, read_shard, write_shard
-from pipelines.sources.base import Item, Source
+from pipelines.sources.base import Item, Source, fingerprint
 
 PREPARING = "preparing.json"
 STREET_SIZE = (512, 256)  # of street scenes, as in the SRUNIT paper
@@ -72,8 +75,10 @@ def prepare(source: Source, storage: Storage, encoding: Encoding, workers: int =
     manifest = _prepared_before(storage, provenance)
     if manifest is None:
         facts = _make_shards(source, storage, encoding, provenance, workers, progress)
-        splits = {name: _split(facts[name], encoding.size) for name in source.splits}
+        greys = source.grey_histograms
+        splits = {name: _split(facts[name], encoding.size, greys.get(name)) for name in source.splits}
         manifest = Manifest(splits, source.paired, provenance)
+        _write_chart(storage, manifest)
         storage.write(MANIFEST, manifest.to_json().encode())
         storage.delete(PREPARING)
     elif progress:
@@ -94,18 +99,30 @@ def _prepared_before(storage: Storage, provenance: dict[str, Any]) -> Manifest |
     return manifest
 
 
-def _claim(storage: Storage, provenance: dict[str, Any]) -> None:
-    """Mark the root as being prepared in this way; if it holds shards already, check that it is so marked."""
+def _claim(storage: Storage, provenance: dict[str, Any], tasks: Sequence[_Task]) -> None:
+    """Mark the root as being prepared in this way. If it holds shards already, check that it is so marked, and remove
+    those whose input is no longer what they were made from."""
+    inputs = {task.name: fingerprint(task.items)["sha256"] for task in tasks}
     there = [name for phase in PHASES for name in storage.list(f"{phase}/")]
-    if not there:
-        storage.write(PREPARING, (json.dumps(provenance, indent=1, sort_keys=True) + "\n").encode())
-    else:
+    if there:
         try:
-            _refuse_difference(storage, json.loads(storage.read(PREPARING)), provenance)
+            before = json.loads(storage.read(PREPARING))
         except FileNotFoundError:
-            raise UserError(
-                f"{storage.url} holds files of unknown origin ({there[0]}): empty it, or give another --out"
-            ) from None
+            if _prepared_before(storage, provenance) is None:
+                raise UserError(
+                    f"{storage.url} holds files of unknown origin ({there[0]}): empty it, or give another --out"
+                ) from None
+            before = provenance | {"shards": inputs}  # somebody has completed the same preparation in the meantime
+        made_from = before.pop("shards", {})
+        if made_from.items() & inputs.items():  # the same data, of which some was mended, added or removed
+            before["inputs"] = provenance["inputs"]
+        _refuse_difference(storage, before, provenance)
+        for name in there:  # sorted: an index goes before its tar
+            shard = name.replace(".index.json", ".tar")
+            if made_from.get(shard) != inputs.get(shard):
+                storage.delete(name)
+    claim = provenance | {"shards": inputs}
+    storage.write(PREPARING, (json.dumps(claim, indent=1, sort_keys=True) + "\n").encode())
     storage.sweep()
 
 
@@ -152,7 +169,7 @@ def _make_shards(
 
     with _parallel(min(workers, len(flat))) as run:
         bar(run(_check, flat), "checking")
-        _claim(storage, provenance)
+        _claim(storage, provenance, flat)
         facts = iter(bar(run(_make_shard, flat), "preparing"))
     return {split: [next(facts) for _ in of_split] for split, of_split in tasks.items()}
 
@@ -177,14 +194,26 @@ def _sample(number: int, item: Item, size: tuple[int, int]) -> Sample:
     return Sample(f"{number:06d}-{readable}", image, label, item.origin)
 
 
-def _split(facts: list[ShardFacts], size: tuple[int, int]) -> Split:
+def _split(facts: list[ShardFacts], size: tuple[int, int], grey_histogram: tuple[int, ...] | None) -> Split:
     histograms = [each.class_histogram for each in facts if each.class_histogram is not None]
     return Split(
         shards=tuple(each.shard for each in facts),
         image_size=size,
         label_space=LABEL_SPACE if histograms else None,
         class_histogram=tuple(np.sum(histograms, axis=0).tolist()) if histograms else None,
+        grey_histogram=grey_histogram,
     )
+
+
+def _write_chart(storage: Storage, manifest: Manifest) -> None:
+    if not distributions(manifest):
+        return
+    # Imported here, since the worker processes import this module and have no use for a second of matplotlib.
+    from pipelines.distribution_chart import distribution_chart
+
+    chart = distribution_chart(manifest)
+    if chart is not None:
+        storage.write(CHART, encode(chart, "png"))
 
 
 @contextmanager

@@ -27,8 +27,13 @@ def _folders(name: str) -> str:
     return f"python launch/prepare.py folders {name} --size {{size}} --out data/{{task}}"
 
 
+def _paired(name: str) -> str:
+    return f"python launch/prepare.py paired {name} --size {{size}} --out data/{{task}}"
+
+
 CITYSCAPES = "https://www.cityscapes-dataset.com (registration)"
 CYCLEGAN = "the CycleGAN data sets of UC Berkeley"
+PIX2PIX = "the pix2pix data sets of UC Berkeley"
 
 TASKS: dict[str, Task] = {
     "gta2city": Task(
@@ -39,22 +44,28 @@ TASKS: dict[str, Task] = {
     ),
     "label2city": Task(
         "Cityscapes label colours to photos (SRUNIT 5.1.1)", (512, 256), CITYSCAPES,
-        "python launch/prepare.py cityscapes CITYSCAPES --size {size} --format png --out data/{task}", "cityscapes19",
+        "python launch/prepare.py cityscapes CITYSCAPES --mismatch --size {size} --format png --out data/{task}",
+        "cityscapes19",
     ),
     "map2photo": Task(
-        "Google maps to aerial photos (SRUNIT 5.1.3)", (256, 256), "maps of the pix2pix data sets",
-        "python launch/prepare.py paired maps --direction BtoA --size {size} --out data/{task}",
+        "Google maps to aerial photos (SRUNIT 5.1.3)", (256, 256), f"maps of {PIX2PIX}",
+        _paired("maps --direction BtoA --mismatch"),
     ),
     "photo2map": Task(
-        "aerial photos to Google maps (SRUNIT 5.1.4)", (256, 256), "maps of the pix2pix data sets",
-        "python launch/prepare.py paired maps --direction AtoB --size {size} --out data/{task}",
+        "aerial photos to Google maps (SRUNIT 5.1.4)", (256, 256), f"maps of {PIX2PIX}",
+        _paired("maps --direction AtoB --mismatch"),
     ),
     "horse2zebra": Task("horses to zebras (SRUNIT 5.2)", (256, 256), CYCLEGAN, _folders("horse2zebra")),
-    "summer2winter": Task("Yosemite in summer to winter (SRUNIT 5.2)", (256, 256), CYCLEGAN, _folders("summer2winter")),
-    "day2night": Task("outdoor scenes by day to night (SRUNIT 5.2)", (256, 256), "night2day of pix2pix", _folders("day2night")),
+    "summer2winter": Task(
+        "Yosemite in summer to winter (SRUNIT 5.2)", (256, 256), CYCLEGAN, _folders("summer2winter_yosemite"),
+    ),
+    "day2night": Task(
+        "outdoor scenes by day to night (SRUNIT 5.2)", (256, 256), f"night2day of {PIX2PIX}",
+        _paired("night2day --direction BtoA --distinct"),
+    ),
     # CUT's own tasks: images of 286 pixels, cropped at random (the published default, load 286 and crop 256).
     "apple2orange": Task("apples to oranges (CUT A.2)", (286, 286), CYCLEGAN, _folders("apple2orange")),
-    "cat2dog": Task("cats to dogs (CUT A.1)", (286, 286), "AFHQ of StarGAN v2", _folders("cat2dog")),
+    "cat2dog": Task("cats to dogs (CUT A.1)", (286, 286), "AFHQ of StarGAN v2", _folders("afhq --domains cat dog")),
 }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,19 +43,21 @@ class Item(Protocol):
 class Source:
     """What is to be prepared: the samples of every split by "phase/domain", and how they were chosen.
 
-    parameters: the source's name and options, in JSON's types. paired: as in the manifest.
+    parameters: the source's name and options, in JSON's types. paired, grey_histograms (by split): as in the manifest.
     """
 
     parameters: dict[str, Any]
     splits: dict[str, Sequence[Item]]
     paired: bool = False
+    grey_histograms: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def provenance(self) -> dict[str, Any]:
         """The parameters, and for each split how many samples of which files and sizes it is made from."""
-        return self.parameters | {"inputs": {name: _fingerprint(items) for name, items in self.splits.items()}}
+        return self.parameters | {"inputs": {name: fingerprint(items) for name, items in self.splits.items()}}
 
 
-def _fingerprint(items: Sequence[Item]) -> dict[str, Any]:
+def fingerprint(items: Sequence[Item]) -> dict[str, Any]:
+    """How many samples there are, and a SHA-256 over where each comes from and the sizes of its files, in bytes."""
     try:
         listed = [[item.origin, [path.stat().st_size for path in item.files]] for item in items]
     except OSError as error:

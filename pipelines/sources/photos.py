@@ -1,5 +1,6 @@
-"""Unlabelled images in folders: two domains apart (CycleGAN, CUT) or side by side in one file (pix2pix)."""
+"""Unlabelled images in folders: two domains apart (CycleGAN, CUT, AFHQ) or side by side in one file (pix2pix)."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +14,34 @@ from pipelines.images import find_images, image_size, read_image, resize
 from pipelines.sources.base import ImageFile, Item, Source
 
 DIRECTIONS = ("AtoB", "BtoA")
+LETTERS = ("A", "B")
+_TRAIN = ("train{}", "train/{}")
+_TEST = ("test{}", "test/{}", "val/{}")
+_SCENE_OF_TWO = re.compile(r"(.+)_([^_]+)_to_([^_]+)")  # pix2pix' night2day: camera, left image, right image
 
 
-def folders(directory: Path) -> Source:
-    """DIR/trainA and DIR/trainB, and where they exist DIR/testA and DIR/testB: A is the source, B the target."""
+def folders(directory: Path, domains: tuple[str, str] = LETTERS) -> Source:
+    """Two folders of images for training, the source's and the target's, and where they exist two for testing.
+
+    domains: what the two are called. NAME is DIR/trainNAME or DIR/train/NAME, and for testing DIR/testNAME, DIR/test/NAME
+    or DIR/val/NAME, whichever of them is there. UserError for a name without a training folder.
+    """
     splits: dict[str, Sequence[Item]] = {}
-    for phase in ("train", "test"):
-        for domain, letter in (("source", "A"), ("target", "B")):
-            folder = directory / f"{phase}{letter}"
-            if phase == "train" or folder.is_dir():
+    for phase, places in (("train", _TRAIN), ("test", _TEST)):
+        for domain, name in zip(("source", "target"), domains, strict=True):
+            candidates = [directory / place.format(name) for place in places]
+            folder = next((each for each in candidates if each.is_dir()), None)
+            if folder is not None:
                 splits[f"{phase}/{domain}"] = [
                     ImageFile(directory, path.relative_to(directory)) for path in find_images(folder)
                 ]
-    return Source({"source": "folders"}, splits)
+            elif phase == "train":
+                raise UserError(
+                    f"the folder {candidates[0]} does not exist, nor does {candidates[1]}: "
+                    f"check the path, or name the two with --domains"
+                )
+    parameters: dict[str, Any] = {"source": "folders"}
+    return Source(parameters if domains == LETTERS else parameters | {"domains": list(domains)}, splits)
 
 
 @dataclass(frozen=True)
@@ -50,10 +66,12 @@ class HalfImage(ImageFile):
         return resize(both.crop((left, 0, left + both.width // 2, both.height)), size), None
 
 
-def paired(directory: Path, direction: str = "AtoB") -> Source:
+def paired(directory: Path, direction: str = "AtoB", distinct: bool = False) -> Source:
     """DIR/train and, as test pairs, DIR/test or else DIR/val: images of A (left half) and B (right half) side by side.
 
     direction: "AtoB" makes the left halves the source, "BtoA" the right ones. The two test domains keep the pairing.
+    distinct: files are called SCENE_A_to_B, as in night2day, where one image is part of many pairs; each A and each B
+    is trained on once. UserError for a file of another name.
     """
     if direction not in DIRECTIONS:
         raise UserError(f"the direction {direction!r} does not exist: use one of {', '.join(DIRECTIONS)}")
@@ -66,5 +84,18 @@ def paired(directory: Path, direction: str = "AtoB") -> Source:
         paths = [path.relative_to(directory) for path in find_images(folder)]
         for domain in ("source", "target"):
             right = (domain == "target") == (direction == "AtoB")
-            splits[f"{phase}/{domain}"] = [HalfImage(directory, path, right) for path in paths]
-    return Source({"source": "paired", "direction": direction}, splits, paired="test" in folders_of)
+            halves = [HalfImage(directory, path, right) for path in paths]
+            splits[f"{phase}/{domain}"] = _each_once(halves) if distinct and phase == "train" else halves
+    parameters: dict[str, Any] = {"source": "paired", "direction": direction}
+    return Source(parameters | ({"distinct": True} if distinct else {}), splits, paired="test" in folders_of)
+
+
+def _each_once(halves: Sequence[HalfImage]) -> list[HalfImage]:
+    """The first half that shows each image, by the names of the files."""
+    first: dict[tuple[str, str], HalfImage] = {}
+    for half in halves:
+        named = _SCENE_OF_TWO.fullmatch(half.path.stem)
+        if named is None:
+            raise UserError(f"{half.root / half.path} is not called SCENE_A_to_B as in night2day: leave out --distinct")
+        first.setdefault((named[1], named[3 if half.right else 2]), half)
+    return list(first.values())

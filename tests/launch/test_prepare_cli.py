@@ -56,6 +56,24 @@ def test_prepare_then_inspect(monkeypatch, tmp_path: Path, capsys) -> None:
     assert "vegetation" in printed and "every shard is complete" in printed
 
 
+def test_maps_are_split_and_charted(monkeypatch, tmp_path: Path, capsys) -> None:
+    for number in range(8):
+        both = np.full((16, 32, 3), 250 - 5 * number, np.uint8)
+        (tmp_path / "maps" / "train").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(both).save(tmp_path / "maps" / "train" / f"{number}.png")
+    out = tmp_path / "out"
+    options = ["--direction", "BtoA", "--mismatch", "--add-opposite", "25", "--seed", "3", "--workers", "1"]
+    assert run(monkeypatch, "paired", str(tmp_path / "maps"), *options, "--size", "16x16", "--out", str(out)) == 0
+    manifest = load_manifest(LocalStorage(out))
+    assert (manifest.provenance["add_opposite"], manifest.provenance["seed"]) == (25, 3)
+    # 4 of its own, and of the other 4 a tenth and a quarter, which is one
+    assert [manifest.splits[f"train/{domain}"].samples for domain in ("source", "target")] == [5, 5]
+    assert run(monkeypatch, "inspect", str(out)) == 0
+    printed = capsys.readouterr().out
+    assert f"the same as a chart: {out}/distributions.png" in printed and (out / "distributions.png").is_file()
+    assert "250-255" in printed and "(total variation)" in printed
+
+
 def test_folders_to_s3_and_back(monkeypatch, tmp_path: Path, s3_server, capsys) -> None:
     for side in ("trainA", "trainB"):
         (tmp_path / side).mkdir()
@@ -74,6 +92,18 @@ def test_folders_to_s3_and_back(monkeypatch, tmp_path: Path, s3_server, capsys) 
         (["cityscapes", "/no/such/folder", "--out", "OUT"], "/no/such/folder/leftImg8bit/train does not exist"),
         (["gta5", "/no/such/folder", "--out", "OUT"], "/no/such/folder/images does not exist"),
         (["paired", "/no/such/folder", "--out", "OUT"], "/no/such/folder/train does not exist"),
+        (
+            ["folders", "/no/such/folder", "--domains", "cat", "dog", "--out", "OUT"],
+            "train/cat: check the path, or name",
+        ),
+        (["cityscapes", "X", "--domain", "target", "--mismatch", "--out", "OUT"], "--mismatch splits pairs in two"),
+        (["cityscapes", "X", "--add-opposite", "50", "--out", "OUT"], "change what --mismatch does: add it"),
+        (["cityscapes", "X", "--mismatch", "--add-opposite", "101", "--out", "OUT"], "101 % of the opposite"),
+        (["paired", "X", "--seed", "1", "--out", "OUT"], "change what --mismatch does: add it"),
+        (["paired", "X", "--mismatch", "--seed", "-1", "--out", "OUT"], "the seed -1 is impossible"),
+        (["paired", "X", "--mismatch", "--distinct", "--out", "OUT"], "leave out one of them"),
+        (["folders", "X", "--mismatch", "--out", "OUT"], "unrecognized arguments: --mismatch"),
+        (["gta5", "X", "--mismatch", "--out", "OUT"], "--mismatch"),
         (scenes("OUT", "--size", "64*32"), "'64*32' is not an image size"),
         (scenes("OUT", "--size", "0x32"), "'0x32' is not an image size"),
         (scenes("OUT", "--size", "8x8"), "too small"),

@@ -1,63 +1,24 @@
 """From source folders to a complete data root: what lies where, restarts, and what bad input gets."""
 
 import hashlib
-import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from preparing import SMALL, contents, parts, photo, run, save
 
 from infra.errors import UserError
-from infra.storage import LocalStorage, Storage, open_storage
+from infra.storage import LocalStorage, open_storage
 from pipelines.inspection import describe, verify
 from pipelines.labels import CLASSES, PALETTE, class_histogram
-from pipelines.manifest import Manifest, index_from_json, load_manifest
+from pipelines.manifest import MANIFEST, load_manifest
 from pipelines.prepare import PREPARING, Encoding, prepare
-from pipelines.sources.base import Source
 from pipelines.sources.drawn import SOURCE_LAYOUT, TARGET_LAYOUT, change_layout, mismatched, street_scenes
 from pipelines.sources.driving import cityscapes, gta5
-from pipelines.sources.mismatch import unmatched
 from pipelines.sources.photos import folders, paired
 
-SMALL = Encoding((16, 8), format="png", shard_size=3)
 SKY, ROAD = CLASSES.index("sky"), CLASSES.index("road")
-
-
-def save(path: Path, array: np.ndarray, palette: list[int] | None = None) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(array)
-    if palette is not None:
-        image.putpalette(palette)
-    image.save(path)
-
-
-def photo(number: int, width: int = 32, height: int = 16) -> np.ndarray:
-    return np.full((height, width, 3), number, np.uint8)
-
-
-def run(source: Source, storage: Storage, encoding: Encoding = SMALL) -> Manifest:
-    return prepare(source, storage, encoding, progress=False)
-
-
-def contents(storage: Storage) -> dict[str, bytes]:
-    return {name: storage.read(name) for name in storage.list()}
-
-
-def parts(storage: Storage, manifest: Manifest, split: str) -> list[tuple[str, np.ndarray, np.ndarray | None]]:
-    """(key, image, label) of every sample, by way of the indexes."""
-    found = []
-    for shard in manifest.splits[split].shards:
-        tar = storage.read(shard.name)
-        for entry in index_from_json(storage.read(shard.index_name).decode()):
-            image, label = (
-                None if place is None else np.asarray(Image.open(io.BytesIO(tar[place[0] : sum(place)])))
-                for place in (entry.image, entry.label)
-            )
-            found.append((entry.key, image, label))
-    return found
 
 
 @pytest.fixture
@@ -99,22 +60,74 @@ def test_running_twice_changes_nothing(two_folders: Path, store: LocalStorage, c
     assert "already prepared" in capsys.readouterr().out
 
 
+class BreaksOff(LocalStorage):
+    """A store whose preparation is killed before its last step."""
+
+    def write(self, name: str, data: bytes) -> None:
+        if name == MANIFEST:
+            raise KeyboardInterrupt
+        super().write(name, data)
+
+
+def break_off(data: Path, root: Path) -> LocalStorage:
+    """A root whose shards are there and whose manifest is not."""
+    with pytest.raises(KeyboardInterrupt):
+        run(folders(data), BreaksOff(root))
+    return LocalStorage(root)
+
+
+def written(storage: LocalStorage) -> dict[str, int]:
+    return {name: (storage.root / name).stat().st_mtime_ns for name in storage.list() if name.endswith(".tar")}
+
+
 def test_a_preparation_that_broke_off_is_continued(two_folders: Path, tmp_path: Path) -> None:
-    whole, broken = LocalStorage(tmp_path / "whole"), LocalStorage(tmp_path / "broken")
+    whole, broken = LocalStorage(tmp_path / "whole"), break_off(two_folders, tmp_path / "broken")
     run(folders(two_folders), whole)
-    run(folders(two_folders), broken)
-    manifest = json.loads(broken.read("manifest.json"))
-    broken.write(PREPARING, json.dumps(manifest["provenance"]).encode())  # as it was before the last step ...
-    broken.delete("manifest.json")
-    broken.delete("train/source/000001.index.json")  # ... with one shard without its index,
+    broken.delete("train/source/000001.index.json")  # one shard without its index,
     broken.write("train/target/000000.tar", b"cut off")  # one cut off,
     (broken.root / "train/source/.tmp-left").write_bytes(b"half")  # and one half written
-    kept = broken.root / "train/source/000000.tar"
-    time = kept.stat().st_mtime_ns
+    before = written(broken)
     run(folders(two_folders), broken)
     assert contents(broken) == contents(whole)
-    assert kept.stat().st_mtime_ns == time
+    kept = {name for name, time in written(broken).items() if before[name] == time}
+    assert kept == set(before) - {"train/source/000001.tar", "train/target/000000.tar"}
     assert not list(broken.root.rglob(".tmp-*"))
+
+
+def mend(data: Path) -> None:
+    save(data / "trainA" / "a.4 ä.png", photo(77, 64, 32))
+
+
+def add_and_remove(data: Path) -> None:
+    save(data / "trainB" / "deep" / "2.png", photo(102))
+    (data / "trainA" / "a.6 ä.png").unlink()  # the only one of its shard
+
+
+@pytest.mark.parametrize(
+    ("change", "made_again"),
+    [(mend, {"train/source/000001.tar"}), (add_and_remove, {"train/source/000002.tar", "train/target/000000.tar"})],
+)
+def test_input_that_was_mended_costs_its_own_shards(
+    two_folders: Path, tmp_path: Path, change: Callable[[Path], None], made_again: set[str]
+) -> None:
+    broken, whole = break_off(two_folders, tmp_path / "broken"), LocalStorage(tmp_path / "whole")
+    before = written(broken)
+    change(two_folders)
+    run(folders(two_folders), broken)
+    run(folders(two_folders), whole)
+    assert contents(broken) == contents(whole)
+    after = written(broken)
+    assert {name for name in before if after.get(name) != before[name]} == made_again
+
+
+def test_an_unfinished_root_of_other_data_is_refused(two_folders: Path, tmp_path: Path) -> None:
+    broken = break_off(two_folders, tmp_path / "broken")
+    before = contents(broken)
+    for name in ("trainA", "trainB"):
+        save(tmp_path / "other" / name / "x.png", photo(1))
+    with pytest.raises(UserError, match=r"prepared with inputs\.test/target\.samples = 1, not None: .*delete it first"):
+        run(folders(tmp_path / "other"), broken)
+    assert contents(broken) == before
 
 
 def test_s3_gets_the_same_bytes(two_folders: Path, store: LocalStorage, s3_server) -> None:
@@ -125,19 +138,25 @@ def test_s3_gets_the_same_bytes(two_folders: Path, store: LocalStorage, s3_serve
     assert contents(remote) == contents(store)
 
 
-@pytest.mark.parametrize("finished", [True, False])
-def test_other_parameters_are_refused_by_name(two_folders: Path, store: LocalStorage, finished: bool) -> None:
+def test_other_parameters_are_refused_by_name(two_folders: Path, store: LocalStorage) -> None:
+    break_off(two_folders, store.root)
+    for finish in (False, True):
+        if finish:
+            run(folders(two_folders), store)
+        before = contents(store)
+        with pytest.raises(UserError, match=r"prepared with format = png, not jpg: give another --out"):
+            run(folders(two_folders), store, Encoding((16, 8), format="jpg", shard_size=3))
+        assert contents(store) == before
+
+
+def test_a_finished_root_is_refused_for_other_input(two_folders: Path, store: LocalStorage) -> None:
     run(folders(two_folders), store)
-    if not finished:
-        store.write(PREPARING, json.dumps(load_manifest(store).provenance).encode())
-        store.delete("manifest.json")
     before = contents(store)
-    with pytest.raises(UserError, match=r"prepared with format = png, not jpg: give another --out"):
-        run(folders(two_folders), store, Encoding((16, 8), format="jpg", shard_size=3))
     save(two_folders / "trainB" / "another.png", photo(3))
     with pytest.raises(UserError, match=r"inputs.train/target.samples = 2, not 3"):
         run(folders(two_folders), store)
     assert contents(store) == before
+    assert PREPARING not in before
 
 
 def test_a_failed_start_does_not_bind_the_folder(store: LocalStorage) -> None:
@@ -238,24 +257,6 @@ def test_cityscapes_as_label_to_city(city: Path, store: LocalStorage) -> None:
         assert (image[label == SKY] == PALETTE[SKY]).all() and (image[label == 255] == 0).all()
         assert (photograph == int(key[:6])).all()
     assert "sky" in describe(manifest) and "48.39%" in describe(manifest)
-
-
-def test_unmatched_cityscapes_come_from_two_clusters(city: Path, store: LocalStorage) -> None:
-    """Four scenes of mostly road, two of mostly vegetation."""
-    for path in (city / "gtFine" / "train").rglob("*_labelIds.png"):
-        path.unlink()
-    for path in (city / "leftImg8bit" / "train").rglob("*.png"):
-        path.unlink()
-    for number, labelid in enumerate((7, 21, 7, 7, 21, 7)):
-        scene = np.full((16, 32), labelid, np.uint8)
-        scene[: number + 1] = 23
-        save(city / "leftImg8bit/train/x" / f"s{number}_leftImg8bit.png", photo(number))
-        save(city / "gtFine/train/x" / f"s{number}_gtFine_labelIds.png", scene)
-    manifest = run(unmatched(cityscapes(city), progress=False), store)
-    keys = {side: [key for key, _, _ in parts(store, manifest, f"train/{side}")] for side in ("source", "target")}
-    assert [key.split("-")[1] for key in keys["source"]] == ["s0", "s2", "s3", "s5"]
-    assert [key.split("-")[1] for key in keys["target"]] == ["s1", "s4"]
-    assert manifest.paired and manifest.provenance["mismatch"] == "k-means"
 
 
 def test_cityscapes_as_one_domain(city: Path, store: LocalStorage) -> None:
