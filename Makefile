@@ -16,7 +16,7 @@ demo: setup  ## Draw street scenes, train SRUNIT on them, evaluate, and show whe
 	@launch/demo.sh
 
 test: lint  ## Lint, check types and run the whole test suite
-	pytest --timeout 600
+	OMP_NUM_THREADS=1 pytest --timeout 600 --numprocesses 2 --dist loadfile
 
 lint: setup  ## Lint and check types
 	ruff check .

@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,31 +50,20 @@ class ShardFacts:
 
 
 def build_tar(samples: Iterable[Sample], format: str = "jpg", quality: int = 95) -> bytes:
-    """The samples as a WebDataset tar: KEY.jpg or KEY.png, KEY.json, KEY.label.png if labelled.
+    """The samples as a WebDataset tar: KEY.jpg or KEY.png, KEY.label.png if labelled, KEY.json.
 
-    The same samples give the same bytes. quality: of JPEG, 1 to 100.
+    Owner and time are fixed, so the same samples give the same bytes. quality: of JPEG, 1 to 100.
     """
-    return tar_of(_files(sample, format, quality) for sample in samples)
+    from webdataset import TarWriter  # brings torch, a second or two, which only who writes shards should wait for
 
-
-def _files(sample: Sample, format: str, quality: int) -> dict[str, bytes]:
-    files = {f"{sample.key}.{format}": encode(sample.image, format, quality)}
-    files[f"{sample.key}.json"] = json.dumps(sample.origin, sort_keys=True).encode()
-    if sample.label is not None:
-        files[f"{sample.key}.label.png"] = encode(Image.fromarray(sample.label), "png")
-    return files
-
-
-def tar_of(samples: Iterable[Mapping[str, bytes]]) -> bytes:
-    """A tar of the files of each sample, {name: content}, with a fixed owner and time."""
-    # By tarfile, as webdataset's own writer would bring torch into every worker process of a preparation: a second each.
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for files in samples:
-            for name, content in sorted(files.items()):
-                member = tarfile.TarInfo(name)
-                member.size, member.mode, member.uname, member.gname = len(content), 0o444, "root", "root"
-                tar.addfile(member, io.BytesIO(content))
+    with TarWriter(buffer, encoder=False, user="root", group="root", mtime=0) as tar:
+        for sample in samples:
+            parts: dict[str, Any] = {"__key__": sample.key, format: encode(sample.image, format, quality)}
+            if sample.label is not None:
+                parts["label.png"] = encode(Image.fromarray(sample.label), "png")
+            parts["json"] = json.dumps(sample.origin, sort_keys=True).encode()
+            tar.write(parts)
     return buffer.getvalue()
 
 
