@@ -58,13 +58,9 @@ class OptimConfig:
         )
 
 
-def make_optimiser(
-    parameters: Iterable[nn.Parameter], config: OptimConfig, device: torch.device
-) -> torch.optim.Optimizer:
+def make_optimiser(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
     """Adam or SGD as published. One over several networks equals one for each."""
-    shared: dict[str, Any] = {
-        "lr": config.lr, "weight_decay": config.weight_decay, "fused": device.type == "cuda" or None
-    }  # fmt: skip
+    shared: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.kind == "sgd":
         return torch.optim.SGD(parameters, momentum=config.momentum, **shared)
-    return torch.optim.Adam(parameters, betas=(config.beta1, config.beta2), **shared)
+    return torch.optim.Adam(parameters, betas=(config.beta1, config.beta2), fused=True, **shared)

@@ -9,20 +9,23 @@ networks, heads, losses, optimiser and order of the step are the project's own.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from trainer.methods import cut
 from trainer.methods.base import Batch, Losses, StepContext
 from trainer.methods.cut import Cut, CutOutputs
-from trainer.networks import ResnetGenerator, heads, norm
+from trainer.networks import ResnetGenerator, heads, norm, padding, resample
 
 
 def stock_norm_is_wrong() -> bool:
     """Whether this torch has the fault."""
     x = torch.randn(1, 4, 8, 8, dtype=torch.float64, requires_grad=True)
-    y = torch.nn.functional.instance_norm(x)
+    y = F.instance_norm(x)
     gradient = torch.randn_like(y)
     (right,) = torch.autograd.grad(y, x, gradient, retain_graph=True)
     (other,) = torch.autograd.grad(y, x, gradient.contiguous(memory_format=torch.channels_last))
@@ -30,7 +33,23 @@ def stock_norm_is_wrong() -> bool:
 
 
 def unmend(patch: pytest.MonkeyPatch) -> None:
-    """Bring torch's fault back, and the layout of the published gather that meets it."""
+    """Bring torch's fault back, and the operators that pass the layouts of gradients on to it as the published ones do."""
+
+    def stock_norm(self: norm.InstanceNorm2d, x: Tensor) -> Tensor:
+        activation = {1.0: torch.nn.Identity(), 0.0: F.relu, 0.2: partial(F.leaky_relu, negative_slope=0.2)}[self.slope]
+        return activation(F.instance_norm(x))
+
+    def stock_pad(self: padding.Pad2d, x: Tensor) -> Tensor:
+        return F.pad(x, self.widths, mode=self.mode)
+
+    def stock_blur(x: Tensor, filt: Tensor, padding: int) -> Tensor:
+        return F.conv2d(x, filt, stride=2, padding=padding, groups=x.shape[1])
+
+    def stock_spread(x: Tensor, filt: Tensor, padding: int, output_padding: tuple[int, int]) -> Tensor:
+        return F.conv_transpose2d(x, filt, stride=2, padding=padding, output_padding=output_padding, groups=x.shape[1])
+
+    def slices(x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+        return x[: sizes[0]], x[sizes[0] :]
 
     def sample_patches(feature: Tensor, ids: Tensor) -> Tensor:
         return feature.permute(0, 2, 3, 1).flatten(1, 2)[:, ids].flatten(0, 1)
@@ -40,8 +59,12 @@ def unmend(patch: pytest.MonkeyPatch) -> None:
             self.encode(self.model[tap + 1 :](feature), [tap])[0] for feature, tap in zip(perturbed, taps, strict=True)
         ]
 
+    patch.setattr(norm.InstanceNorm2d, "forward", stock_norm)
+    patch.setattr(padding.Pad2d, "forward", stock_pad)
+    patch.setattr(resample._Blur, "apply", stock_blur)
+    patch.setattr(resample._Spread, "apply", stock_spread)
+    patch.setattr(cut, "split_batch", slices)
     patch.setattr(heads, "sample_patches", sample_patches)
-    patch.setattr(norm.InstanceNorm2d, "forward", torch.nn.InstanceNorm2d.forward)
     patch.setattr(ResnetGenerator, "perturbed_features", one_by_one)
 
 

@@ -47,5 +47,12 @@ def test_a_step_agrees_with_the_cpu(precision: str, memory_format: str, toleranc
     assert actual == pytest.approx(expected, rel=tolerance, abs=tolerance)
 
 
+def test_triton_kernels() -> None:
+    pytest.importorskip("triton")
+    from tests.trainer.check_norm_triton import check
+
+    check("cuda")
+
+
 def test_the_robustness_term_runs_in_bf16() -> None:
     assert 0 < first_losses("cuda", "bf16", "channels_last", beta=1e-4)["robust"] < 1e4

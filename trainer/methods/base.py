@@ -72,6 +72,10 @@ class Method(nn.Module, ABC, Generic[Data, Outputs]):
         """The network that the run is for: a generator (b, 3, h, w) -> (b, 3, h, w) in [-1, 1], or a segmenter."""
         return self.get_submodule(self.product_name)
 
+    def compiled_parts(self) -> list[nn.Module]:
+        """The modules that torch.compile takes as a whole: those that are called with features and return features."""
+        return [network for phase in self.phases for network in self.networks(phase).values()]
+
     def slot_state(self) -> dict[str, Tensor]:
         """State that belongs to slots of the global batch (image buffers), "name/slot" -> tensor. Ranks own
         different slots; a checkpoint holds the union."""

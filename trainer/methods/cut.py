@@ -31,7 +31,9 @@ from trainer.methods.config import CutConfig
 from trainer.methods.memory import MemoryBank, RunningMoments
 from trainer.networks import ProjectionHeads, init_weights
 from trainer.networks.config import ModelConfig
+from trainer.networks.generator import ResnetBlock
 from trainer.networks.heads import sample_patches
+from trainer.networks.split import split_batch
 
 
 @dataclass
@@ -83,6 +85,10 @@ class Cut(Method[Batch, CutOutputs]):
             names += ["output_encoder", "output_heads"]
         return nn.ModuleDict({name: getattr(self, name) for name in names})
 
+    def compiled_parts(self) -> list[nn.Module]:
+        blocks = [layer for layer in self.generator.model if isinstance(layer, ResnetBlock)]
+        return [*blocks, self.discriminator]
+
     def memory(self) -> nn.ModuleDict:
         held = {"bank": self.bank, "distances": self.distances}
         return nn.ModuleDict({name: module for name, module in held.items() if module is not None})
@@ -94,14 +100,12 @@ class Cut(Method[Batch, CutOutputs]):
         images = torch.cat([batch.source, batch.target]) if self.config.identity else batch.source
         images = images.flip(3) if flipped else images
         translated, features = self.generator.forward_with_features(images, self.config.taps)
-        pairs = len(batch.source)
-        return CutOutputs(
-            fake=translated[:pairs],
-            identity=translated[pairs:] if self.config.identity else None,
-            source_features=[feature[:pairs] for feature in features],
-            target_features=[feature[pairs:] for feature in features] if self.config.identity else None,
-            flipped=flipped,
-        )
+        if not self.config.identity:
+            return CutOutputs(translated, None, features, None, flipped)
+        domains = [len(batch.source), len(batch.target)]
+        fake, identity = split_batch(translated, domains)
+        of_source, of_target = zip(*(split_batch(feature, domains) for feature in features), strict=True)
+        return CutOutputs(fake, identity, list(of_source), list(of_target), flipped)
 
     def loss(self, phase: str, outputs: CutOutputs, batch: Batch, context: StepContext) -> tuple[Tensor, Losses]:
         evaluate = {"discriminator": self.discriminator_loss, "generator": self.generator_loss}[phase]
@@ -157,7 +161,7 @@ class Cut(Method[Batch, CutOutputs]):
         for image, slot in zip(fake, slots.tolist(), strict=True):
             buffer = self._image_buffer(slot, image.device)
             seen.append(buffer.query(image, *context.draws.buffer(slot, self._capacity)))
-        return torch.stack(seen)
+        return torch.stack(seen, out=torch.empty_like(fake))  # in the layout of fake
 
     def _image_buffer(self, slot: int, device: torch.device) -> ImageBuffer:
         if slot not in self._image_buffers:
@@ -187,11 +191,12 @@ class Cut(Method[Batch, CutOutputs]):
             with self._keys_learn():
                 keys = self.generator.encode(batch.source, self.config.taps)
                 keys_identity = self.generator.encode(batch.target, self.config.taps) if keys_identity else None
-        pairs = len(batch.source)
-        nce = self._nce([query[:pairs] for query in queries], keys, "nce", context)
         if keys_identity is None:
-            return nce, None
-        return nce, self._nce([query[pairs:] for query in queries], keys_identity, "identity", context)
+            return self._nce(queries, keys, "nce", context), None
+        domains = [len(batch.source), len(batch.target)]
+        of_fake, of_identity = zip(*(split_batch(query, domains) for query in queries), strict=True)
+        nce = self._nce(of_fake, keys, "nce", context)
+        return nce, self._nce(of_identity, keys_identity, "identity", context)
 
     def _keys_learn(self) -> torch.set_grad_enabled:
         """Where encoder and heads are shared they learn from the queries. Those that see source images alone would

@@ -24,8 +24,9 @@ class PatchDiscriminator(nn.Module):
             stride = 2 if halve and not antialias else 1
             model += [nn.Conv2d(widths[n - 1] if n else in_channels, width, 4, stride=stride, padding=1)]
             if n:
-                model += [InstanceNorm2d(width)]
-            model += [nn.LeakyReLU(0.2)]
+                model += [InstanceNorm2d(width, slope=0.2), nn.Identity()]  # the published LeakyReLU has its own place
+            else:
+                model += [nn.LeakyReLU(0.2, inplace=True)]
             if halve and antialias:
                 model += [BlurDownsample(width)]
         model += [nn.Conv2d(widths[-1], 1, 4, padding=1)]

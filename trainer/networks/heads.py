@@ -25,7 +25,7 @@ def normalise(x: Tensor, rule: str) -> Tensor:
 
 def sample_patches(feature: Tensor, ids: Tensor) -> Tensor:
     """The pixels `ids` (n,), flat positions y * W + x, of each map of (B, C, H, W): (B * n, C), image-major."""
-    return feature.flatten(2).index_select(2, ids).transpose(1, 2).flatten(0, 1)
+    return feature.flatten(2).transpose(1, 2).index_select(1, ids).flatten(0, 1)
 
 
 class ProjectionHeads(nn.Module):

@@ -1,30 +1,123 @@
-"""Instance normalisation with the right gradient."""
+"""Instance normalisation with its activation, in one step and in the layout that the features have.
 
+torch's own operator copies channels-last features to contiguous ones and, on a CPU (seen in torch 2.13), returns wrong
+gradients, silently, for a batch of one image whose gradient arrives channels-last. Neither happens here.
+"""
+
+import importlib.util
+from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class _ContiguousGradient(torch.autograd.Function):
-    """The identity, whose gradient arrives in contiguous memory."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.contiguous()
+EPSILON = 1e-5
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 class InstanceNorm2d(nn.InstanceNorm2d):
-    """nn.InstanceNorm2d without affine or running statistics: (B, C, H, W) to the same shape.
+    """Instance norm without affine or running statistics (Ulyanov et al. 2016), then an activation: (B, C, H, W) to the
+    same shape, layout and dtype; the statistics are float32 or wider.
 
-    The stock operator's backward on a CPU (seen in torch 2.13) returns wrong numbers, silently, for a batch of one
-    image whose gradient arrives in channels-last order, as it does from a gather of pixels. Its output is contiguous,
-    so its gradient is made so too.
+    slope: of the activation below 0: 1 for none, 0 for ReLU, 0.2 for the LeakyReLU of a discriminator.
     """
 
+    def __init__(self, channels: int, slope: float = 1.0) -> None:
+        super().__init__(channels, eps=EPSILON)
+        self.slope = slope
+
     def forward(self, x: Tensor) -> Tensor:
-        return _ContiguousGradient.apply(super().forward(x))
+        return norm_activation(x, self.slope)
+
+
+def norm_activation(x: Tensor, slope: float) -> Tensor:
+    """What InstanceNorm2d computes. Keeps x for the backward pass, and no second map of that size."""
+    if torch.compiler.is_compiling():  # which fuses the plain one with its neighbours
+        return plain_norm_activation(x, slope)
+    return _NormActivation.apply(x, slope)
+
+
+def plain_norm_activation(x: Tensor, slope: float) -> Tensor:
+    """The same by its definition: the reference of the fast kernels, and where the gradient of a gradient comes from."""
+    wide = x.to(_statistics_dtype(x))
+    variance, mean = torch.var_mean(wide, dim=(2, 3), correction=0, keepdim=True)
+    return F.leaky_relu((wide - mean) * (variance + EPSILON).rsqrt(), slope).to(x.dtype)
+
+
+class _NormActivation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slope: float) -> Tensor:
+        x = x.contiguous(memory_format=_layout(x))
+        y, *statistics = _forward(x, slope)
+        ctx.save_for_backward(x, *statistics)
+        ctx.slope = slope
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        x, mean, rstd = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a gradient of this gradient will be asked for
+            y = plain_norm_activation(x, ctx.slope)
+            return torch.autograd.grad(y, x, gradient, create_graph=True)[0], None
+        return _backward(gradient.contiguous(memory_format=_layout(x)), x, mean, rstd, ctx.slope), None
+
+
+def _forward(x: Tensor, slope: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The result, and each image's means and 1 / standard deviations (B, C)."""
+    if (kernels := _kernels(x)) is not None:
+        return kernels.forward(x, slope, EPSILON)
+    y, mean, rstd = _normalise(x)
+    return (y if slope == 1 else F.leaky_relu_(y, slope)), mean, rstd
+
+
+def _backward(gradient: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, slope: float) -> Tensor:
+    if (kernels := _kernels(x)) is not None:
+        return kernels.backward(gradient, x, mean, rstd, slope)
+    if slope != 1:
+        # Normalising again costs less than keeping the result for the signs in it.
+        gradient = torch.ops.aten.leaky_relu_backward(gradient, _normalise(x)[0], slope, True)
+    batch, channels, height, width = x.shape
+    ones, wanted = torch.ones_like(mean[0]), [True, False, False]
+    if x.is_contiguous():
+        return torch.ops.aten.native_group_norm_backward(
+            gradient, x, mean, rstd, ones, batch, channels, height * width, channels, wanted
+        )[0]
+    images = zip(gradient.split(1), x.split(1), mean, rstd, strict=True)
+    return torch.cat([
+        torch.ops.aten.native_batch_norm_backward(g, image, ones, None, None, m, r, True, EPSILON, wanted)[0]
+        for g, image, m, r in images
+    ])  # fmt: skip
+
+
+def _normalise(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    batch, channels, height, width = x.shape
+    ones = torch.ones(channels, dtype=_statistics_dtype(x), device=x.device)  # its dtype is that of the statistics
+    if x.is_contiguous():
+        return torch.ops.aten.native_group_norm(x, ones, None, batch, channels, height * width, channels, EPSILON)
+    y = torch.empty_like(x)
+    mean, rstd = ones.new_empty(2, batch, channels)
+    # Group norm's backward is slow in this layout; batch norm, which knows one image's statistics only, is not.
+    for image, result, m, r in zip(x.split(1), y.split(1), mean, rstd, strict=True):
+        torch.ops.aten.native_batch_norm.out(
+            image, ones, None, None, None, True, 0.0, EPSILON, out=result, save_mean=m, save_invstd=r
+        )
+    return y, mean, rstd
+
+
+def _kernels(x: Tensor) -> ModuleType | None:
+    """The kernels for these features, where there are any faster than torch's."""
+    if not (_HAS_TRITON and x.is_cuda) or x.dtype == torch.float64 or x.is_contiguous():
+        return None
+    from trainer.networks import norm_triton
+
+    return norm_triton
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    # Features of one channel or of one pixel are both.
+    return torch.contiguous_format if x.is_contiguous() else torch.channels_last
+
+
+def _statistics_dtype(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
