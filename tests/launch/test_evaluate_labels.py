@@ -174,7 +174,7 @@ def test_figures_and_pictures_in_mlflow(monkeypatch, client: MlflowClient, run: 
         assert metrics[f"eval/baseline/{name}"] == report["baseline"][name]
     assert metrics["eval/ceiling/mIoU"] == report["ceiling"]["mIoU"]
     assert metrics["eval/per_class/traffic light/IoU"] == report["per_class"]["traffic light"]["IoU"]
-    assert metrics["eval/class_distribution/source/sky"] == report["class_distribution"]["source"]["sky"]
+    assert not any("class_distribution" in name for name in metrics)  # the picture and the files have it
     logged = {Path(item.path).name.partition("+")[0] for item in client.list_artifacts(tracker.run_id, "images")}
     assert logged == {Path(name).stem for name in PICTURES}
 
