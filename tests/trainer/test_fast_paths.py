@@ -215,7 +215,7 @@ class Step:
 def reference(monkeypatch: pytest.MonkeyPatch) -> tuple[Losses, dict[str, Tensor]]:
     """Losses and gradients in fp32, contiguous, with plain operators."""
     with monkeypatch.context() as patch:
-        patch.setattr(norm, "norm_activation", plain_norm_activation)
+        patch.setattr(norm, "norm_activation", lambda x, slope, **_: plain_norm_activation(x, slope))
         patch.setattr(Pad2d, "forward", lambda self, x: F.pad(x.contiguous(), self.widths, mode=self.mode))
         step = Step(precision="fp32", memory_format="contiguous")
         return step.take(), step.gradients()

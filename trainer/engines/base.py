@@ -1,6 +1,7 @@
 """The engine of one process, and the interface that all engines share: how gradients travel, and nothing else."""
 
 import ctypes
+import importlib.util
 import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from infra.config import option
 from infra.errors import UserError
 from trainer.methods.base import Method
+from trainer.networks.norm import InstanceNorm2d
 from trainer.optim import OptimConfig, make_optimiser
 
 Loss = Callable[[], Tensor]
@@ -43,6 +45,9 @@ class EngineConfig:
     )
     compile: bool = option(
         False, "have torch.compile fuse what lies between convolutions (takes minutes at the start)", resumable=True
+    )
+    triton: bool = option(
+        False, "on a GPU: instance norm by this project's Triton kernels (not measured yet)", resumable=True
     )
     zero_stage: int = option(0, "DeepSpeed ZeRO stage: 1 spreads the optimiser state", choices=(0, 1), resumable=True)
 
@@ -105,6 +110,8 @@ class Engine:
             _keep_freed_memory()
         method.to(self.device)
         self._lay_out(method)
+        if self.config.triton and self.device.type == "cuda":
+            _use_triton(method)
         if self.config.compile:
             for part in method.compiled_parts():
                 part.compile(dynamic=False)
@@ -222,6 +229,14 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def _use_triton(method: nn.Module) -> None:
+    if importlib.util.find_spec("triton") is None:
+        raise UserError("--engine.triton true needs Triton, which is not installed here: install it, or leave it out")
+    for module in method.modules():
+        if isinstance(module, InstanceNorm2d):
+            module.triton = True
 
 
 def _tune_cuda(tf32: bool) -> None:

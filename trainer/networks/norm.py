@@ -4,7 +4,6 @@ torch's own operator copies channels-last features to contiguous ones and, on a 
 gradients, silently, for a batch of one image whose gradient arrives channels-last. Neither happens here.
 """
 
-import importlib.util
 from types import ModuleType
 from typing import Any
 
@@ -13,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 EPSILON = 1e-5
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 class InstanceNorm2d(nn.InstanceNorm2d):
@@ -21,21 +19,23 @@ class InstanceNorm2d(nn.InstanceNorm2d):
     same shape, layout and dtype; the statistics are float32 or wider.
 
     slope: of the activation below 0: 1 for none, 0 for ReLU, 0.2 for the LeakyReLU of a discriminator.
+    triton: on a GPU, by our Triton kernels instead of torch's operators; the engine sets it.
     """
 
     def __init__(self, channels: int, slope: float = 1.0) -> None:
         super().__init__(channels, eps=EPSILON)
         self.slope = slope
+        self.triton = False
 
     def forward(self, x: Tensor) -> Tensor:
-        return norm_activation(x, self.slope)
+        return norm_activation(x, self.slope, triton=self.triton)
 
 
-def norm_activation(x: Tensor, slope: float) -> Tensor:
+def norm_activation(x: Tensor, slope: float, *, triton: bool = False) -> Tensor:
     """What InstanceNorm2d computes. Keeps x for the backward pass, and no second map of that size."""
     if torch.compiler.is_compiling():  # which fuses the plain one with its neighbours
         return plain_norm_activation(x, slope)
-    return _NormActivation.apply(x, slope)
+    return _NormActivation.apply(x, slope, _kernels(x) if triton else None)
 
 
 def plain_norm_activation(x: Tensor, slope: float) -> Tensor:
@@ -47,33 +47,30 @@ def plain_norm_activation(x: Tensor, slope: float) -> Tensor:
 
 class _NormActivation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, slope: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, slope: float, kernels: ModuleType | None) -> Tensor:
         x = x.contiguous(memory_format=_layout(x))
-        y, *statistics = _forward(x, slope)
+        y, *statistics = kernels.forward(x, slope, EPSILON) if kernels else _forward(x, slope)
         ctx.save_for_backward(x, *statistics)
-        ctx.slope = slope
+        ctx.slope, ctx.kernels = slope, kernels
         return y
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         x, mean, rstd = ctx.saved_tensors
         if torch.is_grad_enabled():  # a gradient of this gradient will be asked for
             y = plain_norm_activation(x, ctx.slope)
-            return torch.autograd.grad(y, x, gradient, create_graph=True)[0], None
-        return _backward(gradient.contiguous(memory_format=_layout(x)), x, mean, rstd, ctx.slope), None
+            return torch.autograd.grad(y, x, gradient, create_graph=True)[0], None, None
+        backward = ctx.kernels.backward if ctx.kernels else _backward
+        return backward(gradient.contiguous(memory_format=_layout(x)), x, mean, rstd, ctx.slope), None, None
 
 
 def _forward(x: Tensor, slope: float) -> tuple[Tensor, Tensor, Tensor]:
     """The result, and each image's means and 1 / standard deviations (B, C)."""
-    if (kernels := _kernels(x)) is not None:
-        return kernels.forward(x, slope, EPSILON)
     y, mean, rstd = _normalise(x)
     return (y if slope == 1 else F.leaky_relu_(y, slope)), mean, rstd
 
 
 def _backward(gradient: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, slope: float) -> Tensor:
-    if (kernels := _kernels(x)) is not None:
-        return kernels.backward(gradient, x, mean, rstd, slope)
     if slope != 1:
         # Normalising again costs less than keeping the result for the signs in it.
         gradient = torch.ops.aten.leaky_relu_backward(gradient, _normalise(x)[0], slope, True)
@@ -106,8 +103,8 @@ def _normalise(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _kernels(x: Tensor) -> ModuleType | None:
-    """The kernels for these features, where there are any faster than torch's."""
-    if not (_HAS_TRITON and x.is_cuda) or x.dtype == torch.float64 or x.is_contiguous():
+    """The kernels for these features, where there are any."""
+    if not x.is_cuda or x.dtype == torch.float64 or x.is_contiguous():
         return None
     from trainer.networks import norm_triton
 
