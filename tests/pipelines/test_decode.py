@@ -41,6 +41,17 @@ def decoder(kind: str, device: torch.device = CPU, crop: int = CROP):
 
 
 @kinds
+def test_a_batch_stays_as_it_is_while_others_are_decoded(kind, images):
+    used = decoder(kind)
+    encoded = [encode(image, "PNG") for image in images]
+    first = used.decode(crops(encoded))
+    before = first.clone()
+    for _ in range(4):  # more than a pipeline has buffers in turn
+        used.decode(crops(encoded[::-1]))
+    assert torch.equal(first, before)
+
+
+@kinds
 def test_png_pixels_are_exact(kind, images):
     decoded = decoder(kind).decode(crops([encode(image, "PNG") for image in images]))
     assert decoded.shape == (4, 3, CROP, CROP) and decoded.dtype == torch.float32
