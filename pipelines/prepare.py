@@ -222,7 +222,9 @@ def _parallel(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
     if workers == 1:
         yield map
         return
-    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of the caller's threads
+    # A plain fork would copy the locks of the caller's threads. The server forks workers that have imported all they need.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "webdataset"])
     try:
         with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
             yield pool.map

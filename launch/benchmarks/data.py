@@ -70,7 +70,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     option(
         "--samples", type=int, default=1_000_000, metavar="N", help="of each domain of the large data set [%(default)s]"
     )
-    option("--photos", type=int, default=750, metavar="N", help="images prepared for each domain [%(default)s]")
+    option("--photos", type=int, default=1500, metavar="N", help="images prepared for each domain [%(default)s]")
     option("--threads", type=int, default=cores(), metavar="N", help="threads, processes and workers [%(default)s]")
 
 
