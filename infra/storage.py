@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import boto3
-from boto3.s3.transfer import TransferConfig
+from boto3.s3.transfer import TransferConfig, create_transfer_manager
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -240,28 +240,33 @@ class S3Storage(Storage):
     )
     # Measured on objects of 64 MB (docs/data.md): larger reads and fewer threads than boto3's own cost the interpreter less.
     _TRANSFER = TransferConfig(
-        multipart_threshold=16 * 2**20, multipart_chunksize=16 * 2**20, max_concurrency=4, io_chunksize=2**20
+        multipart_threshold=16 * 2**20, multipart_chunksize=16 * 2**20, max_concurrency=16, io_chunksize=2**20
     )
 
     def __init__(self, bucket: str, prefix: str = "") -> None:
         self.bucket = bucket
         self.prefix = prefix.strip("/")
         self.url = f"s3://{bucket}/{self.prefix}".rstrip("/")
-        self._clients: dict[int, Any] = {}  # by process: a client's connections must not cross a fork
+        self._connected: dict[int, tuple[Any, Any]] = {}  # by process: connections and threads do not cross a fork
         self._ranges: dict[str, set[str]] = {}  # of the objects being fetched: those asked for so far
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_clients": {}, "_ranges": {}, "on_retry": None}
+        return self.__dict__ | {"_connected": {}, "_ranges": {}, "on_retry": None}
 
     @property
     def _client(self) -> Any:
-        if os.getpid() not in self._clients:
+        return self._connect()[0]
+
+    def _connect(self) -> tuple[Any, Any]:
+        """(client, transfer manager) of this process. One manager for all transfers, as its threads take longer to start
+        than a shard to arrive."""
+        if os.getpid() not in self._connected:
             # A session of its own, since making clients from boto3's shared session is not thread-safe.
             client = boto3.session.Session().client("s3", config=self._CONFIG)
             client.meta.events.register("needs-retry.s3", self._note_attempt)
             client.meta.events.register("provide-client-params.s3.GetObject", self._note_range)
-            self._clients[os.getpid()] = client
-        return self._clients[os.getpid()]
+            self._connected[os.getpid()] = client, create_transfer_manager(client, self._TRANSFER)
+        return self._connected[os.getpid()]
 
     def _note_attempt(self, attempts: int, **_: Any) -> None:
         """Told by botocore of each answer or its absence, and how often the request was sent by then."""
@@ -309,13 +314,13 @@ class S3Storage(Storage):
     def _fetch(self, name: str, file: BinaryIO) -> None:
         try:
             with self._explained(name):
-                self._client.download_fileobj(self.bucket, self._key(name), file, Config=self._TRANSFER)
+                self._connect()[1].download(self.bucket, self._key(name), file).result()
         finally:
             self._ranges.pop(self._key(name), None)
 
     def _send(self, file: BinaryIO, name: str) -> None:
         with self._explained(name):
-            self._client.upload_fileobj(file, self.bucket, self._key(name), Config=self._TRANSFER)
+            self._connect()[1].upload(file, self.bucket, self._key(name)).result()
 
     @contextmanager
     def _explained(self, name: str) -> Iterator[None]:

@@ -27,6 +27,7 @@ from pipelines.order import SampleOrder, augmentation, micro_batch_slots
 T = TypeVar("T")
 
 ATTEMPTS = 100  # samples tried for one position before the data is given up
+CALL_IMAGES = 64  # of one call to the decoder: in smaller ones its threads wait for each other (docs/data.md, Speed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class DataConfig:
     window: int = option(8, "shards whose samples are shuffled together")
     decoder: str = option("auto", "image decoder; auto is DALI where installed", choices=("auto", "dali", "pillow"))
     threads: int = option(4, "decoding threads per rank", resumable=True)
-    prefetch: int = option(2, "training steps decoded ahead", resumable=True)
+    prefetch: int = option(4, "training steps decoded ahead", resumable=True)
     cache_dir: str | None = option(None, "shards from S3 are kept here [~/.cache/srunit/shards]", resumable=True)
     cache_gb: float | None = option(
         None, "limit of that cache in GB of 10^9 bytes: the least recently used shards go [no limit]", resumable=True
@@ -212,6 +213,7 @@ class Loader(ABC, Generic[T]):
         self._config = config
         self._global_batch = global_batch
         self._images_per_step = len(domains) * global_batch // world_size
+        self._together = max(1, min(config.prefetch, CALL_IMAGES // self._images_per_step))  # steps
         self._first_step = first_step
         self._device = device
         self._ahead: tuple[_Ahead[Any], ...] = ()
@@ -236,14 +238,15 @@ class Loader(ABC, Generic[T]):
     def _make_decoder(self, labels: bool) -> Decoder:
         return make_decoder(
             self._config.decoder, crop=self._domains[0].crop, device=self._device, threads=self._config.threads,
-            batch=self._images_per_step, labels=labels,
+            batch=self._together * self._images_per_step, labels=labels,
         )  # fmt: skip
 
     def __iter__(self) -> Iterator[list[T]]:
         self._stop()
         # Two threads, so that the samples of the next step are read while those of this one are decoded.
-        picks = _Ahead(map(self._pick_step, itertools.count(self._first_step)), 1)
-        ahead = _Ahead(map(self._load, picks), self._config.prefetch)
+        firsts = itertools.count(self._first_step, self._together)
+        picks = _Ahead(map(self._pick_steps, firsts), 1)
+        ahead = _Ahead(itertools.chain.from_iterable(map(self._load, picks)), self._config.prefetch)
         self._ahead = (picks, ahead)
         try:
             for batches in ahead:
@@ -267,19 +270,23 @@ class Loader(ABC, Generic[T]):
         for ahead in self._ahead:
             ahead.close()
 
-    def _pick_step(self, step: int) -> list[Pick]:
-        """This rank's samples of a step in the order (micro-batch, domain, slot), read but not decoded."""
-        first = step * self._global_batch
-        for domain in self._domains:
-            domain.prefetch(first)
-        return [domain.pick(first + slot) for slots in self._slots for domain in self._domains for slot in slots]
+    def _pick_steps(self, step: int) -> list[Pick]:
+        """This rank's samples of the steps that are decoded together, from this one on, read but not decoded: in the order
+        (step, micro-batch, domain, slot)."""
+        picks = []
+        for first in range(step * self._global_batch, (step + self._together) * self._global_batch, self._global_batch):
+            for domain in self._domains:
+                domain.prefetch(first)
+            picks += [domain.pick(first + slot) for slots in self._slots for domain in self._domains for slot in slots]
+        return picks
 
-    def _load(self, picks: list[Pick]) -> list[T]:
-        """The micro-batches of a step. All are decoded at once, so that all threads have work."""
+    def _load(self, picks: list[Pick]) -> Iterator[list[T]]:
+        """The micro-batches of each of the steps. All are decoded in one call, so that all threads have work."""
         picks = [self._fit(pick) for pick in picks]
         while True:
             try:
-                return self._batches([pick.key for pick in picks], self._decode(picks))
+                decoded = self._decode(picks)
+                break
             except Undecodable as error:
                 if self._config.on_bad_sample == "fail":
                     raise
@@ -288,6 +295,9 @@ class Loader(ABC, Generic[T]):
                     self._failed.add(bad.name)
                     self.health.bad_sample(bad.name, reason)
                     picks[place] = self._fit(bad.domain.pick(bad.position, bad.attempt + 1))
+        keys, size = [pick.key for pick in picks], self._images_per_step
+        for start in range(0, len(picks), size):
+            yield self._batches(keys[start : start + size], [each[start : start + size] for each in decoded])
 
     def _fit(self, pick: Pick) -> Pick:
         """The pick or, where it fails again, the next one. One that failed elsewhere may be fit for the crop of this

@@ -2,8 +2,8 @@
 
 Figures, by their keys in the JSON (ratios are of neighbouring repetitions; rates count images, two a pair):
 
-loader, bare_dali, pillow_dataloader    images/s from shards on the disk: `UnpairedLoader`; one DALI pipeline with the
-                                        same threads; Pillow in a torch DataLoader with as many processes
+loader, bare_dali, pillow_dataloader    images/s from shards on the disk: `UnpairedLoader`; one DALI pipeline, threads and
+                                        calls alike; Pillow in a torch DataLoader with as many processes
 loader_to_bare_dali                     ratio, target at least 0.9
 loader_to_pillow_dataloader             ratio, target at least 3
 s3_cold, s3_cached                      images/s over a whole epoch from a local S3 server, from making the loader on:
@@ -48,12 +48,12 @@ from launch.benchmarks.data_material import (
 from launch.benchmarks.local_s3 import local_s3
 from launch.benchmarks.measuring import Figure, Target, cores, interleaved, ratios
 from launch.benchmarks.other_loaders import bare_dali, pillow_dataloader
-from pipelines.loader import DataConfig, UnpairedLoader
+from pipelines.loader import CALL_IMAGES, DataConfig, UnpairedLoader
 from pipelines.prepare import STREET_SIZE
 
 HELP = "the loader against bare DALI and a torch DataLoader, from disk and S3; preparation; memory and start-up"
 CROP = 256
-WARM_UP = 8  # steps, more than any of the loaders works ahead
+WARM_UP = 16  # steps, more than any of the loaders works ahead
 SMALL = 1000  # samples a domain
 MEMORY_STEPS = 50
 
@@ -65,7 +65,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     option("--only", nargs="+", choices=MEASURES, default=list(MEASURES), help="parts to measure [all]")
     option("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where images are decoded [%(default)s]")
     option("--batch", type=int, default=8, metavar="N", help="pairs of a step [%(default)s]")
-    option("--epoch", type=int, default=2048, metavar="N", help="pairs of a repetition [%(default)s]")
+    option("--epoch", type=int, default=4096, metavar="N", help="pairs of a repetition [%(default)s]")
     option("--scenes", type=int, default=192, metavar="N", help="scenes drawn for each domain [%(default)s]")
     option(
         "--samples", type=int, default=1_000_000, metavar="N", help="of each domain of the large data set [%(default)s]"
@@ -99,7 +99,8 @@ def from_cache(material: Material, args: argparse.Namespace) -> list[Figure]:
     steps = args.epoch // args.batch
     shards = sorted(material.root.rglob("*.tar"))
     loader = _loader(str(material.root), args)
-    bare = bare_dali(shards, CROP, args.threads, 2 * args.batch, device)
+    images = 2 * args.batch
+    bare = bare_dali(shards, CROP, args.threads, images, max(images, CALL_IMAGES // images * images), device)
 
     def rate(name: str, start: Callable[[], Iterator[Any]]) -> dict[str, float]:
         batches = start()

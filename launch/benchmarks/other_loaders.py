@@ -17,17 +17,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 
-def bare_dali(shards: Sequence[Path], crop: int, threads: int, images: int, device: torch.device) -> Iterator[Tensor]:
+def bare_dali(
+    shards: Sequence[Path], crop: int, threads: int, images: int, call_images: int, device: torch.device
+) -> Iterator[Tensor]:
     """Endless batches of `images` crops of the images in these tars, by one DALI pipeline and nothing else.
 
     DALI's own reader (its shuffle buffer filled at random), its decoder of a crop, its mirroring and normalising, at
-    its usual depth of two batches. float32 (images, 3, crop, crop), channels-last, DALI's own memory.
+    its usual depth of two calls of `call_images`. float32 (images, 3, crop, crop), channels-last, DALI's own memory.
     """
     dali: Any = importlib.import_module("nvidia.dali")  # heavy, and absent on some platforms
     fn, types = dali.fn, dali.types
     on_gpu = device.type == "cuda"
 
-    @dali.pipeline_def(batch_size=images, num_threads=threads, device_id=0 if on_gpu else None)
+    @dali.pipeline_def(batch_size=call_images, num_threads=threads, device_id=0 if on_gpu else None)
     def pipeline() -> Any:
         encoded = fn.readers.webdataset(paths=[str(path) for path in shards], ext=["jpg"], random_shuffle=True)
         pixels = fn.decoders.image_crop(
@@ -50,8 +52,8 @@ def bare_dali(shards: Sequence[Path], crop: int, threads: int, images: int, devi
     built = pipeline()
     built.build()
     while True:
-        (batch_NHWC,) = built.run()
-        yield torch.from_dlpack(batch_NHWC.as_tensor()).permute(0, 3, 1, 2)
+        (call_NHWC,) = built.run()
+        yield from torch.from_dlpack(call_NHWC.as_tensor()).permute(0, 3, 1, 2).split(images)
 
 
 class PillowPairs:
