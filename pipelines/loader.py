@@ -213,7 +213,7 @@ class Loader(ABC, Generic[T]):
         self._config = config
         self._global_batch = global_batch
         self._images_per_step = len(domains) * global_batch // world_size
-        self._together = max(1, min(config.prefetch, CALL_IMAGES // self._images_per_step))  # steps
+        self._steps_per_call = max(1, min(config.prefetch, CALL_IMAGES // self._images_per_step))
         self._first_step = first_step
         self._device = device
         self._ahead: tuple[_Ahead[Any], ...] = ()
@@ -238,13 +238,13 @@ class Loader(ABC, Generic[T]):
     def _make_decoder(self, labels: bool) -> Decoder:
         return make_decoder(
             self._config.decoder, crop=self._domains[0].crop, device=self._device, threads=self._config.threads,
-            batch=self._together * self._images_per_step, labels=labels,
+            batch=self._steps_per_call * self._images_per_step, labels=labels,
         )  # fmt: skip
 
     def __iter__(self) -> Iterator[list[T]]:
         self._stop()
-        # Two threads, so that the samples of the next step are read while those of this one are decoded.
-        firsts = itertools.count(self._first_step, self._together)
+        # Two threads, so that the next samples are read while these are decoded.
+        firsts = itertools.count(self._first_step, self._steps_per_call)
         picks = _Ahead(map(self._pick_steps, firsts), 1)
         ahead = _Ahead(itertools.chain.from_iterable(map(self._load, picks)), self._config.prefetch)
         self._ahead = (picks, ahead)
@@ -270,11 +270,12 @@ class Loader(ABC, Generic[T]):
         for ahead in self._ahead:
             ahead.close()
 
-    def _pick_steps(self, step: int) -> list[Pick]:
+    def _pick_steps(self, first_step: int) -> list[Pick]:
         """This rank's samples of the steps that are decoded together, from this one on, read but not decoded: in the order
         (step, micro-batch, domain, slot)."""
         picks = []
-        for first in range(step * self._global_batch, (step + self._together) * self._global_batch, self._global_batch):
+        for step in range(first_step, first_step + self._steps_per_call):
+            first = step * self._global_batch
             for domain in self._domains:
                 domain.prefetch(first)
             picks += [domain.pick(first + slot) for slots in self._slots for domain in self._domains for slot in slots]
