@@ -12,8 +12,9 @@ import importlib
 import importlib.util
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from infra.errors import UserError
+from pipelines.images import encoded_size
 from pipelines.labels import CLASSES, IGNORE
 
 Size = tuple[int, int]  # (width, height) in pixels
@@ -72,8 +74,16 @@ class Decoder(ABC):
         Raises Undecodable with every file that cannot be decoded, is smaller than its crop, or has labels in the crop
         that are no trainIds. The decoder can be used further.
         """
+        return self.begin(crops)()
+
+    def begin(self, crops: Sequence[EncodedCrop]) -> Callable[[], Tensor]:
+        """Begin to `decode`; the function returned waits for the result, once. More may be begun meanwhile, so that
+        the threads need not wait while files are handed over."""
+        return functools.partial(self._finish, crops, self._begin(crops))
+
+    def _finish(self, crops: Sequence[EncodedCrop], pixels: Callable[[], Tensor]) -> Tensor:
         with torch.cuda.stream(self._stream) if self._stream else nullcontext():
-            pixels_NHWC = self._decode(crops)
+            pixels_NHWC = pixels()
             if self.labels:
                 _check_trainids(pixels_NHWC, crops)
             # On a GPU a copy, since DALI would use its memory again while kernels of other streams still wait for it.
@@ -84,7 +94,7 @@ class Decoder(ABC):
         return result
 
     @abstractmethod
-    def _decode(self, crops: Sequence[EncodedCrop]) -> Tensor:
+    def _begin(self, crops: Sequence[EncodedCrop]) -> Callable[[], Tensor]:
         """(N, H, W, C): of images three colours, float32 in [-1, 1]; of label maps one channel, uint8, on the CPU."""
 
     @abstractmethod
@@ -128,8 +138,11 @@ class PillowDecoder(Decoder):
         super().__init__(crop, device, labels=labels)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
-    def _decode(self, crops: Sequence[EncodedCrop]) -> Tensor:
+    def _begin(self, crops: Sequence[EncodedCrop]) -> Callable[[], Tensor]:
         jobs = [self._pool.submit(_decode_one, request, self.crop, self.labels) for request in crops]
+        return functools.partial(self._collect, jobs)
+
+    def _collect(self, jobs: Sequence[Future[np.ndarray]]) -> Tensor:
         decoded, faults = [], {}
         for place, job in enumerate(jobs):
             try:
@@ -146,6 +159,14 @@ class PillowDecoder(Decoder):
         self._pool.shutdown(cancel_futures=True)
 
 
+@dataclass(eq=False)
+class _Run:
+    """Files given to DALI, and what came of them."""
+
+    crops: Sequence[EncodedCrop]
+    result: Tensor | RuntimeError | None = None
+
+
 class DaliDecoder(Decoder):
     """Decodes with NVIDIA DALI: images by nvJPEG on a CUDA device, the rest on the CPU in `threads` threads.
 
@@ -157,33 +178,86 @@ class DaliDecoder(Decoder):
         where = torch.device("cpu") if labels else device
         self._build = functools.partial(_dali_pipeline, crop, where, threads, batch, labels)
         self._pipeline = self._build()
+        self._runs: deque[_Run] = deque()  # under way; DALI works on the first and has the files of the others
 
-    def _decode(self, crops: Sequence[EncodedCrop]) -> Tensor:
-        try:
-            return self._run(crops)
-        except RuntimeError:
-            # DALI loses the whole batch and does not say which image it was. Alone, each shows what it is.
-            faults = {place: fault for place, request in enumerate(crops) if (fault := self._fault(request))}
-            if not faults:
-                raise
-        raise Undecodable(faults)
+    def _begin(self, crops: Sequence[EncodedCrop]) -> Callable[[], Tensor]:
+        if all(self._fits(request) for request in crops):
+            return functools.partial(self._pixels, self._start(_Run(crops)))
+        # DALI crashes when it meets such an image while its other threads are at theirs, so each is tried alone.
+        return functools.partial(self._pixels_of_suspects, crops)
 
-    def _run(self, crops: Sequence[EncodedCrop]) -> Tensor:
+    def _fits(self, request: EncodedCrop) -> bool:
+        width, height = encoded_size(request.encoded) or (0, 0)
+        return request.x + self.crop[0] <= width and request.y + self.crop[1] <= height
+
+    def _pixels(self, run: "_Run") -> Tensor:
         try:
-            (pixels,) = self._pipeline.run(
-                encoded=[np.frombuffer(request.encoded, np.uint8) for request in crops],
-                start=np.array([[request.x, request.y] for request in crops], np.int32),
-                flip=np.array([request.flip for request in crops], np.int32),
-            )
+            return self._wait(run)
         except RuntimeError:
-            self._pipeline = self._build()  # after an error DALI vouches no longer for the old one
+            self._raise_faults(run.crops)
             raise
-        return torch.from_dlpack(pixels.as_tensor())
+
+    def _pixels_of_suspects(self, crops: Sequence[EncodedCrop]) -> Tensor:
+        self._raise_faults(crops)
+        return self._wait(self._start(_Run(crops)))
+
+    def _raise_faults(self, crops: Sequence[EncodedCrop]) -> None:
+        """DALI loses the whole batch and does not say which image it was. Alone, each shows what it is."""
+        faults = {place: fault for place, request in enumerate(crops) if (fault := self._fault(request))}
+        if faults:
+            raise Undecodable(faults)
+
+    def _start(self, run: "_Run") -> "_Run":
+        try:
+            self._pipeline.feed_input("encoded", [np.frombuffer(crop.encoded, np.uint8) for crop in run.crops])
+            self._pipeline.feed_input("start", np.array([[crop.x, crop.y] for crop in run.crops], np.int32))
+            self._pipeline.feed_input("flip", np.array([crop.flip for crop in run.crops], np.int32))
+        except RuntimeError as error:
+            run.result = error
+            return run
+        self._runs.append(run)
+        if len(self._runs) == 1:
+            self._schedule()
+        return run
+
+    def _schedule(self) -> None:
+        """Let DALI work on the run in turn, and on no other: when one of several fails, its threads crash."""
+        try:
+            self._pipeline.schedule_run()
+        except RuntimeError as error:
+            self._lose(error)
+
+    def _wait(self, run: "_Run") -> Tensor:
+        while run.result is None:
+            self._meet()
+        if isinstance(run.result, RuntimeError):
+            raise run.result
+        return run.result
+
+    def _meet(self) -> None:
+        """Wait for the run in turn. The next one goes to work at once, its files being there."""
+        try:
+            (pixels,) = self._pipeline.outputs()
+        except RuntimeError as error:
+            self._lose(error)
+            return
+        run = self._runs.popleft()
+        if self._runs:
+            self._schedule()
+        run.result = torch.from_dlpack(pixels.as_tensor())
+
+    def _lose(self, error: RuntimeError) -> None:
+        """The run in turn has failed, and DALI vouches no longer for the pipeline: the others go to a new one."""
+        self._runs.popleft().result = error
+        self._pipeline = self._build()
+        others, self._runs = self._runs, deque()
+        for run in others:
+            self._start(run)
 
     def _fault(self, request: EncodedCrop) -> str | None:
         """What keeps DALI from decoding an image, as a sentence."""
         try:
-            self._run([request])
+            self._wait(self._start(_Run([request])))
         except RuntimeError as error:
             try:
                 _decode_one(request, self.crop, self.labels)  # has better words

@@ -6,7 +6,7 @@ import queue
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from pipelines.manifest import DOMAINS, SampleEntry, Split, load_manifest
 from pipelines.order import SampleOrder, augmentation, micro_batch_slots
 
 T = TypeVar("T")
+_Running = list[Callable[[], Tensor]]  # of each decoder what waits for its result
 
 ATTEMPTS = 100  # samples tried for one position before the data is given up
 CALL_IMAGES = 64  # of one call to the decoder: in smaller ones its threads wait for each other (docs/data.md, Speed)
@@ -246,7 +247,7 @@ class Loader(ABC, Generic[T]):
         # Two threads, so that the next samples are read while these are decoded.
         firsts = itertools.count(self._first_step, self._steps_per_call)
         picks = _Ahead(map(self._pick_steps, firsts), 1)
-        ahead = _Ahead(itertools.chain.from_iterable(map(self._load, picks)), self._config.prefetch)
+        ahead = _Ahead(self._load(picks), self._config.prefetch)
         self._ahead = (picks, ahead)
         try:
             for batches in ahead:
@@ -281,12 +282,20 @@ class Loader(ABC, Generic[T]):
             picks += [domain.pick(first + slot) for slots in self._slots for domain in self._domains for slot in slots]
         return picks
 
-    def _load(self, picks: list[Pick]) -> Iterator[list[T]]:
-        """The micro-batches of each of the steps. All are decoded in one call, so that all threads have work."""
+    def _load(self, calls: Iterator[list[Pick]]) -> Iterator[list[T]]:
+        """The micro-batches of each step. The next call begins before the last one is met: its threads always have work."""
+        begun = map(self._begin, calls)
+        for (picks, running), _ in itertools.pairwise(begun):
+            yield from self._finish(picks, running)
+
+    def _begin(self, picks: list[Pick]) -> tuple[list[Pick], _Running]:
         picks = [self._fit(pick) for pick in picks]
+        return picks, self._start(picks)
+
+    def _finish(self, picks: list[Pick], running: _Running) -> Iterator[list[T]]:
         while True:
             try:
-                decoded = self._decode(picks)
+                decoded = [result() for result in running]
                 break
             except Undecodable as error:
                 if self._config.on_bad_sample == "fail":
@@ -296,6 +305,7 @@ class Loader(ABC, Generic[T]):
                     self._failed.add(bad.name)
                     self.health.bad_sample(bad.name, reason)
                     picks[place] = self._fit(bad.domain.pick(bad.position, bad.attempt + 1))
+                running = self._start(picks)
         keys, size = [pick.key for pick in picks], self._images_per_step
         for start in range(0, len(picks), size):
             yield self._batches(keys[start : start + size], [each[start : start + size] for each in decoded])
@@ -305,20 +315,21 @@ class Loader(ABC, Generic[T]):
         position (whoever has not seen it fail uses it), so it is tried, but alone: it cannot cost a whole step twice."""
         while pick.name in self._failed:
             try:
-                self._decode([pick])
+                for result in self._start([pick]):
+                    result()
                 return pick
             except Undecodable:
                 pick = pick.domain.pick(pick.position, pick.attempt + 1)
         return pick
 
-    def _decode(self, picks: Sequence[Pick]) -> list[Tensor]:
+    def _start(self, picks: Sequence[Pick]) -> _Running:
         parts = zip(*(pick.crops for pick in picks), strict=True)
-        return [decoder.decode(crops) for decoder, crops in zip(self._decoders, parts, strict=True)]
+        return [decoder.begin(crops) for decoder, crops in zip(self._decoders, parts, strict=True)]
 
     @abstractmethod
     def _batches(self, keys: list[str], decoded: list[Tensor]) -> list[T]:
         """The micro-batches of a step from its samples' keys, images and, if read, label maps, ordered as in
-        `_pick_step`."""
+        `_pick_steps`."""
 
 
 class UnpairedLoader(Loader[Batch]):

@@ -8,11 +8,13 @@ it is setting one integer.
 """
 
 import hashlib
+import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -35,8 +37,21 @@ def random_words(seed: int, stream: str, counter: tuple[int, int], count: int) -
     """
     high, low = counter
     # The lowest of the four counter words is left to the generator's own blocks of output.
-    words = np.array([0, low, high, 0], np.uint64)
-    return np.random.Philox(key=_key(seed, stream), counter=words).random_raw(count)
+    place: Any = {"counter": np.array([0, low, high, 0], np.uint64), "key": _key(seed, stream)}
+    generator = _generator()
+    generator.state = {**_FRESH, "state": place}
+    return generator.random_raw(count)
+
+
+_FRESH = np.random.Philox(0).state  # nothing drawn yet
+_of_thread = threading.local()
+
+
+def _generator() -> np.random.Philox:
+    """This thread's, to be set to a place: to make one takes several times as long."""
+    if not hasattr(_of_thread, "philox"):
+        _of_thread.philox = np.random.Philox(0)
+    return _of_thread.philox
 
 
 @lru_cache  # a run has a few streams, and draws from them for every sample

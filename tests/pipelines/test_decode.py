@@ -1,6 +1,7 @@
 import dataclasses
 import importlib.util
 import io
+import time
 
 import numpy as np
 import pytest
@@ -128,6 +129,43 @@ def test_every_damaged_image_is_told_and_the_decoder_goes_on(kind, images):
         assert error.value.faults.keys() == {1, 3} and "image 3 is 50x50, too small" in error.value.faults[3]
         assert torch.equal(used.decode(crops(encoded)), expected)
         assert torch.equal(used.decode(crops(encoded)[:1]), expected[:1])
+
+
+@needs_dali
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_many_damaged_headers_in_one_call_do_not_crash(format):
+    """DALI reads the headers of more than a few files in all threads, and those go on when one has failed."""
+    encoded = [encode(smooth_image(np.random.default_rng(i), (48, 32)), format) for i in range(32)]
+    whole = [EncodedCrop(data, 0, 0, False, f"image {i}") for i, data in enumerate(encoded)]
+    damaged = [
+        dataclasses.replace(crop, encoded=bytes(64) + crop.encoded[64:]) if i % 3 == 1 else crop
+        for i, crop in enumerate(whole)
+    ]
+    used = make_decoder("dali", crop=(16, 16), device=CPU, threads=2, batch=32)
+    expected = used.decode(whole)
+    for _ in range(3):
+        with pytest.raises(Undecodable) as error:
+            used.decode(damaged)
+        assert error.value.faults.keys() == set(range(1, 32, 3))
+    assert torch.equal(used.decode(whole), expected)
+
+
+@kinds
+def test_several_may_be_under_way_and_a_damaged_image_costs_only_its_own(kind, images):
+    encoded = crops([encode(image, "PNG") for image in images])
+    damaged = [encoded[0], dataclasses.replace(encoded[1], encoded=b"not an image"), *encoded[2:]]
+    used = decoder(kind)
+    expected = used.decode(encoded)
+    results = [used.begin(batch) for batch in (encoded, damaged, encoded[::-1], damaged[:2])]
+    time.sleep(0.1)  # what has failed knows it by now
+    results.append(used.begin(encoded[:1]))
+    assert torch.equal(results[2](), expected.flip(0))  # before its turn
+    assert torch.equal(results[0](), expected)
+    for number in (1, 3):
+        with pytest.raises(Undecodable) as error:
+            results[number]()
+        assert error.value.faults.keys() == {1}
+    assert torch.equal(results[4](), expected[:1])
 
 
 @needs_dali

@@ -1,5 +1,6 @@
 """Reading whatever image files people have, and the sizes and values that come out."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from infra.errors import UserError
 from pipelines.images import (
     encode,
+    encoded_size,
     find_images,
     image_size,
     multiple_of,
@@ -119,3 +121,25 @@ def test_a_size_is_parsed() -> None:
 def test_an_impossible_size_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="512x256"):
         parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [("PNG", {}), ("JPEG", {}), ("JPEG", {"progressive": True}), ("JPEG", {"comment": b"c" * 300, "quality": 30})],
+)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_the_size_in_a_header_is_told_while_the_header_is_whole(format, options, mode):
+    buffer = io.BytesIO()
+    Image.new(mode, (300, 20)).save(buffer, format, **options)
+    encoded = buffer.getvalue()
+    assert encoded_size(encoded) == (300, 20)
+    header = 33 if format == "PNG" else encoded.index(b"\xff\xda")  # of the first scan
+    assert all(encoded_size(encoded[:end]) is None for end in range(header))
+    assert encoded_size(bytes(8) + encoded[8:]) is None
+
+
+def test_real_photographs_have_the_size_in_their_headers(shared_data):
+    for folder in (shared_data / "camvid/train/img", shared_data / "facades/train"):
+        for path in sorted(folder.glob("*.*"))[:5]:
+            with Image.open(path) as image:
+                assert encoded_size(path.read_bytes()) == image.size
