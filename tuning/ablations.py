@@ -59,10 +59,11 @@ def options(params: Params) -> Params:
 def render(table: Table, measured: Sequence[tuple[Params, Mapping[str, Any]]]) -> str:
     """Markdown: mean ± standard deviation over the seeds, and the paper's value in brackets where it has one.
 
-    measured: (parameters, figures) of the runs that were finished. A figure that none of them has gets no column.
+    measured: (parameters, figures) of the runs that were finished. A figure that neither they nor the paper have gets no column.
     """
     runs = {row: [figures for params, figures in measured if params[ROW] == row] for row in table.rows}
-    columns = [name for name in table.columns if any(name in run for group in runs.values() for run in group)]
+    known = [*(run for group in runs.values() for run in group), *table.paper.values()]
+    columns = [name for name in table.columns if any(name in figures for figures in known)]
     lines = [f"| | {' | '.join(columns)} | seeds |", "|---" * (len(columns) + 2) + "|"]
     for row, group in runs.items():
         cells = [

@@ -94,7 +94,7 @@ def test_ablations_are_rows_by_seeds_and_a_table() -> None:
 
     measured = [(trial, {"mIoU": 0.2 + 0.02 * (trial["seed"] - 5)}) for trial in trials if trial["row"] != "E2"]
     lines = ablations.render(srunit, measured).splitlines()
-    assert lines[2] == "| | mIoU | seeds |"
-    assert "| CUT | 21.0 ± 1.4 | 2 |" in lines
-    assert "| SRUNIT | 21.0 ± 1.4 (27.23) | 2 |" in lines
-    assert "| E2 | – (23.86) | 0 |" in lines
+    assert lines[2] == "| | pxAcc | clsAcc | mIoU | seeds |"  # what was measured or is in the paper
+    assert "| CUT | – | – | 21.0 ± 1.4 | 2 |" in lines
+    assert "| SRUNIT | – (80.7) | – (33.95) | 21.0 ± 1.4 (27.23) | 2 |" in lines
+    assert "| E2 | – (75.31) | – (30.13) | – (23.86) | 0 |" in lines
