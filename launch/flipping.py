@@ -27,6 +27,9 @@ def parser() -> argparse.ArgumentParser:
     option = result.add_argument
     option("--tier", choices=TIERS, default="small", help="small: two CPU cores; gpu: 256x128 scenes [%(default)s]")
     option("--out", type=Path, metavar="DIR", help="folder of data, runs and results [runs/flipping-TIER]")
+    option(
+        "--beta", type=float, nargs="+", default=[0.0, 1e-4], metavar="X", help="SRUNIT's weights of L_robust [0 1e-4]"
+    )
     option("--seeds", type=int, default=3, metavar="N", help="runs of each method and strength [%(default)s]")
     option("--parallel", type=int, metavar="N", help="trainings at once [small: one per core; gpu: 1]")
     return result
@@ -38,7 +41,8 @@ def main() -> None:
     setup_logging(None)
     out = args.out or Path(f"runs/flipping-{args.tier}")
     usual = (os.cpu_count() or 1) if args.tier == "small" else 1
-    benchmark = Benchmark(TIERS[args.tier], out, args.seeds, usual if args.parallel is None else args.parallel)
+    parallel = usual if args.parallel is None else args.parallel
+    benchmark = Benchmark(TIERS[args.tier], out, args.beta, args.seeds, parallel)
     benchmark.run()
     print(benchmark.report())
 

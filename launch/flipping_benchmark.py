@@ -34,12 +34,6 @@ from trainer.translator import load_translator
 
 LAUNCH = Path(__file__).parent
 STRENGTHS = {"none": 0.0, "middle": 0.5, "strong": 1.0}
-METHODS = {
-    "CUT": ("cut", ["--method", "cut"]),
-    "SRUNIT, beta 0": ("srunit-beta0", ["--method", "srunit", "--beta", "0"]),
-    "SRUNIT": ("srunit", ["--method", "srunit"]),  # beta 1e-4, in the middle of the range that the paper tunes in
-    "SRUNIT, beta 1e-3": ("srunit-beta1e-3", ["--method", "srunit", "--beta", "1e-3"]),  # its upper end
-}
 FIGURES = {"mIoU": 100, "pxAcc": 100, "clsAcc": 100, "flip_rate": 100, "Dist": 1}  # and what they are multiplied by
 PICTURE_ROWS = 3  # scenes of each strength
 
@@ -75,16 +69,24 @@ TIERS = {
 
 
 class Benchmark:
-    """seeds: runs of each method and strength. parallel: processes at once, which share the cores."""
+    """betas: SRUNIT's. seeds: runs of each method and strength. parallel: processes at once, which share the cores."""
 
-    def __init__(self, tier: Tier, out: Path, seeds: int, parallel: int) -> None:
+    def __init__(self, tier: Tier, out: Path, betas: Sequence[float], seeds: int, parallel: int) -> None:
         if seeds < 1 or parallel < 1:
             raise UserError(f"{seeds} seeds and {parallel} trainings at once are impossible: give 1 or more of each")
+        if min(betas) < 0:
+            raise UserError(f"beta is {min(betas):g}: give 0 or more")
         self.tier, self.out, self.parallel = tier, out, parallel
-        self.cells = [(strength, method, seed) for seed in range(seeds) for strength in STRENGTHS for method in METHODS]
+        # By its name: that of its run folders, and its options.
+        self.methods = {"CUT": ("cut", ["--method", "cut"])} | {
+            f"SRUNIT, beta {beta:g}": (f"srunit-beta{beta:g}", ["--method", "srunit", "--beta", beta]) for beta in betas
+        }
+        self.cells = [
+            (strength, method, seed) for seed in range(seeds) for strength in STRENGTHS for method in self.methods
+        ]
 
     def run_dir(self, strength: str, method: str, seed: int) -> Path:
-        return self.out / "runs" / f"{strength}-{METHODS[method][0]}-{seed}"
+        return self.out / "runs" / f"{strength}-{self.methods[method][0]}-{seed}"
 
     # ---- doing it ---------------------------------------------------------------------------------------------------
 
@@ -120,7 +122,7 @@ class Benchmark:
 
     def _train_command(self, strength: str, method: str, seed: int) -> list[Any]:
         return [
-            LAUNCH / "train.py", "--task", "gta2city", "--config", LAUNCH / self.tier.config, *METHODS[method][1],
+            LAUNCH / "train.py", "--task", "gta2city", "--config", LAUNCH / self.tier.config, *self.methods[method][1],
             "--seed", seed, "--data", self.out / "data" / strength, "--run-dir", self.run_dir(strength, method, seed),
             "--evaluation.segmenter", self.out / "segmenter",
         ]  # fmt: skip
@@ -166,7 +168,7 @@ class Benchmark:
             cells = [f"{figures[f] * scale:.1f}" if f in figures else "" for f, scale in FIGURES.items()]
             lines.append(f"| | {name} | {' | '.join(cells)} | |")
         for strength in STRENGTHS:
-            for method in METHODS:
+            for method in self.methods:
                 runs = [figures for cell, figures in results.items() if cell[:2] == (strength, method)]
                 cells = [_spread([run[f] * scale for run in runs]) for f, scale in FIGURES.items()]
                 lines.append(f"| {strength} | {method} | {' | '.join(cells)} | {_worst(runs)} |")
@@ -178,7 +180,7 @@ class Benchmark:
         for strength in STRENGTHS:
             root = str(self.out / "data" / strength)
             sources, targets = (Samples(root, "test", domain) for domain in ("source", "target"))
-            translators = [load_translator(self.run_dir(strength, method, 0)) for method in METHODS]
+            translators = [load_translator(self.run_dir(strength, method, 0)) for method in self.methods]
             for place in range(0, len(sources), len(sources) // PICTURE_ROWS)[:PICTURE_ROWS]:
                 source = sources.read(place)[0]
                 translations = [translator(source) for translator in translators]

@@ -221,7 +221,7 @@ class DaliDecoder(Decoder):
         return run
 
     def _schedule(self) -> None:
-        """Let DALI work on the run in turn, and on no other: when one of several fails, its threads crash."""
+        """Let DALI work on the run in turn, and on no other, so that a failure finds the pipeline at nothing else."""
         try:
             self._pipeline.schedule_run()
         except RuntimeError as error:

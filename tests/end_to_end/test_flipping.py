@@ -22,7 +22,6 @@ optim: {epochs: 0.5, decay_epochs: 0.5}
 loop: {keep: 1, keep_logged: 0}
 evaluation: {every: 1}
 """
-METHODS = {"CUT": ("cut", ["--method", "cut"]), "SRUNIT": ("srunit", ["--method", "srunit"])}
 
 
 @pytest.fixture
@@ -30,7 +29,6 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tier:
     (tmp_path / "tiny.yaml").write_text(TRAINING)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(flipping_benchmark, "STRENGTHS", {"strong": 1.0})
-    monkeypatch.setattr(flipping_benchmark, "METHODS", METHODS)
     monkeypatch.setattr(flipping_benchmark, "PICTURE_ROWS", 2)
     segmenter = ("--model.output-stride", "8", "--model.width", "0.25", "--optim.epochs", "1")
     return Tier(str(tmp_path / "tiny.yaml"), "64x32", (4, 8, 4), segmenter)
@@ -38,16 +36,18 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tier:
 
 def test_the_benchmark_from_nothing_to_the_table(tiny: Tier, monkeypatch, capsys) -> None:
     monkeypatch.setattr(cli, "TIERS", {"small": tiny})
-    monkeypatch.setattr(sys, "argv", ["flipping.py", "--out", "out", "--seeds", "1", "--parallel", "2"])
+    monkeypatch.setattr(
+        sys, "argv", ["flipping.py", "--out", "out", "--beta", "1e-3", "--seeds", "1", "--parallel", "2"]
+    )
     cli.main()
     printed = capsys.readouterr().out
 
     rows = list(csv.DictReader(Path("out/results.csv").read_text().splitlines()))
     assert [(row["mismatch"], row["method"], row["seed"]) for row in rows] == [
         ("strong", "CUT", "0"),
-        ("strong", "SRUNIT", "0"),
+        ("strong", "SRUNIT, beta 0.001", "0"),
     ]
-    for row, name in zip(rows, ("strong-cut-0", "strong-srunit-0"), strict=True):
+    for row, name in zip(rows, ("strong-cut-0", "strong-srunit-beta0.001-0"), strict=True):
         last = json.loads(Path(f"out/runs/{name}/evaluations.jsonl").read_text().splitlines()[-1])
         assert last["step"] == 4 and [float(row[f]) for f in FIGURES] == [last[f] for f in FIGURES]
         assert f"| strong | {row['method']} | {last['mIoU'] * 100:.1f} |" in printed
@@ -69,7 +69,7 @@ def test_a_step_that_fails_is_named_with_its_log(tiny: Tier, monkeypatch) -> Non
     with pytest.raises(
         UserError, match=r"^segmenter failed \(error: no prepared data at .*\): see .*segmenter\.log, and"
     ):
-        Benchmark(tiny, Path("out"), seeds=1, parallel=1).run()
+        Benchmark(tiny, Path("out"), [1e-4], seeds=1, parallel=1).run()
 
 
 def test_mean_and_spread() -> None:
@@ -85,4 +85,9 @@ def test_mean_and_spread() -> None:
 @pytest.mark.parametrize("options", [{"seeds": 0, "parallel": 1}, {"seeds": 1, "parallel": 0}])
 def test_impossible_numbers(tiny: Tier, options: dict[str, int]) -> None:
     with pytest.raises(UserError, match="are impossible: give 1 or more"):
-        Benchmark(tiny, Path("out"), **options)
+        Benchmark(tiny, Path("out"), [1e-4], **options)
+
+
+def test_an_impossible_beta(tiny: Tier) -> None:
+    with pytest.raises(UserError, match="beta is -1: give 0 or more"):
+        Benchmark(tiny, Path("out"), [0.0, -1.0], seeds=1, parallel=1)
