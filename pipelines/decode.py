@@ -199,7 +199,7 @@ class DaliDecoder(Decoder):
 
     def _pixels_of_suspects(self, crops: Sequence[EncodedCrop]) -> Tensor:
         self._raise_faults(crops)
-        return self._wait(self._start(_Run(crops)))
+        return self._pixels(self._start(_Run(crops)))
 
     def _raise_faults(self, crops: Sequence[EncodedCrop]) -> None:
         """DALI loses the whole batch and does not say which image it was. Alone, each shows what it is."""

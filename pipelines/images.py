@@ -45,7 +45,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def encoded_size(encoded: bytes) -> tuple[int, int] | None:
-    """(width, height) of a JPEG or PNG file by its header; None if that is damaged. A tenth of the time of Pillow's."""
+    """(width, height) of a JPEG or PNG file by its header; None if that is damaged. Takes a sixth of Pillow's time."""
     if encoded[:8] == b"\x89PNG\r\n\x1a\n" and encoded[12:16] == b"IHDR" and len(encoded) >= 33:
         width, height = struct.unpack_from(">II", encoded, 16)
         return width, height

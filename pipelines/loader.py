@@ -187,7 +187,8 @@ class Loader(ABC, Generic[T]):
     image is damaged, from the iteration.
 
     A sample that cannot be had and is to be skipped leaves its position to a replacement drawn for that position, which
-    hangs on no rank, thread or earlier step. health: what happened to the data, and what was left out.
+    hangs on no rank, thread or earlier step. health: what happened to the data, and what was left out. steps_per_call: how
+    many steps are decoded together.
     """
 
     labels: ClassVar[bool] = False  # whether label maps are read, too
@@ -214,7 +215,7 @@ class Loader(ABC, Generic[T]):
         self._config = config
         self._global_batch = global_batch
         self._images_per_step = len(domains) * global_batch // world_size
-        self._steps_per_call = max(1, min(config.prefetch, CALL_IMAGES // self._images_per_step))
+        self.steps_per_call = max(1, min(config.prefetch, CALL_IMAGES // self._images_per_step))
         self._first_step = first_step
         self._device = device
         self._ahead: tuple[_Ahead[Any], ...] = ()
@@ -239,13 +240,13 @@ class Loader(ABC, Generic[T]):
     def _make_decoder(self, labels: bool) -> Decoder:
         return make_decoder(
             self._config.decoder, crop=self._domains[0].crop, device=self._device, threads=self._config.threads,
-            batch=self._steps_per_call * self._images_per_step, labels=labels,
+            batch=self.steps_per_call * self._images_per_step, labels=labels,
         )  # fmt: skip
 
     def __iter__(self) -> Iterator[list[T]]:
         self._stop()
         # Two threads, so that the next samples are read while these are decoded.
-        firsts = itertools.count(self._first_step, self._steps_per_call)
+        firsts = itertools.count(self._first_step, self.steps_per_call)
         picks = _Ahead(map(self._pick_steps, firsts), 1)
         ahead = _Ahead(self._load(picks), self._config.prefetch)
         self._ahead = (picks, ahead)
@@ -275,7 +276,7 @@ class Loader(ABC, Generic[T]):
         """This rank's samples of the steps that are decoded together, from this one on, read but not decoded: in the order
         (step, micro-batch, domain, slot)."""
         picks = []
-        for step in range(first_step, first_step + self._steps_per_call):
+        for step in range(first_step, first_step + self.steps_per_call):
             first = step * self._global_batch
             for domain in self._domains:
                 domain.prefetch(first)

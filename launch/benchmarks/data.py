@@ -48,7 +48,7 @@ from launch.benchmarks.data_material import (
 from launch.benchmarks.local_s3 import local_s3
 from launch.benchmarks.measuring import Figure, Target, cores, interleaved, ratios
 from launch.benchmarks.other_loaders import bare_dali, pillow_dataloader
-from pipelines.loader import CALL_IMAGES, DataConfig, UnpairedLoader
+from pipelines.loader import DataConfig, UnpairedLoader
 from pipelines.prepare import STREET_SIZE
 
 HELP = "the loader against bare DALI and a torch DataLoader, from disk and S3; preparation; memory and start-up"
@@ -100,7 +100,7 @@ def from_cache(material: Material, args: argparse.Namespace) -> list[Figure]:
     shards = sorted(material.root.rglob("*.tar"))
     loader = _loader(str(material.root), args)
     images = 2 * args.batch
-    bare = bare_dali(shards, CROP, args.threads, images, max(images, CALL_IMAGES // images * images), device)
+    bare = bare_dali(shards, CROP, args.threads, images, loader.steps_per_call * images, device)
 
     def rate(name: str, start: Callable[[], Iterator[Any]]) -> dict[str, float]:
         batches = start()
