@@ -70,9 +70,10 @@ class Storage(ABC):
     def download(self, name: str, path: Path, sha256: str | None = None) -> int:
         """Copy one object to a local file (atomically); its bytes.
 
-        sha256: of the object, in hexadecimal. Any other content raises WrongContent and never gets to `path`.
+        sha256: of the object, in hexadecimal. Any other content raises WrongContent and never gets to `path`. Such a copy
+        is not flushed to disk: after a crash of the machine its reader has to check it, and can.
         """
-        with replacing(path) as file:
+        with replacing(path, durable=sha256 is None) as file:
             self._fetch(name, file)
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
@@ -111,8 +112,8 @@ def open_storage(url: str) -> Storage:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BufferedRandom]:
-    """Open a file for writing that takes the place of `path` only once it is complete and on disk.
+def replacing(path: Path, durable: bool = True) -> Iterator[BufferedRandom]:
+    """Open a file for writing that takes the place of `path` only once it is complete, and on disk if it is durable.
 
     Several processes may do so for the same path at once: the last one wins. UserError if it cannot be written.
     """
@@ -125,7 +126,8 @@ def replacing(path: Path) -> Iterator[BufferedRandom]:
         with file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
             _rename(Path(file.name), path)
     except FileNotFoundError:  # what was to be copied here does not exist
         raise
