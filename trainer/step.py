@@ -19,6 +19,7 @@ def train_step(method: Method[Any, Any], engine: Engine, batches: Sequence[Any],
     the graphs would not fit together, so it runs again for each phase: the same numbers, and for CUT a tenth more
     arithmetic. Returns this rank's mean of every named loss, on the device.
     """
+    engine.begin_step()
     reported: list[Losses] = []
 
     def evaluate(phase: str, outputs: Any, batch: Any) -> Tensor:

@@ -61,7 +61,7 @@ TAPS: dict[str, dict[str, Any]] = {
 DEFAULTS: dict[str, dict[str, Any]] = {
     "cpu": {"precision": ["fp32", "bf16"], "layout": ["contiguous", "channels_last"], "compile": ["eager"],
             "batch": [1], "taps": ["all"], "steps": 1},
-    "cuda": {"precision": ["fp32", "bf16"], "layout": ["channels_last"], "compile": ["eager", "compile"],
+    "cuda": {"precision": ["fp32", "bf16"], "layout": ["channels_last"], "compile": ["eager", "compile", "graphs"],
              "batch": [1, 16], "taps": ["one", "all"], "steps": 20},
 }  # fmt: skip
 SCENES = 8  # of each domain
@@ -77,7 +77,12 @@ def add_options(command: argparse.ArgumentParser) -> None:
     option("--size", choices=SIZES, default="full", help="full: 256x256, ngf 64; small: 64x64, ngf 8 [%(default)s]")
     option("--precision", nargs="+", choices=("fp32", "bf16", "fp16"), help=_by_device("precision"))
     option("--layout", nargs="+", choices=("contiguous", "channels_last"), help=_by_device("layout"))
-    option("--compile", nargs="+", choices=("eager", "compile"), help=_by_device("compile"))
+    option(
+        "--compile",
+        nargs="+",
+        choices=("eager", "compile", "graphs"),
+        help="graphs: compiled, and replayed as CUDA graphs; " + _by_device("compile"),
+    )
     option("--batch", nargs="+", type=int, metavar="N", help="pairs a step; " + _by_device("batch"))
     option("--taps", nargs="+", choices=TAPS, help="perturbed in a step (none: CUT); " + _by_device("taps"))
     option("--steps", type=int, metavar="N", help="in one repetition; " + _by_device("steps"))
@@ -161,8 +166,8 @@ def options_of(combination: Combination, size: str, device: str, data: str, give
     return {
         **SIZES[size], **TAPS[combination.taps], "method.robust.start": 0.0, "data.root": data,
         "engine.device": device, "engine.kind": "single", "engine.precision": combination.precision,
-        "engine.memory_format": combination.layout, "engine.compile": combination.compile == "compile",
-        "optim.global_batch": combination.batch, **given,
+        "engine.memory_format": combination.layout, "engine.compile": combination.compile != "eager",
+        "engine.graphs": combination.compile == "graphs", "optim.global_batch": combination.batch, **given,
     }  # fmt: skip
 
 

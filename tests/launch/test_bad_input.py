@@ -59,6 +59,7 @@ def refused(words: str, *line: str) -> None:
         (["--method.robust.taps", "4,4"], "taps 4, 4 name one twice"),
         (["--global-batch", "3", "--optim.accumulation", "2"], "global batch of 3 does not divide.*multiple of 2"),
         (["--precision", "fp16", "--engine.zero-stage", "1"], "ZeRO with fp16 is not supported"),
+        (["--engine.graphs", "true"], "give --engine.compile true as well"),
         (["--method.all-negatives", "true", "--optim.accumulation", "2"], "all_negatives needs the whole global batch"),
         (["--loop.mirror", "gs://bucket"], "gs://bucket is neither a folder nor an s3:// URL"),
     ],

@@ -1,6 +1,7 @@
 """What a GPU computes against the same step in fp32 on a CPU."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -25,15 +26,17 @@ class Pairs:
     slots: Tensor
 
 
-def first_losses(device: str, precision: str, memory_format: str, beta: float) -> dict[str, float]:
-    """The losses of one step from the published initialisation, on two pairs of 128x128."""
-    engine = make_engine(EngineConfig(kind="single", device=device, precision=precision, memory_format=memory_format))
+def losses_of(steps: int, beta: float, **options: Any) -> list[dict[str, float]]:
+    """The losses of so many steps on two pairs of 128x128, all with the published initialisation: nothing is learnt.
+    options: of the engine."""
+    engine = make_engine(EngineConfig(kind="single", **options))
     config = CutConfig(robust=RobustConfig(beta=beta, start=0.0))
     method = Cut(config, ModelConfig(ngf=16, ndf=16), seed=0, global_batch=2)
-    engine.prepare(method, OptimConfig())
+    engine.prepare(method, OptimConfig(lr=1e-12))
     images = torch.rand(2, 2, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
     batch = Pairs(images[0].to(engine.device), images[1].to(engine.device), torch.arange(2))
-    return {name: value.item() for name, value in train_step(method, engine, [batch], StepContext(Draws(0, 0))).items()}
+    named = [train_step(method, engine, [batch], StepContext(Draws(0, step))) for step in range(steps)]
+    return [{name: value.item() for name, value in losses.items()} for losses in named]
 
 
 @pytest.mark.parametrize(
@@ -42,9 +45,20 @@ def first_losses(device: str, precision: str, memory_format: str, beta: float) -
 )
 def test_a_step_agrees_with_the_cpu(precision: str, memory_format: str, tolerance: float) -> None:
     # Without L_robust, whose perturbations a GPU draws with another generator.
-    expected = first_losses("cpu", "fp32", "contiguous", beta=0.0)
-    actual = first_losses("cuda", precision, memory_format, beta=0.0)
+    (expected,) = losses_of(1, 0.0, device="cpu", precision="fp32", memory_format="contiguous")
+    (actual,) = losses_of(1, 0.0, device="cuda", precision=precision, memory_format=memory_format)
     assert actual == pytest.approx(expected, rel=tolerance, abs=tolerance)
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize(("precision", "beta", "tolerance"), [("fp32", 1e-4, 1e-3), ("bf16", 0.0, 5e-2)])
+def test_compiled_steps_agree_with_eager_ones(precision: str, beta: float, tolerance: float, graphs: bool) -> None:
+    # A graph is warmed up, recorded and replayed in its first three steps.
+    options = {"device": "cuda", "precision": precision, "tf32": False}
+    expected = losses_of(5, beta, **options)
+    actual = losses_of(5, beta, **options, compile=True, graphs=graphs)
+    for eager, compiled in zip(expected, actual, strict=True):
+        assert compiled == pytest.approx(eager, rel=tolerance, abs=tolerance)
 
 
 def test_triton_kernels() -> None:
@@ -55,4 +69,5 @@ def test_triton_kernels() -> None:
 
 
 def test_the_robustness_term_runs_in_bf16() -> None:
-    assert 0 < first_losses("cuda", "bf16", "channels_last", beta=1e-4)["robust"] < 1e4
+    (losses,) = losses_of(1, 1e-4, device="cuda", precision="bf16")
+    assert 0 < losses["robust"] < 1e4

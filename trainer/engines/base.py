@@ -46,12 +46,15 @@ class EngineConfig:
     compile: bool = option(
         False, "have torch.compile fuse what lies between convolutions (takes minutes at the start)", resumable=True
     )
+    graphs: bool = option(False, "on a GPU: replay what is compiled as CUDA graphs (not measured yet)", resumable=True)
     triton: bool = option(
         False, "on a GPU: instance norm by this project's Triton kernels (not measured yet)", resumable=True
     )
     zero_stage: int = option(0, "DeepSpeed ZeRO stage: 1 spreads the optimiser state", choices=(0, 1), resumable=True)
 
     def __post_init__(self) -> None:
+        if self.graphs and not self.compile:
+            raise UserError("engine.graphs replays what is compiled: give --engine.compile true as well")
         # ZeRO brings a loss scaler of its own, whose state no checkpoint of ours would hold.
         if self.zero_stage > 0 and self.precision == "fp16":
             raise UserError("ZeRO with fp16 is not supported: give --precision bf16, or --engine.zero-stage 0")
@@ -114,7 +117,7 @@ class Engine:
             _use_triton(method)
         if self.config.compile:
             for part in method.compiled_parts():
-                part.compile(dynamic=False)
+                part.compile(dynamic=False, mode="reduce-overhead" if self._replays_graphs else None)
         for phase in method.phases:
             networks = method.networks(phase)
             self.parameters[phase] = dict(networks.named_parameters())
@@ -128,6 +131,15 @@ class Engine:
 
     def _wrap(self, module: Phase, phase: str, optim: OptimConfig) -> nn.Module:
         return module
+
+    @property
+    def _replays_graphs(self) -> bool:
+        return self.config.graphs and self.device.type == "cuda"
+
+    def begin_step(self) -> None:
+        """Called before each training step: graphs may overwrite what they returned in the last one."""
+        if self._replays_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
 
     def autocast(self) -> AbstractContextManager:
         """The precision of everything that runs forward."""
