@@ -14,6 +14,8 @@ from tuning.results import best_record, text
 from tuning.spaces import Dimension
 
 DPI = 110
+LABEL = np.array((24.0, 10.0))  # points that a written figure takes
+AROUND = ((0, 14), (0, -14), (20, 0), (-20, 0))  # points from its dot: above it at best
 RING: dict[str, Any] = {"s": 320, "facecolors": "none", "edgecolors": "red"}  # around the best
 
 
@@ -44,13 +46,26 @@ def _plane(measured: Sequence[Record], best: Record | None, space: Sequence[Dime
             s=110, edgecolors="#444444", linewidths=0.6, cmap="viridis_r" if BETTER[metric] == "less" else "viridis",
             vmin=min(values, default=0.0), vmax=max(values, default=1.0),
         )  # fmt: skip
-        for record, x, y in zip(group, _places(across, group), _places(up, group), strict=True):
-            label = f"{record.figures[metric]:.3g}"
-            axes.annotate(label, (x, y), xytext=(0, 10), textcoords="offset points", ha="center", fontsize=8)
     figure.colorbar(dots, label=metric)
     _label(axes, "x", across)
     _label(axes, "y", up)
+    _write(axes, _places(across, measured), _places(up, measured), [f"{value:.3g}" for value in values])
     return figure
+
+
+def _write(axes: Axes, across: Sequence[float], up: Sequence[float], labels: Sequence[str]) -> None:
+    """A label beside each dot, clear of those written before as far as that can be."""
+    written: list[np.ndarray] = []
+
+    def clearance(place: np.ndarray) -> float:
+        """From the nearest label, in sizes of a label; more than 1 is no better than 1, where they do not touch."""
+        return min([1.0, *(float(np.max(np.abs(place - other) / LABEL)) for other in written)])
+
+    for x, y, label in zip(across, up, labels, strict=True):
+        dot = axes.transData.transform((x, y)) * 72 / DPI  # from pixels to points
+        offset = max(AROUND, key=lambda offset: clearance(dot + offset))
+        written.append(dot + offset)
+        axes.annotate(label, (x, y), xytext=offset, textcoords="offset points", ha="center", va="center", fontsize=8)
 
 
 def _panels(measured: Sequence[Record], best: Record | None, space: Sequence[Dimension], metric: str) -> Figure:
