@@ -81,6 +81,18 @@ def test_norm_in_lower_precision(layout: torch.memory_format, dtype: torch.dtype
 
 
 @layouts
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("normalise", [norm_activation, plain_norm_activation])
+def test_a_channel_without_variance_passes_no_gradient(normalise: Any, dtype: torch.dtype, layout: Any) -> None:
+    x = features(2, 3, 9, 7, dtype=dtype)
+    x[1, 2] = 0.3
+    given = in_layout(x, layout)
+    (slopes,) = torch.autograd.grad(normalise(given, 0.2), given, features(2, 3, 9, 7, seed=1, dtype=dtype))
+    assert slopes[1, 2].abs().max() == 0
+    assert slopes.abs().amax((2, 3)).count_nonzero() == 5
+
+
+@layouts
 def test_the_norm_keeps_one_map_for_the_backward_pass(layout: torch.memory_format) -> None:
     kept: list[Tensor] = []
     x = in_layout(features(2, 4, 8, 8), layout)
@@ -239,6 +251,17 @@ def test_a_step_has_the_losses_and_gradients_of_the_plain_one(
     for name, expected in reference[1].items():
         error = float((gradients[name] - expected).norm() / expected.norm())
         assert error < of_gradients, (name, error)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_image_of_one_colour_does_no_harm(precision: str) -> None:
+    """Its gradient is of the usual size: by the formula of instance norm it overflows in bf16."""
+    step = Step(precision=precision)
+    for _ in range(3):
+        step.take(1)
+    step.batch.source[:] = torch.tensor([0.004, -0.5, 0.004]).view(3, 1, 1)
+    step.take(1)
+    assert all(float(gradient.norm()) < 1e3 for gradient in step.gradients().values())
 
 
 def test_checkpointing_changes_no_bit_and_keeps_less() -> None:

@@ -12,11 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 EPSILON = 1e-5
+FLAT = 1e-6 * EPSILON  # variance of a channel that has none: float32 hardly tells EPSILON + FLAT from EPSILON
 
 
 class InstanceNorm2d(nn.InstanceNorm2d):
     """Instance norm without affine or running statistics (Ulyanov et al. 2016), then an activation: (B, C, H, W) to the
     same shape, layout and dtype; the statistics are float32 or wider.
+
+    A channel without variance passes no gradient back. By the formula it would be multiplied by 1 / sqrt(EPSILON) = 316,
+    and an image of one colour, such as a crop of a label map, has such channels at every norm: the product overflows.
 
     slope: of the activation below 0: 1 for none, 0 for ReLU, 0.2 for the LeakyReLU of a discriminator.
     triton: on a GPU, by our Triton kernels instead of torch's operators; the engine sets it.
@@ -42,15 +46,16 @@ def plain_norm_activation(x: Tensor, slope: float) -> Tensor:
     """The same by its definition: the reference of the fast kernels, and where the gradient of a gradient comes from."""
     wide = x.to(_statistics_dtype(x))
     variance, mean = torch.var_mean(wide, dim=(2, 3), correction=0, keepdim=True)
-    return F.leaky_relu((wide - mean) * (variance + EPSILON).rsqrt(), slope).to(x.dtype)
+    y = (wide - mean) * (variance + EPSILON).rsqrt()
+    return F.leaky_relu(torch.where(variance > FLAT, y, y.detach()), slope).to(x.dtype)
 
 
 class _NormActivation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, slope: float, kernels: ModuleType | None) -> Tensor:
         x = x.contiguous(memory_format=_layout(x))
-        y, *statistics = kernels.forward(x, slope, EPSILON) if kernels else _forward(x, slope)
-        ctx.save_for_backward(x, *statistics)
+        y, mean, rstd = kernels.forward(x, slope, EPSILON) if kernels else _forward(x, slope)
+        ctx.save_for_backward(x, mean, rstd.masked_fill(rstd >= (FLAT + EPSILON) ** -0.5, 0.0))
         ctx.slope, ctx.kernels = slope, kernels
         return y
 
