@@ -24,6 +24,7 @@ class PatchDiscriminator(nn.Module):
             stride = 2 if halve and not antialias else 1
             model += [nn.Conv2d(widths[n - 1] if n else in_channels, width, 4, stride=stride, padding=1)]
             if n:
+                # Not guarded: what a generator makes at first is nearly of one colour, and has to learn from D.
                 model += [InstanceNorm2d(width, slope=0.2), nn.Identity()]  # the published LeakyReLU has its own place
             else:
                 model += [nn.LeakyReLU(0.2, inplace=True)]

@@ -15,7 +15,10 @@ from trainer.networks.split import split_batch
 
 
 def _instance_norm_relu(channels: int) -> list[nn.Module]:
-    return [InstanceNorm2d(channels, slope=0.0), nn.Identity()]  # the published ReLU has a place of its own
+    return [
+        InstanceNorm2d(channels, slope=0.0, guarded=True),
+        nn.Identity(),
+    ]  # the published ReLU has a place of its own
 
 
 class ResnetBlock(nn.Module):
@@ -34,7 +37,7 @@ class ResnetBlock(nn.Module):
             *_instance_norm_relu(channels),
             Pad2d(1),
             nn.Conv2d(channels, channels, 3),
-            InstanceNorm2d(channels),
+            InstanceNorm2d(channels, guarded=True),
         )
 
     def forward(self, x: Tensor) -> Tensor:

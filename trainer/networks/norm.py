@@ -19,54 +19,57 @@ class InstanceNorm2d(nn.InstanceNorm2d):
     """Instance norm without affine or running statistics (Ulyanov et al. 2016), then an activation: (B, C, H, W) to the
     same shape, layout and dtype; the statistics are float32 or wider.
 
-    A channel without variance passes no gradient back. By the formula it would be multiplied by 1 / sqrt(EPSILON) = 316,
-    and an image of one colour, such as a crop of a label map, has such channels at every norm: the product overflows.
-
     slope: of the activation below 0: 1 for none, 0 for ReLU, 0.2 for the LeakyReLU of a discriminator.
+    guarded: a channel without variance passes no gradient back. By the formula it is multiplied by 1 / sqrt(EPSILON) =
+    316, and an image of one colour, such as a crop of a label map, has such channels at every norm: in a deep network
+    the product overflows.
     triton: on a GPU, by our Triton kernels instead of torch's operators; the engine sets it.
     """
 
-    def __init__(self, channels: int, slope: float = 1.0) -> None:
+    def __init__(self, channels: int, slope: float = 1.0, *, guarded: bool = False) -> None:
         super().__init__(channels, eps=EPSILON)
         self.slope = slope
+        self.guarded = guarded
         self.triton = False
 
     def forward(self, x: Tensor) -> Tensor:
-        return norm_activation(x, self.slope, triton=self.triton)
+        return norm_activation(x, self.slope, guarded=self.guarded, triton=self.triton)
 
 
-def norm_activation(x: Tensor, slope: float, *, triton: bool = False) -> Tensor:
+def norm_activation(x: Tensor, slope: float, *, guarded: bool = False, triton: bool = False) -> Tensor:
     """What InstanceNorm2d computes. Keeps x for the backward pass, and no second map of that size."""
     if torch.compiler.is_compiling():  # which fuses the plain one with its neighbours
-        return plain_norm_activation(x, slope)
-    return _NormActivation.apply(x, slope, _kernels(x) if triton else None)
+        return plain_norm_activation(x, slope, guarded=guarded)
+    return _NormActivation.apply(x, slope, guarded, _kernels(x) if triton else None)
 
 
-def plain_norm_activation(x: Tensor, slope: float) -> Tensor:
+def plain_norm_activation(x: Tensor, slope: float, *, guarded: bool = False) -> Tensor:
     """The same by its definition: the reference of the fast kernels, and where the gradient of a gradient comes from."""
     wide = x.to(_statistics_dtype(x))
     variance, mean = torch.var_mean(wide, dim=(2, 3), correction=0, keepdim=True)
     y = (wide - mean) * (variance + EPSILON).rsqrt()
-    return F.leaky_relu(torch.where(variance > FLAT, y, y.detach()), slope).to(x.dtype)
+    return F.leaky_relu(torch.where(variance > FLAT, y, y.detach()) if guarded else y, slope).to(x.dtype)
 
 
 class _NormActivation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, slope: float, kernels: ModuleType | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, slope: float, guarded: bool, kernels: ModuleType | None) -> Tensor:
         x = x.contiguous(memory_format=_layout(x))
         y, mean, rstd = kernels.forward(x, slope, EPSILON) if kernels else _forward(x, slope)
-        ctx.save_for_backward(x, mean, rstd.masked_fill(rstd >= (FLAT + EPSILON) ** -0.5, 0.0))
-        ctx.slope, ctx.kernels = slope, kernels
+        if guarded:
+            rstd = rstd.masked_fill(rstd >= (FLAT + EPSILON) ** -0.5, 0.0)
+        ctx.save_for_backward(x, mean, rstd)
+        ctx.slope, ctx.guarded, ctx.kernels = slope, guarded, kernels
         return y
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         x, mean, rstd = ctx.saved_tensors
         if torch.is_grad_enabled():  # a gradient of this gradient will be asked for
-            y = plain_norm_activation(x, ctx.slope)
-            return torch.autograd.grad(y, x, gradient, create_graph=True)[0], None, None
+            y = plain_norm_activation(x, ctx.slope, guarded=ctx.guarded)
+            return torch.autograd.grad(y, x, gradient, create_graph=True)[0], None, None, None
         backward = ctx.kernels.backward if ctx.kernels else _backward
-        return backward(gradient.contiguous(memory_format=_layout(x)), x, mean, rstd, ctx.slope), None, None
+        return backward(gradient.contiguous(memory_format=_layout(x)), x, mean, rstd, ctx.slope), None, None, None
 
 
 def _forward(x: Tensor, slope: float) -> tuple[Tensor, Tensor, Tensor]:
