@@ -15,10 +15,8 @@ from trainer.networks.split import split_batch
 
 
 def _instance_norm_relu(channels: int) -> list[nn.Module]:
-    return [
-        InstanceNorm2d(channels, slope=0.0, guarded=True),
-        nn.Identity(),
-    ]  # the published ReLU has a place of its own
+    # The published ReLU has a place of its own.
+    return [InstanceNorm2d(channels, slope=0.0, guarded=True), nn.Identity()]
 
 
 class ResnetBlock(nn.Module):
