@@ -21,7 +21,7 @@ from infra.storage import open_storage
 from pipelines.cache import OpenShard, ShardCache, UnusableShard
 from pipelines.decode import Decoder, EncodedCrop, Undecodable, make_decoder
 from pipelines.health import DataHealth
-from pipelines.manifest import DOMAINS, SampleEntry, Split, load_manifest
+from pipelines.manifest import DOMAINS, SampleEntry, Shard, Split, load_manifest
 from pipelines.order import SampleOrder, augmentation, micro_batch_slots
 
 T = TypeVar("T")
@@ -123,11 +123,11 @@ class Domain:
         self._order_guard = threading.Lock()
         self._left_out: set[int] = set()  # shards
 
-    def prefetch(self, position: int) -> None:
-        """Have the shards fetched that the positions from this one on need."""
+    def upcoming(self, position: int) -> list[Shard]:
+        """The shards that the positions from this one on need, the first of them first."""
         with self._order_guard:
             upcoming = self._order.upcoming_shards(position)
-        self._cache.prefetch(self._split.shards[index] for index in upcoming if index not in self._left_out)
+        return [self._split.shards[index] for index in upcoming if index not in self._left_out]
 
     def pick(self, position: int, attempt: int = 0) -> Pick:
         """The sample in turn at a global position or, after so many attempts at others, the one that replaces it.
@@ -235,6 +235,7 @@ class Loader(ABC, Generic[T]):
         if len({domain.crop for domain in self._domains}) > 1:
             raise UserError(f"--crop none takes images whole, but those of {root_url} differ in size between source and "
                             "target: pass a --crop that fits into both, or prepare them in one size")  # fmt: skip
+        self._prefetch(first_step * global_batch)  # while the decoders are made
         self._decoders = [self._make_decoder(labels=labels) for labels in ((False, True) if self.labels else (False,))]
 
     def _make_decoder(self, labels: bool) -> Decoder:
@@ -278,10 +279,14 @@ class Loader(ABC, Generic[T]):
         picks = []
         for step in range(first_step, first_step + self.steps_per_call):
             first = step * self._global_batch
-            for domain in self._domains:
-                domain.prefetch(first)
+            self._prefetch(first)
             picks += [domain.pick(first + slot) for slots in self._slots for domain in self._domains for slot in slots]
         return picks
+
+    def _prefetch(self, position: int) -> None:
+        """Have shards fetched, of all domains in turn: no batch can do without any of them."""
+        in_turn = itertools.zip_longest(*(domain.upcoming(position) for domain in self._domains))
+        self._cache.prefetch(shard for shards in in_turn for shard in shards if shard)
 
     def _load(self, calls: Iterator[list[Pick]]) -> Iterator[list[T]]:
         """The micro-batches of each step. The next call begins before the last one is met: its threads always have work."""

@@ -70,7 +70,7 @@ def test_of_four_thousand_shards_those_of_the_first_windows_are_opened(tmp_path,
     manifest = write_large_root(tmp_path, templates, MILLION, first_step)
     sizes = [shard.samples for shard in manifest.splits["train/source"].shards]
     assert len(sizes) == 3907 and len(list(tmp_path.rglob("*.tar"))) == 2 * 2 * CONFIG.window
-    loader, entries = make_loader(tmp_path, first_step), living(SampleEntry)
+    entries, loader = living(SampleEntry), make_loader(tmp_path, first_step)
     steps = list(islice(loader, 5))
     assert 0 < living(SampleEntry) - entries <= 2 * 2 * CONFIG.window * SHARD_SAMPLES
     loader.close()
