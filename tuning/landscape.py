@@ -49,11 +49,11 @@ def _plane(measured: Sequence[Record], best: Record | None, space: Sequence[Dime
     figure.colorbar(dots, label=metric)
     _label(axes, "x", across)
     _label(axes, "y", up)
-    _write(axes, _places(across, measured), _places(up, measured), [f"{value:.3g}" for value in values])
+    _annotate(axes, _places(across, measured), _places(up, measured), [f"{value:.3g}" for value in values])
     return figure
 
 
-def _write(axes: Axes, across: Sequence[float], up: Sequence[float], labels: Sequence[str]) -> None:
+def _annotate(axes: Axes, across: Sequence[float], up: Sequence[float], labels: Sequence[str]) -> None:
     """A label beside each dot, clear of those written before as far as that can be."""
     written: list[np.ndarray] = []
 

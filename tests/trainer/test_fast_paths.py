@@ -88,11 +88,14 @@ def test_a_guarded_channel_without_variance_passes_no_gradient(normalise: Any, d
     x[1, 2] = 0.3
     given = in_layout(x, layout)
     gradient = features(2, 3, 9, 7, seed=1, dtype=dtype)
-    (slopes,) = torch.autograd.grad(normalise(given, 0.2, guarded=True), given, gradient)
-    (as_is,) = torch.autograd.grad(normalise(given, 0.2), given, gradient)
-    assert slopes[1, 2].abs().max() == 0 < as_is[1, 2].abs().max()
-    slopes[1, 2] = as_is[1, 2]
-    assert torch.equal(slopes, as_is)
+    for twice in (False, True):  # differentiable
+        slopes, as_is = (
+            torch.autograd.grad(normalise(given, 0.2, guarded=guarded), given, gradient, create_graph=twice)[0].detach()
+            for guarded in (True, False)
+        )
+        assert slopes[1, 2].abs().max() == 0 < as_is[1, 2].abs().max()
+        slopes[1, 2] = as_is[1, 2]
+        assert torch.equal(slopes, as_is)
 
 
 @layouts
@@ -256,10 +259,10 @@ def test_a_step_has_the_losses_and_gradients_of_the_plain_one(
         assert error < of_gradients, (name, error)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_an_image_of_one_colour_does_no_harm(precision: str) -> None:
-    """Its gradient is of the usual size: by the formula of instance norm it overflows in bf16."""
-    step = Step(precision=precision)
+def test_an_image_of_one_colour_does_no_harm() -> None:
+    """Its gradient is of the usual size: by the formula of instance norm it overflows in bf16, whose features round to
+    exact zeros there."""
+    step = Step(precision="bf16")
     for _ in range(3):
         step.take(1)
     step.batch.source[:] = torch.tensor([0.004, -0.5, 0.004]).view(3, 1, 1)

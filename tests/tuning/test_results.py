@@ -2,10 +2,13 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from made import BETA, T, records
+from matplotlib.axes import Axes
+from matplotlib.text import Annotation
 
 from infra.config import flatten, read_yaml, to_yaml
 from launch.config import make_config
@@ -98,3 +101,16 @@ def test_ablations_are_rows_by_seeds_and_a_table() -> None:
     assert "| CUT | – | – | 21.0 ± 1.4 | 2 |" in lines
     assert "| SRUNIT | – (80.7) | – (33.95) | 21.0 ± 1.4 (27.23) | 2 |" in lines
     assert "| E2 | – (75.31) | – (30.13) | – (23.86) | 0 |" in lines
+
+
+def test_labels_of_equal_trials_lie_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    places, annotate = [], Axes.annotate
+
+    def spy(axes: Axes, label: str, place: tuple[float, float], *, xytext: tuple[int, int], **how: Any) -> Annotation:
+        places.append((*place, *xytext))
+        return annotate(axes, label, place, xytext=xytext, **how)
+
+    monkeypatch.setattr(Axes, "annotate", spy)
+    equal = [Record(number, {BETA: 1e-4, T: 0.1}, "finished", figures={"mIoU": 0.2}) for number in range(4)]
+    landscape(equal, parse_space(["beta-T"], [{}]), "mIoU")
+    assert len(set(places)) == 4
