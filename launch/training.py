@@ -182,6 +182,8 @@ def _observer(
     setup_logging(folder.log_file)
     options = flatten(job.config)
     log.info("%s: %s", folder.path, _summary(job, trainer, first_step))
+    for words in losses_not_reached(trainer):
+        log.warning("%s", words)
     tags = {
         "mlflow.source.name": job.script,
         "mlflow.note.content": f"Run folder: `{folder.path.absolute()}`\n\n{_summary(job, trainer, 0)}",
@@ -206,6 +208,17 @@ def _summary(job: Job[Config], trainer: Trainer, first_step: int) -> str:
         f"{job.title}, {trainer.total_steps} steps of {config.optim.global_batch} {job.unit}{start}; "
         f"{engine.kind} x{engine.world_size} on {engine.device}, {config.engine.precision}"
     )
+
+
+def losses_not_reached(trainer: Trainer) -> list[str]:
+    """A sentence for each loss that is asked for and begins after this run has ended."""
+    schedule, steps = trainer.schedule, trainer.total_steps
+    return [
+        f"this run ends after step {steps}, before the loss of {option} = {start:g} begins (step "
+        f"{schedule.first_step_at(start) + 1}), so it trains and times without it: give a smaller --{option}, or more steps"
+        for option, start in trainer.method.late_losses().items()
+        if schedule.progress(steps - 1) < start
+    ]
 
 
 def _fit(trainer: Trainer, loader: Loader[Any], first_step: int, observer: Observer) -> None:

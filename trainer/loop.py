@@ -22,6 +22,7 @@ from trainer.draws import Draws
 from trainer.engines import Engine
 from trainer.methods.base import Losses, Method, StepContext
 from trainer.optim import OptimConfig
+from trainer.schedule import Schedule
 from trainer.state import TrainingState, collect_state, restore_state
 from trainer.step import train_step
 
@@ -53,36 +54,6 @@ class LoopConfig:
             )
         if self.max_steps is not None and self.max_steps < 1:
             raise UserError(f"--max-steps {self.max_steps} trains nothing: give 1 or more")
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How steps, epochs of the source and learning rates go together."""
-
-    optim: OptimConfig
-    source_samples: int
-
-    @property
-    def steps(self) -> int:
-        """Steps that cover all epochs."""
-        return math.ceil(self.optim.total_epochs * self.source_samples / self.optim.global_batch)
-
-    def epoch(self, step: int) -> int:
-        """The epoch, counted from 1, in which a step (counted from 0) begins."""
-        return step * self.optim.global_batch // self.source_samples + 1
-
-    def passes(self, done: int, epochs: float) -> bool:
-        """Whether the last of `done` steps reached a multiple of so many epochs."""
-        interval = epochs * self.source_samples
-        before, now = ((steps * self.optim.global_batch) // interval for steps in (done - 1, done))
-        return now > before
-
-    def progress(self, step: int) -> float:
-        """The share of all epochs that is done when a step (counted from 0) begins."""
-        return step * self.optim.global_batch / (self.optim.total_epochs * self.source_samples)
-
-    def learning_rate(self, step: int) -> float:
-        return self.optim.learning_rate(self.epoch(step), self.progress(step))
 
 
 class Observer:
@@ -131,7 +102,7 @@ class Trainer:
         self.evaluate_every = evaluate_every
         self.averaged = _moving_average(method, optim.ema)
         self._pending: list[tuple[int, Losses]] = []
-        self._seconds = 0.0  # spent in the pending steps
+        self._since = 0.0  # when the pending steps began, on the clock that measures them
         self._told = False  # this process got SIGTERM
         self._terminated = False  # some process did: known to all since the last synchronisation
 
@@ -153,12 +124,10 @@ class Trainer:
         Raises Stopped after SIGTERM (with a checkpoint saved) and when a loss is no longer a finite number.
         """
         with self._on_terminate():
-            waiting = time.perf_counter()
+            self._since = time.perf_counter()
             for step, batches in zip(range(first_step, self.total_steps), steps, strict=False):
                 self._step(step, batches)
-                self._seconds += time.perf_counter() - waiting
                 self._observe(step + 1, first_step, observer)
-                waiting = time.perf_counter()
 
     @contextmanager
     def _on_terminate(self) -> Iterator[None]:
@@ -186,16 +155,18 @@ class Trainer:
     def _observe(self, done: int, first_step: int, observer: Observer) -> None:
         config, last = self.config, done == self.total_steps
         saves = last or done % config.checkpoint_every == 0
+        samples = last or done % config.samples_every == 0
         evaluates = self.evaluate_every > 0 and (last or self.schedule.passes(done, self.evaluate_every))
-        # A checkpoint must find the line of every step before it written: a resumed run cuts the journal there.
-        due = saves or evaluates or done % config.report_every == 0 or done - first_step <= 2
+        # A checkpoint must find the line of every step before it written: a resumed run cuts the journal there. And what
+        # takes its time here must not count as that of steps.
+        due = saves or samples or evaluates or done % config.report_every == 0 or done - first_step <= 2
         alone = self.engine.world_size == 1  # several ranks can only stop together, when they next synchronise
         rows = self._synchronise() if due or (self._told and alone) else []
         observer.progress(rows)
         if done - first_step == 2:
             pairs = (self.total_steps - done) * self.schedule.optim.global_batch
             observer.estimate(pairs / rows[-1]["pairs_per_s"])
-        if last or done % config.samples_every == 0:
+        if samples:
             observer.sample(done)
         if evaluates and not self._terminated:
             saves = observer.evaluate(done) or saves
@@ -205,6 +176,8 @@ class Trainer:
             raise Stopped(
                 f"terminated after step {done}, which is saved: the same command continues from there", TERMINATED
             )
+        if rows:
+            self._since = time.perf_counter()
 
     def _synchronise(self) -> list[dict[str, float]]:
         """Metrics of the pending steps as plain numbers, averaged over ranks; learns whether any rank was told to stop."""
@@ -215,11 +188,13 @@ class Trainer:
             [torch.stack([*(losses.get(name, zero) for name in names), told]) for _, losses in self._pending]
         )
         *columns, told_column = self.engine.mean(table).cpu().T.tolist()
+        # Here, since the line above has waited for what an accelerator had still to do.
+        seconds = time.perf_counter() - self._since
         self._terminated = any(told_column)
 
         batch = self.schedule.optim.global_batch
         shared = {
-            "pairs_per_s": len(self._pending) * batch / self._seconds,
+            "pairs_per_s": len(self._pending) * batch / seconds,
             "memory_gib": _memory_gib(self.engine.device),
         }
         rows = []
@@ -231,7 +206,7 @@ class Trainer:
                               "optim.lr or beta, or with --precision fp32", DIVERGED)  # fmt: skip
             position = {"step": step + 1, "epoch": self.schedule.epoch(step), "lr": self.schedule.learning_rate(step)}
             rows.append({**position, **named, **shared})
-        self._pending, self._seconds = [], 0.0
+        self._pending = []
         return rows
 
 

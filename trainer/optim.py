@@ -9,7 +9,8 @@ from torch import nn
 
 from infra.config import option
 from infra.errors import UserError
-from trainer.schedule import SCHEDULES, lr_factor
+
+SCHEDULES = ("linear", "step", "cosine", "cosine-published", "poly")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +26,10 @@ class OptimConfig:
     momentum: float = option(0.9, "SGD's momentum")
     weight_decay: float = option(0.0, "share of each weight added to its gradient")
     epochs: float = option(200.0, "epochs (of the source) at the full learning rate")
-    decay_epochs: float = option(200.0, "epochs over which it then falls to zero")
-    schedule: str = option("linear", "how the learning rate falls", choices=SCHEDULES)
+    decay_epochs: float = option(200.0, "epochs over which it then falls to zero (schedule linear)")
+    schedule: str = option(
+        "linear", "how the learning rate falls: cosine and poly over all epochs, step by tenths", choices=SCHEDULES
+    )
     step_epochs: int = option(50, "schedule step: epochs between divisions by ten")
     ema: float = option(
         0.0, "decay of the exponential moving average of the generator (or segmenter), e.g. 0.999; 0: none"
@@ -42,20 +45,16 @@ class OptimConfig:
             raise UserError(f"Adam needs lr > 0 and 0 <= beta < 1 (got lr {self.lr}, betas {self.beta1}, {self.beta2})")
         if self.epochs < 0 or self.decay_epochs < 0 or self.total_epochs <= 0:
             raise UserError("optim.epochs and optim.decay_epochs must not be negative, and not both 0")
-        if self.step_epochs < 1 or (self.schedule == "cosine" and self.epochs == 0):
-            raise UserError("optim.step_epochs must be 1 or more, and optim.epochs above 0 for the cosine schedule")
+        if self.step_epochs < 1 or (self.schedule == "cosine-published" and self.epochs == 0):
+            raise UserError(
+                "optim.step_epochs must be 1 or more, and optim.epochs above 0 for schedule cosine-published"
+            )
         if not 0 <= self.ema < 1:
             raise UserError(f"optim.ema = {self.ema} must lie in [0, 1): 0.999 is usual, 0 turns it off")
 
     @property
     def total_epochs(self) -> float:
         return self.epochs + self.decay_epochs
-
-    def learning_rate(self, epoch: int, progress: float) -> float:
-        """The rate in use in an epoch, counted from 1, when a share `progress` in [0, 1) of all epochs is done."""
-        return self.lr * lr_factor(
-            self.schedule, epoch, self.epochs, self.decay_epochs, self.step_epochs, progress=progress
-        )
 
 
 def make_optimiser(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:

@@ -14,36 +14,12 @@ from torch import Tensor
 
 from infra.errors import Stopped
 from trainer.engines import Engine, EngineConfig
-from trainer.loop import LoopConfig, Observer, Schedule, Trainer
+from trainer.loop import LoopConfig, Observer, Trainer
 from trainer.methods import Cut, CutConfig
 from trainer.networks.config import ModelConfig
 from trainer.optim import OptimConfig
+from trainer.schedule import Schedule
 from trainer.state import TrainingState
-
-# ---- the schedule -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("epochs", "decay", "samples", "batch", "steps"),
-    [(1, 1, 10, 1, 20), (1, 1, 10, 4, 5), (1, 0, 10, 4, 3), (0.5, 0, 10, 1, 5), (10, 10, 2975, 1, 59500)],
-)
-def test_the_steps_cover_all_epochs(epochs: float, decay: float, samples: int, batch: int, steps: int) -> None:
-    schedule = Schedule(OptimConfig(epochs=epochs, decay_epochs=decay, global_batch=batch), samples)
-    assert schedule.steps == steps
-    assert schedule.progress(steps - 1) < 1 <= schedule.progress(steps)
-
-
-def test_epochs_begin_where_the_source_begins_again() -> None:
-    schedule = Schedule(OptimConfig(epochs=2, decay_epochs=1, global_batch=4), 10)
-    assert [schedule.epoch(step) for step in range(schedule.steps)] == [1, 1, 1, 2, 2, 3, 3, 3]
-    assert schedule.progress(0) == 0 and schedule.progress(3) == pytest.approx(0.4)
-
-
-def test_the_rate_falls_at_epoch_boundaries() -> None:
-    schedule = Schedule(OptimConfig(epochs=2, decay_epochs=3, lr=1.0), 5)
-    rates = [schedule.learning_rate(step) for step in range(25)]
-    assert rates == pytest.approx([1] * 10 + [0.75] * 5 + [0.5] * 5 + [0.25] * 5)
-
 
 # ---- the loop ---------------------------------------------------------------------------------------------------------
 
@@ -123,6 +99,65 @@ def test_every_step_has_a_row_whatever_the_rhythm() -> None:
     assert all(row[name] > 0 for row in recorders[4].rows for name in timed)
 
 
+class Clock:
+    """Stands in for the time module in the loop; tests move it on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr("trainer.loop.time", self)
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def test_pairs_per_s_counts_the_wait_for_the_accelerator_and_nothing_that_is_no_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An accelerator is still busy when a step's code has run: the wait for its results belongs to the steps. The time
+    of pictures, evaluations and checkpoints does not."""
+    clock = Clock(monkeypatch)
+    trainer = make(12, report_every=5, samples_every=4, checkpoint_every=7)
+    queued = 0
+
+    def train_step(*_: Any) -> dict[str, Tensor]:
+        nonlocal queued
+        queued += 1
+        clock.now += 0.25  # to launch it
+        return {"G": torch.zeros(())}
+
+    def mean(table: Tensor) -> Tensor:
+        nonlocal queued
+        clock.now += 0.75 * queued  # until it is done
+        queued = 0
+        return table
+
+    class Slow(Recorder):
+        def sample(self, step: int) -> None:
+            clock.now += 1000
+            super().sample(step)
+
+        def save(self, state: TrainingState) -> None:
+            clock.now += 1000
+            super().save(state)
+
+    monkeypatch.setattr("trainer.loop.train_step", train_step)
+    monkeypatch.setattr(trainer.engine, "mean", mean)
+    trainer.schedule = Schedule(trainer.schedule.optim, 100)
+    recorder = Slow()
+    trainer.fit(steps_of_noise(), 0, recorder)
+    assert [row["pairs_per_s"] for row in recorder.rows] == pytest.approx([1.0] * 12)
+    assert recorder.estimates == pytest.approx([10.0])  # steps of a second each
+
+
+def test_the_rate_that_is_logged_is_the_rate_in_use() -> None:
+    trainer, used = make(8), []
+    optimisers = trainer.engine.optimisers.values()
+    recorder = Recorder(lambda done: used.append({group["lr"] for each in optimisers for group in each.param_groups}))
+    trainer.fit(steps_of_noise(), 0, recorder)
+    assert used == [{row["lr"]} for row in recorder.rows]
+    assert len({row["lr"] for row in recorder.rows}) == 2
+
+
 def test_samples_and_checkpoints_come_in_their_rhythm_and_at_the_end() -> None:
     recorder = Recorder()
     make(7, samples_every=3, checkpoint_every=2).fit(steps_of_noise(), 0, recorder)
@@ -143,12 +178,6 @@ def test_the_best_is_saved_between_checkpoints() -> None:
     recorder.best = (2, 4)
     make(7, checkpoint_every=3, evaluate_every=0.5).fit(steps_of_noise(), 0, recorder)
     assert [state.step for state in recorder.states] == [2, 3, 4, 6, 7]
-
-
-def test_an_epoch_may_pass_within_a_step() -> None:
-    schedule = Schedule(OptimConfig(epochs=3, decay_epochs=0, global_batch=4), 10)
-    assert [done for done in range(1, 9) if schedule.passes(done, 1)] == [3, 5, 8]
-    assert [done for done in range(1, 9) if schedule.passes(done, 0.2)] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 def test_the_schedule_ends_the_run_and_a_finished_run_does_nothing() -> None:

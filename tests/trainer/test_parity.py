@@ -275,7 +275,7 @@ def test_schedule(oracle: Oracle) -> None:
     assert tags
     for tag in tags:
         name, n_epochs, n_epochs_decay = tag.split("_")[:3]
-        kind = name if name in ("step", "cosine") else "linear"
+        kind = {"step": "step", "cosine": "cosine-published"}.get(name, "linear")
         epochs = oracle.plain(f"{tag}_epoch")
         rates = [
             2e-4 * lr_factor(kind, epoch, int(n_epochs), int(n_epochs_decay), step_epochs=6)

@@ -72,6 +72,10 @@ class Method(nn.Module, ABC, Generic[Data, Outputs]):
         """The network that the run is for: a generator (b, 3, h, w) -> (b, 3, h, w) in [-1, 1], or a segmenter."""
         return self.get_submodule(self.product_name)
 
+    def late_losses(self) -> dict[str, float]:
+        """What begins late, by the option that says when: the share of all epochs that is done by then."""
+        return {}
+
     def compiled_parts(self) -> list[nn.Module]:
         """The modules that torch.compile takes as a whole: those that are called with features and return features."""
         return [network for phase in self.phases for network in self.networks(phase).values()]

@@ -93,6 +93,15 @@ class Cut(Method[Batch, CutOutputs]):
         held = {"bank": self.bank, "distances": self.distances}
         return nn.ModuleDict({name: module for name, module in held.items() if module is not None})
 
+    def late_losses(self) -> dict[str, float]:
+        robust, constraint = self.config.robust, self.config.constraint
+        weights = (constraint.self_distance, constraint.smoothness, constraint.consistency, constraint.lipschitz)
+        starts = {
+            "method.robust.start": (robust.beta, robust.start),
+            "method.constraint.start": (max(weights), constraint.start),
+        }
+        return {option: start for option, (weight, start) in starts.items() if weight > 0}
+
     # ---- the three functions of the game ----------------------------------------------------------------------------
 
     def forward(self, batch: Batch, context: StepContext) -> CutOutputs:

@@ -15,6 +15,7 @@ from trainer.engines import Engine, EngineConfig
 from trainer.loop import LoopConfig, Observer, Trainer
 from trainer.methods.base import StepContext
 from trainer.optim import OptimConfig
+from trainer.schedule import Schedule
 from trainer.segmentation.method import RECIPES, Segmentation
 from trainer.state import TrainingState
 
@@ -162,6 +163,7 @@ def test_impossible_optimisers_are_refused(wrong: dict[str, float]) -> None:
 def test_the_recipe_of_drn_is_that_of_its_authors_with_cuts_numbers() -> None:
     recipe = OptimConfig(**{name.removeprefix("optim."): value for name, value in RECIPES["drn-d-22"].items()})
     assert (recipe.global_batch, recipe.total_epochs, recipe.momentum, recipe.weight_decay) == (32, 250, 0.9, 1e-4)
-    assert [recipe.learning_rate(epoch, 0.0) for epoch in (1, 100, 101, 201, 250)] == pytest.approx(
+    schedule = Schedule(recipe, source_samples=32)  # a step is an epoch
+    assert [schedule.learning_rate(epoch - 1) for epoch in (1, 100, 101, 201, 250)] == pytest.approx(
         [1e-2, 1e-2, 1e-3, 1e-4, 1e-4]
     )
