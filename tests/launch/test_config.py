@@ -203,7 +203,7 @@ def test_help_shows_the_defaults_of_the_task_and_method_named(line, shown, capsy
         (["--optim.epochs", "0", "--optim.decay-epochs", "0"], "not both 0"),
         (["--loop.keep", "0"], "must be 1 or more"),
         (["--optim.schedule", "step", "--optim.step-epochs", "0"], "optim.step_epochs must be 1 or more"),
-        (["--optim.schedule", "cosine", "--optim.epochs", "0"], "optim.epochs above 0 for the cosine"),
+        (["--optim.schedule", "cosine-published", "--optim.epochs", "0"], "optim.epochs above 0 for schedule cosine"),
     ],
 )
 def test_an_impossible_command_line_is_explained(line: list[str], words: str) -> None:
