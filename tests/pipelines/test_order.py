@@ -314,10 +314,30 @@ def test_a_crop_of_the_images_size_has_one_place():
     assert {augmentation(0, "source", p, (8, 8), (8, 8))[:2] for p in range(20)} == {(0, 0)}
 
 
-def test_draws_are_pinned():
+PINNED = {  # by domain: two words; the samples of the first epoch and of the second; replacements; crops and flips
+    "source": (
+        [6520122762103897241, 4217574959952632123],
+        [(2, 2), (1, 0), (2, 3), (2, 0), (1, 1), (2, 1), (0, 1), (0, 2), (0, 0)],
+        [(2, 0), (0, 2), (0, 0), (2, 2), (0, 1), (2, 3), (2, 1), (1, 0), (1, 1)],
+        [(1, 0), (2, 1), (0, 1), (0, 0)],
+        [(0, 93, True), (86, 41, False), (152, 57, False)],
+    ),
+    "target": (
+        [8797414254035909297, 9081197381511897436],
+        [(0, 0), (1, 1), (0, 1), (1, 0), (0, 2), (2, 2), (2, 3), (2, 0), (2, 1)],
+        [(2, 0), (2, 3), (1, 1), (1, 0), (2, 1), (2, 2), (0, 0), (0, 1), (0, 2)],
+        [(0, 2), (2, 3), (2, 1), (2, 2)],
+        [(161, 143, True), (45, 67, False), (149, 93, False)],
+    ),
+}
+
+
+@pytest.mark.parametrize("domain", PINNED)
+def test_draws_are_pinned(domain):
     """A change of these numbers changes every run: they are part of the format of a checkpoint."""
-    assert random_words(0, "samples/source", (1, 2), 2).tolist() == [6520122762103897241, 4217574959952632123]
-    order = SampleOrder([3, 2, 4], 7, "source", 2)
-    expected = [(2, 2), (1, 0), (2, 3), (2, 0), (1, 1), (2, 1), (0, 1), (0, 2), (0, 0)]
-    assert [order.locate(p) for p in range(9)] == expected
-    assert augmentation(7, "source", 2**40, (512, 400), (256, 256)) == (152, 57, False)
+    words, first, second, replacements, cuts = PINNED[domain]
+    assert random_words(0, f"samples/{domain}", (1, 2), 2).tolist() == words
+    order = SampleOrder([3, 2, 4], 7, domain, 2)
+    assert [order.locate(p) for p in range(18)] == first + second
+    assert [order.replacement(4, attempt) for attempt in (1, 2, 3, 10)] == replacements
+    assert [augmentation(7, domain, p, (512, 400), (256, 256)) for p in (0, 1, 2**40)] == cuts

@@ -95,3 +95,45 @@ def test_the_image_buffer_gets_a_draw_and_a_place() -> None:
     drawn = [Draws(0, step).buffer(2, 3) for step in range(200)]
     assert all(0 <= uniform < 1 for uniform, _ in drawn) and {place for _, place in drawn} == {0, 1, 2}
     assert 60 < sum(uniform > 0.5 for uniform, _ in drawn) < 140
+
+
+# ---- pinned: a change of these numbers changes what a continued run draws, so they are part of a checkpoint's format -----
+
+PINNED_IDS = {
+    ("nce", 0): [1865, 767, 2086, 3285, 1834],
+    ("nce", 16): [1040, 354, 1954, 1969, 3551],
+    ("identity", 4): [2111, 4063, 1744, 2569, 2559],
+    ("robust", 8): [2457, 1440, 3023, 319, 735],
+    ("consistency", 12): [1980, 1919, 1510, 965, 1628],
+    ("smoothness", 0): [2854, 4076, 3636, 2053, 2661],
+}
+PINNED_NOISE = {  # normal and uniform of slots 0 and 5 at one pixel each
+    torch.float32: ([[2.6186967, 1.0979654, -1.6928905], [0.8541066, -0.1874710, 0.2527746]], [0.3268597, 0.1711360]),
+    torch.float64: ([[0.1655473, -1.1185395, -0.9589536], [-0.6840754, 0.0447953, -1.0697777]], [0.5782915, 0.9049043]),
+}
+
+
+@pytest.mark.parametrize(("stream", "tap"), PINNED_IDS)
+def test_patch_ids_are_pinned(stream: str, tap: int) -> None:
+    assert Draws(3, 1000).patch_ids(stream, tap, 4096, 5).tolist() == PINNED_IDS[stream, tap]
+
+
+def test_coins_choices_and_buffer_draws_are_pinned() -> None:
+    assert "".join("HT"[Draws(3, step).coin("flip")] for step in range(16)) == "TTTHHHHTTHTTTTTH"
+    assert [Draws(3, step).choice("robust", 5) for step in range(12)] == [3, 0, 0, 0, 2, 1, 0, 0, 0, 3, 4, 0]
+    uniforms, places = zip(*(Draws(3, 1000).buffer(slot, 50) for slot in range(4)), strict=True)
+    assert uniforms == pytest.approx([0.6510693, 0.6318386, 0.7072724, 0.4206530], abs=1e-6)
+    assert places == (14, 36, 27, 5)
+
+
+@pytest.mark.parametrize("dtype", PINNED_NOISE)
+def test_noise_is_pinned(dtype: torch.dtype) -> None:
+    normal, uniform = Draws(3, 1000).noise(8, torch.tensor([0, 5]), torch.empty(2, 3, 4, 4, dtype=dtype))
+    expected = PINNED_NOISE[dtype]
+    torch.testing.assert_close(normal[:, :, 0, 0], torch.tensor(expected[0], dtype=dtype), rtol=0, atol=1e-6)
+    torch.testing.assert_close(uniform[:, 0, 3, 3], torch.tensor(expected[1], dtype=dtype), rtol=0, atol=1e-6)
+
+
+def test_the_start_of_a_network_is_pinned() -> None:
+    drawn = torch.rand(2, generator=generator("cpu", 3, "init", "generator")).tolist()
+    assert drawn == pytest.approx([0.0071954, 0.3295525], abs=1e-6)

@@ -1,22 +1,25 @@
 """CUT, FastCUT and SRUNIT as a game: against plain loops, for any cut of the batch, and whom each loss trains."""
 
 import copy
+import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from infra.config import build
 from infra.errors import UserError
-from trainer.draws import Draws
+from trainer.draws import Draws, generator
 from trainer.engines import Engine, EngineConfig
 from trainer.losses import patch_nce
 from trainer.methods import METHODS, Cut, CutConfig
 from trainer.methods.base import StepContext
+from trainer.networks import init_weights
 from trainer.networks.config import ModelConfig
 from trainer.optim import OptimConfig
 from trainer.step import train_step
@@ -259,21 +262,29 @@ def step_with_coin(side: bool) -> int:
     return next(step for step in range(100) if Draws(0, step).coin("flip") == side)
 
 
+@pytest.mark.parametrize("identity", [False, True])
 @pytest.mark.parametrize("side", [True, False])
-def test_flip_equivariance_mirrors_the_input_and_the_features_back(side: bool) -> None:
-    method, batch, step = make("fastcut"), pairs(2), step_with_coin(side)
+def test_flip_equivariance_mirrors_the_input_and_the_features_back(side: bool, identity: bool) -> None:
+    method, batch, step = make("fastcut", identity=identity), pairs(2), step_with_coin(side)
     outputs = method(batch, at(step))
-    source = batch.source.flip(3) if side else batch.source
-    assert torch.equal(outputs.fake, method.generator(source)) and outputs.identity is None
 
-    queries = method.generator.encode(outputs.fake, TAPS)
-    queries = [query.flip(3) for query in queries] if side else queries
-    keys = method.generator.encode(batch.source, TAPS)
-    ids = [at(step).draws.patch_ids("nce", tap, f.shape[2] * f.shape[3], 20) for tap, f in zip(TAPS, keys, strict=True)]
-    rows = zip(method.heads(queries, ids), method.heads(keys, ids), strict=True)
-    expected = torch.stack([patch_nce(query, key, 2).mean() for query, key in rows]).mean() * 10
+    def contrast(images: Tensor, translated: Tensor, stream: str) -> float:
+        seen = method.generator(images.flip(3) if side else images)
+        torch.testing.assert_close(translated, seen, rtol=1e-10, atol=1e-10)
+        queries = method.generator.encode(translated, TAPS)
+        queries = [query.flip(3) for query in queries] if side else queries
+        keys = method.generator.encode(images, TAPS)
+        places = [key.shape[2] * key.shape[3] for key in keys]
+        ids = [at(step).draws.patch_ids(stream, *place, 20) for place in zip(TAPS, places, strict=True)]
+        rows = zip(method.heads(queries, ids), method.heads(keys, ids), strict=True)
+        return torch.stack([patch_nce(query, key, 2).mean() for query, key in rows]).mean().item() * 10
+
     _, named = method.generator_loss(outputs, batch, at(step))
-    assert float(named["NCE"]) == pytest.approx(expected.item(), rel=1e-10)
+    assert float(named["NCE"]) == pytest.approx(contrast(batch.source, outputs.fake, "nce"), rel=1e-10)
+    assert (outputs.identity is not None) == ("NCE_Y" in named) == identity
+    if outputs.identity is not None:
+        expected = contrast(batch.target, outputs.identity, "identity")
+        assert float(named["NCE_Y"]) == pytest.approx(expected, rel=1e-10)
 
 
 def test_identity_is_the_translation_of_the_target() -> None:
@@ -298,12 +309,71 @@ def test_the_buffer_of_a_slot_outlives_a_save_and_belongs_to_the_slot() -> None:
     assert sorted(other.slot_state()) == ["buffer/2", "buffer/3"]  # what this rank has met
 
 
+@pytest.mark.parametrize(("images", "each"), [(1, 1), (4, 1), (6, 2), (9, 3)])
+def test_the_buffers_of_all_slots_hold_together_what_is_asked_for_or_a_little_more(images: int, each: int) -> None:
+    method = make("cut", buffer=images)
+    for step in range(each + 1):
+        play(method, pairs(seed=step), at(step))
+    assert [len(kept) for kept in method.slot_state().values()] == [each] * 4
+
+
 def test_the_seed_fixes_the_initial_weights() -> None:
     one, same, other = make(seed=1), make(seed=1), make(seed=2)
     assert torch.equal(one.generator.model[1].weight, same.generator.model[1].weight)
     for name, parameter in one.named_parameters():
         if parameter.ndim > 1:
             assert not torch.equal(parameter, other.get_parameter(name)), name
+
+
+@dataclass(frozen=True)
+class NotedDraws(Draws):
+    """Draws as ever, and notes from which streams."""
+
+    noted: set[tuple[Any, ...]] = field(default_factory=set)
+
+    def patch_ids(self, stream: str, tap: int, positions: int, count: int) -> Tensor:
+        self.noted.add(("ids", stream, tap))
+        return super().patch_ids(stream, tap, positions, count)
+
+    def coin(self, stream: str) -> bool:
+        self.noted.add(("coin", stream))
+        return super().coin(stream)
+
+    def choice(self, stream: str, count: int) -> int:
+        self.noted.add(("choice", stream, count))
+        return super().choice(stream, count)
+
+    def noise(self, tap: int, slots: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        self.noted.add(("noise", tap, *slots.tolist()))
+        return super().noise(tap, slots, like)
+
+    def buffer(self, slot: int, capacity: int) -> tuple[float, int]:
+        self.noted.add(("buffer", slot, capacity))
+        return super().buffer(slot, capacity)
+
+
+def test_the_streams_of_a_step_are_pinned() -> None:
+    """Their numbers are pinned in test_draws.py. Under another name a continued run would draw others."""
+    every: dict[str, Any] = {"constraint__smoothness": 1.0, "constraint__consistency": 1.0, "flip_equivariance": True}
+    noted: set[tuple[Any, ...]] = set()
+    for per_step in "all", "one":
+        method = make(robust__per_step=per_step, buffer=8, **every)
+        play(method, pairs()[2:], StepContext(NotedDraws(0, 0, noted), 1.0))
+    ids = {("ids", stream, tap) for stream in ("nce", "identity", "robust", "consistency") for tap in TAPS}
+    others = {("ids", "smoothness", 0), ("coin", "flip"), ("choice", "robust", 5), ("buffer", 2, 2), ("buffer", 3, 2)}
+    assert noted == ids | others | {("noise", tap, 2, 3) for tap in TAPS}
+
+
+def test_the_first_weights_come_from_streams_that_are_pinned() -> None:
+    method = make(seed=3, separate_encoder=True, bank__size=4)
+    for name in ("generator", "discriminator", "heads", "output_encoder", "output_heads"):
+        fresh = copy.deepcopy(getattr(method, name))
+        init_weights(fresh.float(), generator("cpu", 3, "init", name))
+        for one, other in zip(fresh.parameters(), getattr(method, name).parameters(), strict=True):
+            torch.testing.assert_close(10 * one.double(), other)  # `make` scales them
+    for stream, tap in itertools.product(("nce", "identity"), TAPS):
+        drawn = torch.randn(4, 8, generator=generator("cpu", 3, "bank", stream, tap))
+        torch.testing.assert_close(method.bank.negatives(stream, tap).float(), F.normalize(drawn, dim=1))
 
 
 def test_a_tap_that_does_not_exist_is_named() -> None:

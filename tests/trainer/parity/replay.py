@@ -1,0 +1,165 @@
+"""A recorded training of CUT, FastCUT or SRUNIT, step by step, by this project's engine, optimiser and order of the step.
+
+Everything that varies is read from the recording: options, sizes of the networks, batch, steps, starting point, draws.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from infra.config import build
+from launch.config import JobConfig
+from tests.trainer.parity.recorded import Recording, assert_same
+from trainer.draws import Draws
+from trainer.engines import EngineConfig, make_engine
+from trainer.methods import METHODS, Cut
+from trainer.methods.base import StepContext
+from trainer.methods.config import PAPER_TAPS
+from trainer.networks.norm import InstanceNorm2d
+from trainer.step import train_step
+
+
+@dataclass(frozen=True)
+class RecordedDraws(Draws):
+    """The draws that the published code made in one training step, in place of our own."""
+
+    recording: Recording
+    taps: tuple[int, ...]
+
+    def recorded(self, name: str) -> Tensor:
+        return self.recording[f"s{self.step}_{name}"]
+
+    def patch_ids(self, stream: str, tap: int, positions: int, count: int) -> Tensor:
+        taps = len(self.taps)
+        first = {"nce": 0, "identity": taps, "robust": 2 * taps}[stream]  # drawn one after the other
+        ids = self.recorded(f"ids{first if stream == 'robust' else first + self.taps.index(tap)}")
+        assert len(ids) == min(count, positions)
+        return ids
+
+    def coin(self, stream: str) -> bool:
+        return bool(self.recorded("flipdraw0") < 0.5)
+
+    def choice(self, stream: str, count: int) -> int:
+        return int(self.recorded("choice0"))
+
+    def noise(self, tap: int, slots: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        return self.recorded("normal0"), self.recorded("uniform0")
+
+
+@dataclass(frozen=True)
+class Pair:
+    source: Tensor
+    target: Tensor
+
+    @property
+    def slots(self) -> Tensor:
+        return torch.arange(len(self.source))
+
+
+def start_of(recording: Recording) -> dict[str, dict[str, Tensor]]:
+    """The weights before the first step by network, G, D and F: the file's own, or those that all files of a folder share."""
+    own = any(key.startswith("init/") for key in recording.keys)
+    return {
+        letter: recording.under(f"init/{letter}/") if own else recording.beside("trace_init").under(f"{letter}/")
+        for letter in "GDF"
+    }
+
+
+def command_line(recording: Recording) -> dict[str, str]:
+    """The published code's options, without the dashes; a switch is "true"."""
+    words = str(recording.arrays["options"]).split()
+    values = [*words[1:], "--"]
+    pairs = zip(words, values, strict=True)
+    return {w.removeprefix("--"): "true" if v.startswith("--") else v for w, v in pairs if w.startswith("--")}
+
+
+def job_of(recording: Recording) -> JobConfig:
+    """The recorded training as a job of ours."""
+    given, start = command_line(recording), start_of(recording)
+    name = "fastcut" if given.get("CUT_mode", "CUT").lower() == "fastcut" else given["model"]
+    taps = tuple(int(tap) for tap in given["nce_layers"].split(",")) if "nce_layers" in given else PAPER_TAPS
+    blocks = {key.split(".")[1] for key in start["G"] if "conv_block" in key}
+    antialias = {letter: any(key.endswith("filt") for key in start[letter]) for letter in "GD"}
+    assert antialias["G"] == antialias["D"]  # one option of ours
+    options: dict[str, Any] = METHODS[name] | {
+        "method.name": name, "method.taps": taps, "method.buffer": 0,
+        "method.patches": max(len(ids) for key, ids in recording.under("s0_").items() if key.startswith("ids")),
+        "model.ngf": len(start["G"]["model.1.weight"]), "model.blocks": len(blocks),
+        "model.ndf": len(start["D"]["model.0.weight"]), "model.antialias": antialias["G"],
+        "model.head_dim": len(start["F"]["mlp_0.0.weight"]),
+        "optim.lr": recording.plain("lr"), "optim.global_batch": recording["real_A"].shape[1],
+        "optim.beta1": recording.plain("betas")[0], "optim.beta2": recording.plain("betas")[1],
+    }  # fmt: skip
+    if name == "srunit":
+        options |= {
+            "method.robust.beta": float(given.get("reg", 1e-3)), "method.robust.T": float(given.get("reg_noise", 1e-3)),
+            "method.robust.start": 0.0, "method.robust.per_step": "one", "method.robust.rule": "published",
+            "method.robust.gradient": "generator" if given.get("reg_type") == "v1" else "both",
+        }  # fmt: skip
+    published = {
+        "nce_includes_all_negatives_from_minibatch": ("method.all_negatives", is_true),
+        "nce_idt": ("method.identity", is_true), "flip_equivariance": ("method.flip_equivariance", is_true),
+        "gan_mode": ("method.gan", str), "nce_T": ("method.temperature", float),
+        "lambda_GAN": ("method.lambda_gan", float), "lambda_NCE": ("method.lambda_nce", float),
+    }  # fmt: skip
+    options |= {ours: read(given[theirs]) for theirs, (ours, read) in published.items() if theirs in given}
+    return build(JobConfig, options)
+
+
+def is_true(word: str) -> bool:
+    return word.lower() in ("true", "1", "yes")
+
+
+def replay(recording: Recording, kind: type[Cut], memory_format: str) -> None:
+    """Train as recorded, and compare each step's losses, translation and gradients and the weights at the end."""
+    job = job_of(recording)
+    sources, targets = recording["real_A"], recording["real_B"]
+    engine = make_engine(EngineConfig(kind="single", device="cpu", precision="fp32", memory_format=memory_format))
+    method = kind(job.method, job.model, seed=0, global_batch=job.optim.global_batch).double()
+    networks = {"G": method.generator, "D": method.discriminator, "F": method.heads}
+    for letter, weights in start_of(recording).items():
+        networks[letter].load_state_dict(weights)
+    engine.prepare(method, job.optim)
+    # As the optimisers find them: Adam's steps alone would look the same with a loss of twice the size.
+    gradients: dict[str, list[Tensor]] = {}
+    for phase, letters in ("discriminator", "D"), ("generator", "GF"):
+
+        def note(*_: Any, letters: str = letters) -> None:
+            for letter in letters:
+                gradients[letter] = [torch.as_tensor(p.grad).norm() for p in networks[letter].parameters()]
+
+        engine.optimisers[phase].register_step_pre_hook(note)
+
+    for step, (source, target) in enumerate(zip(sources, targets, strict=True)):
+        context = StepContext(RecordedDraws(0, step, recording, job.method.taps))
+        with torch.no_grad():
+            fake = method(Pair(source, target), context).fake
+        assert_same(fake, recording[f"s{step}_fake_B"], 1e-9)
+        losses = train_step(method, engine, [Pair(source, target)], context)
+        recorded = recording.under(f"s{step}_loss_")
+        if job.method.robust.beta == 0:
+            recorded.pop("reg", None)
+        for name, value in recorded.items():
+            assert_same(losses["robust" if name == "reg" else name], value, 1e-9)
+        for letter, norms in recording.under(f"s{step}_gradnorms_").items():
+            assert_same(torch.stack(gradients[letter]), norms, 1e-8)
+
+    for letter, network in networks.items():
+        without_effect = biases_before_a_norm(network)
+        for name, value in recording.under(f"final/{letter}/").items():
+            # The norm takes such a bias away again. Its gradient is rounding, from which Adam makes steps of up to lr / 500.
+            tolerance = job.optim.lr / 100 if name in without_effect else 1e-9
+            torch.testing.assert_close(network.state_dict()[name], value, rtol=0, atol=tolerance)
+
+
+def biases_before_a_norm(network: nn.Module) -> set[str]:
+    """Names of the biases whose true gradient is 0."""
+    return {
+        f"{name}.{index}.bias"
+        for name, layers in network.named_modules()
+        if isinstance(layers, nn.Sequential)
+        for index, follower in enumerate(layers[1:])
+        if isinstance(follower, InstanceNorm2d)
+    }
