@@ -72,6 +72,12 @@ class Method(nn.Module, ABC, Generic[Data, Outputs]):
         """The network that the run is for: a generator (b, 3, h, w) -> (b, 3, h, w) in [-1, 1], or a segmenter."""
         return self.get_submodule(self.product_name)
 
+    def amount(self, batch: Data) -> Tensor | None:
+        """How much a micro-batch counts for: a scalar on its device, what its losses are means over, such as labelled
+        pixels. A step weighs the micro-batches of all ranks by it, so that its losses are means over the global batch
+        however that is split up. None: all alike, as for losses that are means over images."""
+        return None
+
     def compiled_parts(self) -> list[nn.Module]:
         """The modules that torch.compile takes as a whole: those that are called with features and return features."""
         return [network for phase in self.phases for network in self.networks(phase).values()]

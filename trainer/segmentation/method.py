@@ -51,8 +51,13 @@ class Segmentation(Method[LabelledBatch, Tensor]):
     def forward(self, batch: LabelledBatch, context: StepContext) -> Tensor:
         return self.segmenter(batch.images)
 
+    def amount(self, batch: LabelledBatch) -> Tensor:
+        """Its labelled pixels."""
+        return (batch.labels != IGNORE).sum()
+
     def loss(self, phase: str, outputs: Tensor, batch: LabelledBatch, context: StepContext) -> tuple[Tensor, Losses]:
-        """Cross entropy averaged over the labelled pixels, at the labels' size: scores are resized, labels never are.
+        """Cross entropy averaged over the labelled pixels, at the labels' size: scores are resized, labels never are. 0
+        where no pixel is labelled.
         Reported: CE and pxAcc, the share of labelled pixels whose highest score is the true class's."""
         labels = batch.labels.long()
         scores_NCHW = F.interpolate(outputs.float(), labels.shape[1:], mode="bilinear")
