@@ -95,6 +95,15 @@ def test_data_that_cannot_train_a_segmenter(tmp_path: Path) -> None:
     refused("global batch of 3 does not divide", "--data", labelled, "--global-batch", "3", "--optim.accumulation", "2")
 
 
+def test_one_image_of_a_single_deepest_feature_which_batch_norm_cannot_take(tmp_path: Path) -> None:
+    data = write(tmp_path / "data")
+    line = ["--data", data, "--optim.accumulation", "2", "--crop"]
+    refused(
+        "images of 16x16 pixels do not suit the networks .either side must be 17 or more.: pass --crop 17", *line, "16"
+    )
+    refused("must be 9 or more.: pass --crop 9", *line, "8", "--network", "drn-d-22", "--optim.schedule", "linear")
+
+
 def test_the_run_of_a_translator(tmp_path: Path) -> None:
     write_root(LocalStorage(tmp_path / "data"))
     Path("run").mkdir()

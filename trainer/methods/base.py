@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.draws import Draws
+from trainer.networks.sizes import Sizes
 
 
 class Batch(Protocol):
@@ -71,6 +72,10 @@ class Method(nn.Module, ABC, Generic[Data, Outputs]):
     def product(self) -> nn.Module:
         """The network that the run is for: a generator (b, 3, h, w) -> (b, 3, h, w) in [-1, 1], or a segmenter."""
         return self.get_submodule(self.product_name)
+
+    def sizes(self, images: int) -> Sizes:
+        """The sizes of images that it can be trained on, with so many images in a micro-batch."""
+        return Sizes()
 
     def amount(self, batch: Data) -> Tensor | None:
         """How much a micro-batch counts for: a scalar on its device, what its losses are means over, such as labelled
