@@ -1,5 +1,7 @@
 # Training image:  docker build -t srunit .
-#   docker run --gpus all --ipc host -v "$PWD/runs:/srunit/runs" srunit deepspeed launch/train.py --task gta2city
+#   docker run --gpus all --ipc host -v "$PWD:/work" -w /work srunit deepspeed /srunit/launch/train.py --task gta2city
+# The folder mounted is the one worked in, so that all that a run leaves outlives the container: runs/, scenes drawn into
+# data/, and MLflow's mlflow.db and mlartifacts/.
 # Without a GPU:  docker build --build-arg TORCH=cpu …, and  docker run -e DS_ACCELERATOR=cpu …
 FROM nvidia/cuda:13.0.1-runtime-ubuntu24.04
 

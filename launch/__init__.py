@@ -1,1 +1,2 @@
-"""Entry scripts that a person types. They parse, wire the rooms together and call; logic lives in the rooms."""
+"""Entry scripts that a person types, which parse and call, and the jobs that they call, which wire the rooms together:
+trainings, evaluations, benchmarks."""

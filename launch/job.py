@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from infra.config import flatten
+from infra.errors import UserError
 from infra.tracking import Tracker
 from launch.config import JobConfig
 from launch.data import find_data
@@ -19,6 +21,7 @@ from pipelines.dataset import Samples
 from pipelines.loader import UnpairedLoader
 from pipelines.manifest import DOMAINS
 from trainer.engines import Engine
+from trainer.evaluation.config import EvaluationConfig
 from trainer.methods import Cut
 from trainer.pyfunc import save_pyfunc_model
 from trainer.samples import sample_grid
@@ -73,6 +76,10 @@ class TranslatorJob(Job[JobConfig]):
     def judging(self, engine: Engine) -> Judging | None:
         config = self.config.evaluation
         if not config.every:
+            unused = [name for name, value in flatten(config).items() if value != getattr(EvaluationConfig(), name)]
+            if unused:
+                raise UserError(f"evaluation.{unused[0]} is for evaluations during training, and there are none: give "
+                                "--evaluation.every, such as 0.5 epochs, or leave it out")  # fmt: skip
             return None
         data = self.config.data
         evaluator = Evaluator(str(data.root), self.config.task, engine, config, data.cache_dir, progress=False)

@@ -13,7 +13,9 @@ evaluation.json    figures of launch/evaluate.py, once it has run; of a segmente
 """
 
 import dataclasses
+import errno
 import json
+import os
 import platform
 import shlex
 import sys
@@ -52,6 +54,21 @@ class RunFolder:
         self.run_id_file = path / "mlflow_run_id"
         self.evaluation_file = path / "evaluation.json"
 
+    def check_place(self) -> None:
+        """UserError if the folder cannot be made, or written to where it is."""
+        try:
+            nearest = next(place for place in (self.path, *self.path.absolute().parents) if place.exists())
+            if nearest.is_dir() and not os.access(nearest, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, f"no right to write in {nearest}")
+            if nearest != self.path and not nearest.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, f"{nearest} is a file")
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def _unusable(self, error: OSError | ValueError) -> UserError:
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        return UserError(f"the run folder {self.path} cannot be written ({reason}): name another --run-dir")
+
     def check(self, config: TrainingConfig) -> None:
         """UserError if the folder is something else, or the run of another configuration."""
         if not self.path.exists():
@@ -63,7 +80,13 @@ class RunFolder:
             raise UserError(f"{self.path} exists and is not a run folder: name another --run-dir")
 
     def open(self, config: TrainingConfig) -> None:
-        """Make the folder and write down how the run was started."""
+        """Make the folder and write down how the run was started. UserError if that cannot be done."""
+        try:
+            self._open(config)
+        except (OSError, ValueError) as error:  # the second: a name with a zero byte
+            raise self._unusable(error) from None
+
+    def _open(self, config: TrainingConfig) -> None:
         self.samples.mkdir(parents=True, exist_ok=True)
         self.checkpoints.mkdir(exist_ok=True)
         with replacing(self.config_file) as file:

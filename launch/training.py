@@ -20,6 +20,7 @@ from trainer.checkpoint import Checkpoint, Checkpointer
 from trainer.engines import Engine, make_engine, resolve_precision
 from trainer.loop import Observer, Trainer
 from trainer.methods import Method
+from trainer.networks.sizes import Sizes
 
 log = logging.getLogger(__name__)
 
@@ -102,8 +103,10 @@ def run(
 def _resolve(job: Job[Config], engine: Engine) -> Config:
     """Fill in what was left open: where the data is (rank 0 may have to draw it first), the precision, the folder."""
     config = job.config
-    root = engine.broadcast(job.find_data() if engine.rank == 0 else None)
     run_dir = engine.broadcast(config.run_dir or default_run_dir(job.run_name))
+    if engine.rank == 0:
+        RunFolder(Path(run_dir)).check_place()
+    root = engine.broadcast(job.find_data() if engine.rank == 0 else None)
     precision = resolve_precision(config.engine.precision, engine.device)
     return resolved(config, root=root, run_dir=run_dir, precision=precision)
 
@@ -125,6 +128,9 @@ def _train(job: Job[Config], engine: Engine, tags: Mapping[str, str], listener: 
     )  # fmt: skip
     try:
         method = job.method()
+        images = [split.image_size for split in loader.splits]
+        parts = engine.world_size * optim.accumulation
+        check_sizes(method.sizes(optim.global_batch // parts), loader.crop, min(min(size) for size in images))
         engine.prepare(method, optim)
         judging = job.judging(engine)
         trainer = Trainer(
@@ -152,6 +158,25 @@ def _train(job: Job[Config], engine: Engine, tags: Mapping[str, str], listener: 
     finally:
         loader.close()
     return folder.path
+
+
+def check_sizes(sizes: Sizes, crop: tuple[int, int], prepared: int) -> None:
+    """UserError if networks do not take images of a size: crop, (width, height).
+
+    prepared: the shorter side of the images that are cut. Whole images of another size are refused as well, and not cut to
+    the largest that fits, since --crop none promises that all of an image is seen.
+    """
+    if sizes.fit(*crop):
+        return
+    if (largest := sizes.up_to(min(crop))) is not None:
+        remedy = f"pass --crop {largest}, or prepare the images in a size that fits"
+    elif sizes.first <= prepared:
+        remedy = f"pass --crop {sizes.first} or more"
+    else:
+        remedy = f"prepare images of {sizes.first}x{sizes.first} or more, or give options of smaller networks"
+    raise UserError(
+        f"images of {crop[0]}x{crop[1]} pixels do not suit the networks (either side must be {sizes}): {remedy}"
+    )
 
 
 def _newest_checkpoint(checkpointer: Checkpointer, engine: Engine, config: Config, data: str) -> Checkpoint | None:

@@ -188,7 +188,7 @@ class Loader(ABC, Generic[T]):
 
     A sample that cannot be had and is to be skipped leaves its position to a replacement drawn for that position, which
     hangs on no rank, thread or earlier step. health: what happened to the data, and what was left out. steps_per_call: how
-    many steps are decoded together.
+    many steps are decoded together. crop: (width, height) of every image in a batch.
     """
 
     labels: ClassVar[bool] = False  # whether label maps are read, too
@@ -235,12 +235,13 @@ class Loader(ABC, Generic[T]):
         if len({domain.crop for domain in self._domains}) > 1:
             raise UserError(f"--crop none takes images whole, but those of {root_url} differ in size between source and "
                             "target: pass a --crop that fits into both, or prepare them in one size")  # fmt: skip
+        self.crop = self._domains[0].crop
         self._prefetch(first_step * global_batch)  # while the decoders are made
         self._decoders = [self._make_decoder(labels=labels) for labels in ((False, True) if self.labels else (False,))]
 
     def _make_decoder(self, labels: bool) -> Decoder:
         return make_decoder(
-            self._config.decoder, crop=self._domains[0].crop, device=self._device, threads=self._config.threads,
+            self._config.decoder, crop=self.crop, device=self._device, threads=self._config.threads,
             batch=self.steps_per_call * self._images_per_step, labels=labels,
         )  # fmt: skip
 

@@ -76,3 +76,10 @@ def test_make_explains_itself() -> None:
     shown = subprocess.run(["make", "-s"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     for target in ("setup", "demo", "test", "lint", "ui", "clean"):
         assert f"make {target}" in shown
+
+
+def test_what_a_container_of_the_example_leaves_outlives_it() -> None:
+    """Runs, drawn data and MLflow's store come into the folder that is worked in."""
+    (command,) = re.findall(r"^# +(docker run .*)$", (REPOSITORY / "Dockerfile").read_text(), re.MULTILINE)
+    mounted, working = (re.search(pattern, command) for pattern in (r'-v "\$PWD:(\S+)"', r"-w (\S+)"))
+    assert mounted and working and mounted[1] == working[1]

@@ -1,6 +1,7 @@
 """A trained generator as a thing to use: images in, images out; from a run folder or a checkpoint."""
 
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -10,33 +11,33 @@ from infra.config import build
 from infra.errors import UserError
 from trainer.checkpoint import Checkpoint, Checkpointer
 from trainer.networks.config import ModelConfig
-
-MULTIPLE = 4  # the generator halves its input twice
-SMALLEST = 5  # padded to 8, which leaves 2 in the middle of the generator for its reflection padding
+from trainer.networks.sizes import Sizes
 
 
 class Translator:
     """Translates images with a generator.
 
-    network: (n, 3, h, w) in [-1, 1] to the same shape and range, h and w multiples of 4.
+    network: (n, 3, h, w) in [-1, 1] to the same shape and range, h and w as its `sizes` have them.
     """
 
     def __init__(self, network: nn.Module, device: torch.device | str = "cpu") -> None:
         self.network, self.device = network, device
+        self._sizes: Sizes = cast(Any, network).sizes
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 RGB, or (N, H, W, 3), to the same shape. Sizes that are no multiple of 4 are padded by
-        reflection and cut back."""
+        """(H, W, 3) uint8 RGB, or (N, H, W, 3), to the same shape. Sizes that are no multiple of what
+        the network takes are padded by reflection and cut back."""
         batch = image if image.ndim == 4 else image[None]
         if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[3] != 3:
             raise UserError(f"an image of type {image.dtype} and shape {image.shape} cannot be translated: "
                             "give uint8 RGB of shape (H, W, 3) or (N, H, W, 3)")  # fmt: skip
         height, width = batch.shape[1:3]
-        if min(height, width) < SMALLEST:
-            raise UserError(f"an image of {width}x{height} is too small: give {SMALLEST} pixels or more each way")
+        multiple, smallest = self._sizes.multiple, self._sizes.smallest
+        if min(height, width) < smallest:
+            raise UserError(f"an image of {width}x{height} is too small: give {smallest} pixels or more each way")
         x_NCHW = to_tensor(batch).to(self.device)
-        padded = nn.functional.pad(x_NCHW, (0, -width % MULTIPLE, 0, -height % MULTIPLE), mode="reflect")
+        padded = nn.functional.pad(x_NCHW, (0, -width % multiple, 0, -height % multiple), mode="reflect")
         result = to_images(self.network(padded)[:, :, :height, :width])
         return result if image.ndim == 4 else result[0]
 

@@ -13,7 +13,7 @@ from PIL import Image
 from infra.storage import open_storage
 from pipelines.dataset import Samples
 from pipelines.prepare import Encoding, prepare
-from pipelines.sources.drawn import street_scenes
+from pipelines.sources.drawn import StreetScene, street_scenes
 from tests.end_to_end.jobs import REPOSITORY, finish, losses, start, wait_for_step, weights
 from trainer.segmentation import load_segmenter
 
@@ -31,12 +31,23 @@ def begin(launcher: str, *more: str, cwd: Path) -> subprocess.Popen[str]:
     return start(launcher, *more, cwd=cwd, script=script, options=OPTIONS)
 
 
+class PartlyLabelled(StreetScene):
+    """Every second scene knows only its lower half, so that ranks have unequally many labelled pixels."""
+
+    def load(self, size: tuple[int, int]) -> tuple[Image.Image, np.ndarray | None]:
+        image, label = super().load(size)
+        if label is not None and self.index % 2:
+            label[: size[1] // 2] = 255
+        return image, label
+
+
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data in `data` and a finished run of one process in `run`, which takes the four images of a step in
     two passes, as two ranks take two each."""
     folder = tmp_path_factory.mktemp("workplace")
     scenes = street_scenes(count=7, test_count=3)
+    scenes.splits["train/target"] = [PartlyLabelled(**vars(scene)) for scene in scenes.splits["train/target"]]
     prepare(scenes, open_storage(str(folder / "data")), Encoding((64, 32), shard_size=4), progress=False)
     output = finish(begin("single", "--optim.accumulation", "2", "--run-dir", "run", cwd=folder))
     assert "mIoU" in output and "on the 3 test images of the target domain" in output

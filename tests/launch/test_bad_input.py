@@ -54,18 +54,49 @@ def refused(words: str, *line: str) -> None:
     ("line", "words"),
     [
         (["--crop", "33"], "crop of 33 pixels is larger than the source images of 48x32: pass --crop 32"),
+        (
+            ["--crop", "30"],
+            r"images of 30x30 pixels .*\(either side must be multiples of 4 from 8 up\): pass --crop 28, or",
+        ),
+        (
+            ["--crop", "16", "--model.layers", "3"],
+            "either side must be multiples of 4 from 24 up.: pass --crop 24 or more",
+        ),
+        (
+            ["--crop", "32", "--model.layers", "4"],
+            "from 48 up.: prepare images of 48x48 or more, or give options of smaller",
+        ),
+        (["--crop", "8", "--method.constraint.smoothness", "1"], "multiples of 4 from 12 up.: pass --crop 12 or more"),
         (["--method.taps", "0,99"], "tap 99 does not exist in this generator"),
         (["--method.taps", "4,4"], "taps 4, 4 name one twice"),
         (["--method.robust.taps", "4,4"], "taps 4, 4 name one twice"),
         (["--global-batch", "3", "--optim.accumulation", "2"], "global batch of 3 does not divide.*multiple of 2"),
         (["--precision", "fp16", "--engine.zero-stage", "1"], "ZeRO with fp16 is not supported"),
         (["--engine.graphs", "true"], "give --engine.compile true as well"),
+        (["--engine.graphs", "true", "--engine.compile", "true"], "--engine.graphs true needs a GPU, and .* on a cpu: leave"),
+        (["--engine.triton", "true"], "--engine.triton true needs a GPU, and this run is on a cpu: leave it out"),
+        (["--engine.zero-stage", "1"], "zero-stage 1 needs DeepSpeed, and this is engine single: start with the deepspeed"),
+        (["--engine.zero-stage", "1", "--engine", "ddp"], "zero-stage 1 needs DeepSpeed, and this is engine ddp"),
+        (["--evaluation.segmenter", "runs/judge"], "evaluation.segmenter is for evaluations .*: give --evaluation.every"),
+        (["--evaluation.inception", "weights.pt"], "evaluation.inception is for evaluations .*, or leave it out"),
+        (["--evaluation.images", "9"], "evaluation.images is for evaluations during training, and there are none"),
+        (["--evaluation.best", "Dist"], "evaluation.best is for evaluations during training, and there are none"),
         (["--method.all-negatives", "true", "--optim.accumulation", "2"], "all_negatives needs the whole global batch"),
         (["--loop.mirror", "gs://bucket"], "gs://bucket is neither a folder nor an s3:// URL"),
     ],
 )
 def test_options_that_cannot_work(root: Path, line: list[str], words: str) -> None:
     refused(words, "--data", str(root), *line)
+
+
+@pytest.mark.usefixtures("place")
+def test_whole_images_of_a_size_that_the_networks_do_not_take(tmp_path: Path) -> None:
+    """They are not cut to the multiple below: --crop none promises whole images."""
+    write_root(LocalStorage(tmp_path / "fruit"), (1,), (1,), (286, 286))
+    line = ["--data", str(tmp_path / "fruit"), "--task", "apple2orange", "--crop"]
+    refused("images of 286x286 pixels do not suit the networks .*: pass --crop 284, or prepare", *line, "none")
+    write_root(LocalStorage(tmp_path / "tiny"), (1,), (1,), (48, 6))
+    refused("48x6 pixels .*: prepare images of 8x8 or more", "--data", str(tmp_path / "tiny"), "--crop", "none")
 
 
 @pytest.mark.usefixtures("place")
@@ -200,6 +231,32 @@ def test_a_folder_that_is_no_run(root: Path) -> None:
     Path("file").write_text("text")
     for name in ("thesis", "file"):
         refused(f"{name} exists and is not a run folder: name another", "--data", str(root), "--run-dir", name)
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("file/run", "file is a file"),
+        ("x" * 300, "File name too long"),
+        ("/proc/run", "No such file or directory|no right to write in /proc"),
+        ("a\0b", "embedded null byte"),
+    ],
+)
+def test_a_run_folder_that_cannot_be_made(root: Path, name: str, why: str) -> None:
+    Path("file").write_text("text")
+    refused(
+        f"the run folder .* cannot be written .*({why}).*: name another --run-dir",
+        "--data",
+        str(root),
+        "--run-dir",
+        name,
+    )
+
+
+def test_a_run_folder_without_rights_is_refused_before_scenes_are_drawn(place: Path, monkeypatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: path != place)  # root may write everywhere
+    refused(f"the run folder run cannot be written .no right to write in {place}.: name another", "--run-dir", "run")
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ def test_a_resolved_configuration_read_back_is_the_same(tmp_path: Path) -> None:
     [
         (["--network", "unet"], "model.network = 'unet' is unknown: choose one of deeplab, drn-d-22"),
         (["--domain", "both"], "domain = 'both' is unknown: choose one of source, target"),
+        (["--network", "drn-d-22", "--model.width", "0.2"], "0.2 leaves drn-d-22 too few channels: give 0.25 or more"),
         (["--seed", "-1"], "seed -1 is negative"),
         (["--task", "gta2city"], "unknown option '--task'"),
     ],
@@ -93,6 +94,15 @@ def test_data_that_cannot_train_a_segmenter(tmp_path: Path) -> None:
     refused("the data has no train images of the source domain", "--data", labelled, "--domain", "source")
     refused("crop of 33 pixels is larger than the target images of 48x32", "--data", labelled, "--crop", "33")
     refused("global batch of 3 does not divide", "--data", labelled, "--global-batch", "3", "--optim.accumulation", "2")
+
+
+def test_one_image_of_a_single_deepest_feature_which_batch_norm_cannot_take(tmp_path: Path) -> None:
+    data = write(tmp_path / "data")
+    line = ["--data", data, "--optim.accumulation", "2", "--crop"]
+    refused(
+        "images of 16x16 pixels do not suit the networks .either side must be 17 or more.: pass --crop 17", *line, "16"
+    )
+    refused("must be 9 or more.: pass --crop 9", *line, "8", "--network", "drn-d-22", "--model.width", "0.25")
 
 
 def test_the_run_of_a_translator(tmp_path: Path) -> None:

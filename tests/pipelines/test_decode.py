@@ -110,6 +110,25 @@ def test_a_damaged_image_is_named(kind, damage, images):
 
 
 @kinds
+@pytest.mark.parametrize("value", [0, 18, 19, 20, 254, 255])
+def test_a_label_holds_trainids_and_what_to_ignore_and_nothing_else(kind, value):
+    """19 is one past the last class."""
+    used = make_decoder(kind, crop=(CROP, CROP), device=CPU, threads=1, batch=2, labels=True)
+    plain, marked = np.full((2, 96, 128), 7, np.uint8)
+    marked[50, 85] = value  # inside the second crop, and outside the first
+    for place, label, fine in ((0, marked, True), (1, marked, value <= 18 or value == 255)):
+        batch = crops([encode(Image.fromarray(each), "PNG") for each in (plain, label)])
+        batch[1] = dataclasses.replace(batch[1], x=batch[place].x, y=batch[place].y)
+        if fine:
+            assert set(used.decode(batch)[1].unique().tolist()) == ({7, value} if place else {7})
+        else:
+            with pytest.raises(Undecodable, match=f"^image 1 holds {value}, which is no trainId") as error:
+                used.decode(batch)
+            assert error.value.faults.keys() == {1}
+    used.close()
+
+
+@kinds
 def test_an_image_smaller_than_its_crop_is_named(kind, images):
     encoded = [encode(image, "JPEG") for image in images]
     encoded[1] = encode(images[1].resize((100, 96)), "JPEG")

@@ -232,6 +232,10 @@ def test_replacements_are_uniform_near_the_position_first_and_then_from_all_shar
     first = [order.replacement(position, 1) for position in range(5)]
     assert first == [SampleOrder([3, 1, 4, 2, 5, 2, 3, 4], 0, "source", 2).replacement(p, 1) for p in range(5)]
     assert {shard for attempt in range(1, 11) for shard, _ in [order.replacement(0, attempt)]} <= near
+    # The tenth attempt is the last one near, at every position.
+    for attempt, all_near in ((10, True), (11, False)):
+        places = [(order.replacement(p, attempt)[0], order.upcoming_shards(p)) for p in range(order.samples)]
+        assert all(shard in upcoming for shard, upcoming in places) == all_near
     drawn = Counter(order.replacement(0, attempt) for attempt in range(11, 2411))
     assert drawn.keys() == {(s, n) for s, size in enumerate([3, 1, 4, 2, 5, 2, 3, 4]) for n in range(size)}
     assert min(drawn.values()) > 60 and max(drawn.values()) < 145  # 100 each: four standard deviations

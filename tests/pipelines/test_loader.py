@@ -113,6 +113,35 @@ def test_an_epoch_has_every_source_image_once_and_both_domains_their_own_length(
         assert len({batch.target_keys[0] for batch in epoch}) == 7
 
 
+def test_the_source_makes_the_epoch_even_where_the_target_is_longer(tmp_path):
+    write_root(LocalStorage(tmp_path), source=(2, 3), target=(4, 4))
+    loader = make(str(tmp_path))
+    loader.close()
+    assert loader.epoch_samples == 5
+
+
+def test_shards_are_fetched_ahead_all_through_a_run(tmp_path):
+    """Before a shard is opened it was asked for; of those after the first two windows, only a run under way can."""
+    write_root(LocalStorage(tmp_path), source=(2,) * 6, target=(2,) * 6)
+    loader = make(str(tmp_path), dataclasses.replace(CONFIG, window=1, prefetch=1), global_batch=2)
+    asked, late, opened = set(loader._cache._asked), [], set()
+    fetch_ahead, open_shard = loader._cache.prefetch, loader._cache.open
+
+    def prefetch(shards):
+        wanted = list(shards)
+        asked.update(shard.name for shard in wanted)
+        fetch_ahead(wanted)
+
+    def open_one(shard):
+        opened.add(shard.name)
+        late.extend({shard.name} - asked)
+        return open_shard(shard)
+
+    loader._cache.prefetch, loader._cache.open = prefetch, open_one
+    steps(loader, 6)
+    assert len(opened) == 12 and not late
+
+
 def test_the_seed_changes_order_and_crops(root):
     (one,), (other,) = steps(make(root, global_batch=8), 1), steps(make(root, global_batch=8, seed=6), 1)
     assert one[0].source_keys != other[0].source_keys and not torch.equal(one[0].source, other[0].source)

@@ -114,6 +114,15 @@ def test_maps_are_halved_by_rank_and_a_tenth_is_mixed(maps: Path) -> None:
     assert len(map_side - plain) == len(photo_side & plain) == 2
 
 
+def test_what_each_side_gets_of_the_other_is_drawn_apart(maps: Path) -> None:
+    """Both halves have 20 pairs, of which the other side gets ten: not those in the same places."""
+    chosen = of_maps(maps, add_opposite=40)
+    plain = [number for number in range(40) if TENTHS_OF_PARK[number % 10] == 1]
+    halves = {"train/source": [number for number in range(40) if number not in plain], "train/target": plain}
+    places = [[half.index(n) for n in numbers(chosen, side) if n in half] for side, half in halves.items()]
+    assert len(places[0]) == len(places[1]) == 10 and places[0] != places[1]
+
+
 def test_the_same_maps_whatever_the_direction(maps: Path) -> None:
     forth, back = of_maps(maps, "BtoA", add_opposite=20), of_maps(maps, "AtoB", add_opposite=20)
     assert numbers(forth, "train/source") == numbers(back, "train/target")

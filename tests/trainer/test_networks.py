@@ -9,6 +9,7 @@ from trainer.networks import PatchDiscriminator, ProjectionHeads, ResnetGenerato
 from trainer.networks.heads import normalise, sample_patches
 from trainer.networks.norm import InstanceNorm2d
 from trainer.networks.resample import BlurDownsample, BlurUpsample
+from trainer.networks.sizes import Sizes
 
 TAPS = {True: [0, 4, 8, 12, 14], False: [0, 4, 8, 10, 12]}  # by antialias; 8 of the second is an instance norm
 
@@ -249,3 +250,37 @@ def test_instance_norm_gradient_in_any_layout(batch: int) -> None:
     for layout in torch.contiguous_format, torch.channels_last:
         (actual,) = torch.autograd.grad(y, x, gradient.contiguous(memory_format=layout), retain_graph=True)
         torch.testing.assert_close(actual, expected)
+
+
+# ---- the sizes of images that networks take ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize(("layers", "smallest"), [(1, 6), (2, 12), (3, 24), (4, 48)])
+def test_a_discriminator_knows_the_smallest_image_that_it_scores(layers: int, smallest: int, antialias: bool) -> None:
+    net = PatchDiscriminator(ndf=2, layers=layers, antialias=antialias).double()
+    assert net.sizes == Sizes(1, smallest)
+    assert net(images(1, 3, smallest, smallest + 1)).shape[2] == 1
+    with pytest.raises(RuntimeError):
+        net(images(1, 3, smallest - 1, smallest))
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+def test_a_generator_knows_which_images_keep_their_size(antialias: bool) -> None:
+    net = small_generator(antialias)
+    assert (net.sizes.multiple, net.sizes.first) == (4, 8)
+    for height, width in ((8, 8), (8, 12)):
+        assert net(images(1, 3, height, width)).shape[2:] == (height, width)
+    assert all(net(images(1, 3, 8, side)).shape[3] != side for side in (9, 10, 11))
+    # Images that are padded to a multiple need what the padding of the network itself needs.
+    net(images(1, 3, net.sizes.smallest, 8))
+    with pytest.raises(RuntimeError):
+        net(images(1, 3, net.sizes.smallest - 1, 8))
+
+
+def test_sizes_that_two_networks_take() -> None:
+    both = Sizes(4, 5) & Sizes(6, 22)
+    assert both == Sizes(12, 22) and both.first == 24 and str(both) == "multiples of 12 from 24 up"
+    assert both.fit(24, 36) and not both.fit(24, 30) and not both.fit(12, 24)
+    assert [both.up_to(side) for side in (23, 24, 35, 36)] == [None, 24, 24, 36]
+    assert str(Sizes(smallest=17)) == "17 or more" and Sizes().fit(1, 1)

@@ -90,6 +90,7 @@ class Engine:
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
         self.device = _pick_device(config.device, self.local_rank)
         self.dtype = PRECISIONS[resolve_precision(config.precision, self.device)]
+        self._check_used()
         if self.device.type == "cuda":
             _tune_cuda(config.tf32)
         if self.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
@@ -99,6 +100,16 @@ class Engine:
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
         self.scalers: dict[str, torch.amp.GradScaler] = {}
         self._connect()
+
+    def _check_used(self) -> None:
+        """UserError for what was asked for and would do nothing here."""
+        config = self.config
+        if config.zero_stage > 0 and self.kind != "deepspeed":
+            raise UserError(f"--engine.zero-stage {config.zero_stage} needs DeepSpeed, and this is engine {self.kind}: "
+                            "start with the deepspeed launcher, or leave it out")  # fmt: skip
+        for name in ("triton", "graphs"):
+            if getattr(config, name) and self.device.type != "cuda":
+                raise UserError(f"--engine.{name} true needs a GPU, and this run is on a {self.device.type}: leave it out")
 
     def _connect(self) -> None:
         """Join the other processes."""
@@ -113,11 +124,11 @@ class Engine:
             _keep_freed_memory()
         method.to(self.device)
         self._lay_out(method)
-        if self.config.triton and self.device.type == "cuda":
+        if self.config.triton:
             _use_triton(method)
         if self.config.compile:
             for part in method.compiled_parts():
-                part.compile(dynamic=False, mode="reduce-overhead" if self._replays_graphs else None)
+                part.compile(dynamic=False, mode="reduce-overhead" if self.config.graphs else None)
         for phase in method.phases:
             networks = method.networks(phase)
             self.parameters[phase] = dict(networks.named_parameters())
@@ -132,13 +143,9 @@ class Engine:
     def _wrap(self, module: Phase, phase: str, optim: OptimConfig) -> nn.Module:
         return module
 
-    @property
-    def _replays_graphs(self) -> bool:
-        return self.config.graphs and self.device.type == "cuda"
-
     def begin_step(self) -> None:
         """Called before each training step: graphs may overwrite what they returned in the last one."""
-        if self._replays_graphs:
+        if self.config.graphs:
             torch.compiler.cudagraph_mark_step_begin()
 
     def autocast(self) -> AbstractContextManager:
@@ -246,9 +253,11 @@ def _keep_freed_memory() -> None:
 def _use_triton(method: nn.Module) -> None:
     if importlib.util.find_spec("triton") is None:
         raise UserError("--engine.triton true needs Triton, which is not installed here: install it, or leave it out")
-    for module in method.modules():
-        if isinstance(module, InstanceNorm2d):
-            module.triton = True
+    norms = [module for module in method.modules() if isinstance(module, InstanceNorm2d)]
+    if not norms:
+        raise UserError("--engine.triton true computes instance norm, which these networks have none of: leave it out")
+    for norm in norms:
+        norm.triton = True
 
 
 def _tune_cuda(tf32: bool) -> None:

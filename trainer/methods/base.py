@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.draws import Draws
+from trainer.networks.sizes import Sizes
 
 
 class Batch(Protocol):
@@ -75,6 +76,16 @@ class Method(nn.Module, ABC, Generic[Data, Outputs]):
     def late_losses(self) -> dict[str, float]:
         """What begins late, by the option that says when: the share of all epochs that is done by then."""
         return {}
+
+    def sizes(self, images: int) -> Sizes:
+        """The sizes of images that it can be trained on, with so many images in a micro-batch."""
+        return Sizes()
+
+    def amount(self, batch: Data) -> Tensor | None:
+        """How much a micro-batch counts for: a scalar on its device, what its losses are means over, such as labelled
+        pixels. A step weighs the micro-batches of all ranks by it, so that its losses are means over the global batch
+        however that is split up. None: all alike, as for losses that are means over images."""
+        return None
 
     def compiled_parts(self) -> list[nn.Module]:
         """The modules that torch.compile takes as a whole: those that are called with features and return features."""

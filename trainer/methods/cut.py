@@ -33,6 +33,7 @@ from trainer.networks import ProjectionHeads, init_weights
 from trainer.networks.config import ModelConfig
 from trainer.networks.generator import ResnetBlock
 from trainer.networks.heads import sample_patches
+from trainer.networks.sizes import Sizes
 from trainer.networks.split import split_batch
 
 
@@ -84,6 +85,12 @@ class Cut(Method[Batch, CutOutputs]):
         if phase == "generator" and self.config.separate_encoder:
             names += ["output_encoder", "output_heads"]
         return nn.ModuleDict({name: getattr(self, name) for name in names})
+
+    def sizes(self, images: int) -> Sizes:
+        taken = self.generator.sizes & self.discriminator.sizes
+        if self.config.constraint.smoothness > 0:
+            taken &= Sizes(smallest=PATCH_SIZE + 1)  # for two patches to compare
+        return taken
 
     def compiled_parts(self) -> list[nn.Module]:
         blocks = [layer for layer in self.generator.model if isinstance(layer, ResnetBlock)]

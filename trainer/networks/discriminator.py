@@ -4,10 +4,12 @@ from torch import Tensor, nn
 
 from trainer.networks.norm import InstanceNorm2d
 from trainer.networks.resample import BlurDownsample
+from trainer.networks.sizes import Sizes, smallest_side
 
 
 class PatchDiscriminator(nn.Module):
-    """(B, in_channels, H, W) in [-1, 1] -> (B, 1, H//8 - 2, W//8 - 2) raw scores, one for each patch; H, W >= 24.
+    """(B, in_channels, H, W) in [-1, 1] -> (B, 1, H//8 - 2, W//8 - 2) raw scores, one for each patch; with the default three
+    layers H, W >= 24, otherwise see `sizes`.
 
     With the default three layers this is the 70x70 PatchGAN of Isola et al. 2017: strided convolutions, and a score
     sees 70x70 pixels (`antialias=False`). CUT blurs before it subsamples (`antialias=True`), and a score sees 84x84.
@@ -32,6 +34,11 @@ class PatchDiscriminator(nn.Module):
                 model += [BlurDownsample(width)]
         model += [nn.Conv2d(widths[-1], 1, 4, padding=1)]
         self.model = nn.Sequential(*model)
+
+    @property
+    def sizes(self) -> Sizes:
+        """The images that leave at least one score."""
+        return Sizes(smallest=smallest_side(self.model))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)

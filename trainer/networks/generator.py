@@ -11,6 +11,7 @@ from infra.errors import UserError
 from trainer.networks.norm import InstanceNorm2d
 from trainer.networks.padding import Pad2d
 from trainer.networks.resample import BlurDownsample, BlurUpsample
+from trainer.networks.sizes import Sizes, smallest_side
 from trainer.networks.split import split_batch
 
 
@@ -86,6 +87,12 @@ class ResnetGenerator(nn.Module):
         self.model = nn.Sequential(*layers)
         self.valid_taps = range(len(layers))
         self.in_channels = in_channels
+
+    @property
+    def sizes(self) -> Sizes:
+        """The images whose translation has their size: what is halved twice and doubled twice. Where H and W are no
+        multiples of 4, they only have to be large enough for the reflection padding."""
+        return Sizes(multiple=4, smallest=smallest_side(self.model))
 
     def tap_channels(self, taps: Sequence[int]) -> list[int]:
         """The channels of the features at each tap. UserError for a tap that does not exist or is named twice."""

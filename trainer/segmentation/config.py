@@ -29,6 +29,10 @@ class SegmenterModelConfig:
     def __post_init__(self) -> None:
         if not 0 < self.width <= 4:
             raise UserError(f"model.width = {self.width} multiplies channels: give a number above 0 and at most 4")
+        # torch 2.13's CPU kernel for the weights of a strided 1x1 convolution (a shortcut's) writes past its memory where
+        # there are four channels or fewer.
+        if self.network == "drn-d-22" and self.width < 0.25:
+            raise UserError(f"model.width = {self.width} leaves drn-d-22 too few channels: give 0.25 or more")
         if self.network == "drn-d-22" and self.output_stride is not None:
             raise UserError("model.output_stride is an option of deeplab, and drn-d-22 always has 8: leave it out")
 

@@ -6,6 +6,7 @@ zoo, the network of SRUNIT's Appendix B: the last stage has half of Table 2's ch
 depthwise features of the last block at stride 8 skip to the head.
 """
 
+import math
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -92,12 +93,13 @@ class DeepLab(nn.Module):
     16 (s = 8): the paper's, the last stage dilated. 8 (s = 2) and 4 (s = 1) are for small images: the first two or
     three of the five strided layers take stride 1, so that at 8 an image of 128x64 is seen as one of 512x256 is at 32.
     (Dilating the late stages instead, as for large images, cost more per step there and learned less in the same time.)
-    width: the channels as a multiple of the paper's, rounded to multiples of 8.
+    width: the channels as a multiple of the paper's, rounded to multiples of 8. stride: pixels per deepest feature.
     """
 
     def __init__(self, classes: int, width: float = 1.0, output_stride: int = 16) -> None:
         super().__init__()
         stem_stride, *row_strides = STRIDES[output_stride]
+        self.stride = math.prod(STRIDES[output_stride])
         stride_of = dict(zip(STRIDED_ROWS, row_strides, strict=True))
         channels, dilation = rounded(STEM_CHANNELS * width), 1
         self.stem = nn.Sequential(_conv_norm(3, channels, 3, stem_stride), nn.Hardswish())

@@ -34,8 +34,10 @@ class Drn(nn.Module):
     two stages are dilated in place of strided; layers 7 and 8 smooth the gridding away and have no shortcuts. The
     modules have the published names, so the published ImageNet weights load into `Drn(1000)` by name.
 
-    width: the channels as a multiple of the paper's.
+    width: the channels as a multiple of the paper's. stride: pixels per deepest feature.
     """
+
+    stride = 8
 
     def __init__(self, classes: int, width: float = 1.0) -> None:
         super().__init__()

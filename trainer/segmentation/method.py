@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainer.methods.base import Losses, Method, StepContext
+from trainer.networks.sizes import Sizes
 from trainer.segmentation.segmenter import IGNORE
 
 # For each network the recipe of its training, by dotted name.
@@ -36,7 +37,8 @@ class LabelledBatch(Protocol):
 
 
 class Segmentation(Method[LabelledBatch, Tensor]):
-    """segmenter: (b, 3, h, w) in [-1, 1] to class scores (b, C, h', w') at any resolution."""
+    """segmenter: (b, 3, h, w) in [-1, 1] to class scores (b, C, h', w') at any resolution; its `stride` is in pixels per
+    deepest feature."""
 
     phases = ("segmenter",)
     product_name = "segmenter"
@@ -51,8 +53,18 @@ class Segmentation(Method[LabelledBatch, Tensor]):
     def forward(self, batch: LabelledBatch, context: StepContext) -> Tensor:
         return self.segmenter(batch.images)
 
+    def sizes(self, images: int) -> Sizes:
+        """Batch norm needs two features of a channel, so one image alone must leave more than one pixel of the deepest."""
+        stride: Any = self.segmenter.stride
+        return Sizes(smallest=stride + 1 if images == 1 else 1)
+
+    def amount(self, batch: LabelledBatch) -> Tensor:
+        """Its labelled pixels."""
+        return (batch.labels != IGNORE).sum()
+
     def loss(self, phase: str, outputs: Tensor, batch: LabelledBatch, context: StepContext) -> tuple[Tensor, Losses]:
-        """Cross entropy averaged over the labelled pixels, at the labels' size: scores are resized, labels never are.
+        """Cross entropy averaged over the labelled pixels, at the labels' size: scores are resized, labels never are. 0
+        where no pixel is labelled.
         Reported: CE and pxAcc, the share of labelled pixels whose highest score is the true class's."""
         labels = batch.labels.long()
         scores_NCHW = F.interpolate(outputs.float(), labels.shape[1:], mode="bilinear")

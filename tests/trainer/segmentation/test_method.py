@@ -1,6 +1,8 @@
 """Training a segmenter: its loss, its one phase on the engines, its batch norm, its optimisers."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,7 @@ from trainer.optim import OptimConfig
 from trainer.schedule import Schedule
 from trainer.segmentation.method import RECIPES, Segmentation
 from trainer.state import TrainingState
+from trainer.step import train_step
 
 CLASSES = 3
 
@@ -47,6 +50,7 @@ def network() -> nn.Module:
 
 
 CONTEXT = StepContext(Draws(0, 0))
+CPU = EngineConfig(device="cpu", precision="fp32")
 
 
 def loss_of(scores: Tensor, labels: Tensor) -> tuple[float, float]:
@@ -77,6 +81,111 @@ def test_a_batch_without_labels_gives_no_loss_and_no_nan() -> None:
     assert loss_of(torch.randn(1, CLASSES, 2, 2), torch.full((1, 4, 4), 255, dtype=torch.uint8)) == (0, 0)
 
 
+# ---- the global batch, however it is split up ---------------------------------------------------------------------------
+
+
+def unevenly_labelled(labelled: Sequence[int]) -> Labelled:
+    """Images with so many labelled rows each, of 8."""
+    data = batch(3, len(labelled))
+    for image, rows in enumerate(labelled):
+        data.labels[image, rows:] = 255
+    return data
+
+
+def plain_network() -> nn.Module:
+    """Without batch norm, whose statistics are those of a micro-batch; float64, so that rounding hides nothing."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, CLASSES, 1)).double()
+
+
+class OneOfTwo(Engine):
+    """One of two ranks, which are threads here: they meet to take means of numbers and of gradients."""
+
+    world: list[Tensor]
+    meeting: threading.Barrier
+
+    def prepare(self, method: Any, optim: OptimConfig) -> None:
+        super().prepare(method, optim)
+        self.optimisers["segmenter"].register_step_pre_hook(self._average_gradients)
+
+    def _average_gradients(self, optimiser: torch.optim.Optimizer, *_: Any) -> None:
+        for parameter in optimiser.param_groups[0]["params"]:
+            parameter.grad = self.mean(parameter.grad)
+
+    def mean(self, values: Tensor) -> Tensor:
+        self.world[self.rank] = values
+        self.meeting.wait(60)
+        result = torch.stack(self.world).mean(0)
+        self.meeting.wait(60)
+        return result
+
+
+SEEDING = threading.Lock()  # torch's generator is shared by all threads
+Result = tuple[dict[str, float], dict[str, Tensor]]
+
+
+def one_step(parts: Sequence[Labelled], engine: Engine | None = None) -> Result:
+    """The losses of one step, as the loop reports them, and the network's weights after it. By SGD: Adam would hide a
+    wrong scale."""
+    with SEEDING:
+        method = Segmentation(plain_network())
+    engine = engine or Engine(CPU)
+    engine.prepare(method, OptimConfig(kind="sgd", lr=0.5, momentum=0.0, accumulation=len(parts)))
+    parts = [Labelled(part.images.double(), part.labels, part.slots) for part in parts]
+    losses = train_step(method, engine, parts, CONTEXT)
+    names = sorted(losses)
+    means = engine.mean(torch.stack([losses[name].double() for name in names]))
+    return dict(zip(names, means.tolist(), strict=True)), method.segmenter.state_dict()
+
+
+def split(data: Labelled, *sizes: int) -> list[Labelled]:
+    return [Labelled(*part) for part in zip(*(value.split(sizes) for value in vars(data).values()), strict=True)]
+
+
+def two_ranks(*shares: Sequence[Labelled]) -> list[Result]:
+    world, meeting = [torch.empty(0)] * 2, threading.Barrier(2)
+
+    def run(rank: int) -> Result:
+        engine = OneOfTwo(CPU)
+        engine.rank, engine.world, engine.meeting = rank, world, meeting
+        return one_step(shares[rank], engine)
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(run, range(2)))
+
+
+UNEVEN = {
+    "some": [8, 1, 0, 3],
+    "one rank without": [5, 8, 0, 0],
+    "a single row in all": [0, 0, 0, 3],
+}
+
+
+@pytest.mark.parametrize("labelled", UNEVEN.values(), ids=UNEVEN)
+def test_every_labelled_pixel_of_the_global_batch_counts_alike(labelled: list[int]) -> None:
+    """Accumulation and two ranks give the losses and weights of one process that takes the whole batch."""
+    whole = unevenly_labelled(labelled)
+    losses, weights = one_step([whole])
+    kept = whole.labels != 255
+    assert 0 < kept.sum() < kept.numel() and losses["CE"] > 0
+
+    first, second = split(whole, 2, 2)
+    answers = [one_step([first, second]), one_step(split(whole, 1, 1, 1, 1))]
+    answers += [*two_ranks([first], [second]), *two_ranks(split(first, 1, 1), split(second, 1, 1))]
+    for other_losses, other_weights in answers:
+        assert other_losses == pytest.approx(losses, rel=1e-6)  # the labels' size is reached in float32
+        for name, value in weights.items():
+            torch.testing.assert_close(other_weights[name], value, rtol=0, atol=1e-7)
+
+
+def test_a_step_without_any_labelled_pixel_changes_nothing() -> None:
+    parts = split(unevenly_labelled([0, 0, 0, 0]), 2, 2)
+    before = plain_network().state_dict()
+    for losses, weights in (one_step(parts), *two_ranks(parts[:1], parts[1:])):
+        assert losses == {"CE": 0, "pxAcc": 0}
+        assert all(torch.equal(value, before[name]) for name, value in weights.items())
+
+
 # ---- a whole training ---------------------------------------------------------------------------------------------------
 
 
@@ -94,7 +203,7 @@ class Recorder(Observer):
 
 def trainer(**options: Any) -> Trainer:
     optim = OptimConfig(**{"epochs": 50, "decay_epochs": 0, "lr": 0.02, "global_batch": 4} | options)
-    method, engine = Segmentation(network()), Engine(EngineConfig(device="cpu", precision="fp32"))
+    method, engine = Segmentation(network()), Engine(CPU)
     engine.prepare(method, optim)
     return Trainer(method, engine, optim, LoopConfig(), seed=0, source_samples=4)
 

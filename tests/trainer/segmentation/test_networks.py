@@ -176,7 +176,7 @@ def test_initialisation(network: str) -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [SegmenterModelConfig(width=0.25, output_stride=8), SegmenterModelConfig(network="drn-d-22", width=0.125)],
+    [SegmenterModelConfig(width=0.25, output_stride=8), SegmenterModelConfig(network="drn-d-22", width=0.25)],
     ids=["deeplab", "drn"],
 )
 def test_learns_four_images(config: SegmenterModelConfig) -> None:
