@@ -101,8 +101,8 @@ class SegmenterJob(Job[SegmenterConfig]):
     def title(self) -> str:
         return f"segmenter {self.config.model.network} on the {self.config.domain} images of {self._root}"
 
-    def find_data(self) -> str:
-        return find_data(EMBEDDED_TASK, self.config.data.root)
+    def find_data(self, before: str | None) -> str:
+        return find_data(EMBEDDED_TASK, self.config.data.root, before)
 
     def loader(self, **options: Any) -> LabelledLoader:
         return LabelledLoader(self._root, self.config.data, domain=self.config.domain, **options)

@@ -8,7 +8,7 @@ import torch
 
 from infra.config import flatten
 from infra.errors import UserError
-from trainer.checkpoint import Checkpointer
+from trainer.checkpointer import Checkpointer
 from trainer.networks.config import ModelConfig
 from trainer.networks.generator import ResnetGenerator
 from trainer.pyfunc import save_pyfunc_model

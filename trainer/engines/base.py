@@ -89,7 +89,7 @@ class Engine:
         self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
         self.device = _pick_device(config.device, self.local_rank)
-        self.dtype = PRECISIONS[resolve_precision(config.precision, self.device)]
+        self.use_precision(resolve_precision(config.precision, self.device))
         if self.device.type == "cuda":
             _tune_cuda(config.tf32)
         if self.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
@@ -135,6 +135,10 @@ class Engine:
     @property
     def _replays_graphs(self) -> bool:
         return self.config.graphs and self.device.type == "cuda"
+
+    def use_precision(self, precision: str) -> None:
+        """Compute in "fp32", "bf16" or "fp16" from now on; only before `prepare`."""
+        self.dtype = PRECISIONS[precision]
 
     def begin_step(self) -> None:
         """Called before each training step: graphs may overwrite what they returned in the last one."""

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from infra.config import flatten
 from infra.errors import UserError
-from trainer.checkpoint import Checkpointer
+from trainer.checkpointer import Checkpointer
 from trainer.draws import generator
 from trainer.networks.config import ModelConfig
 from trainer.pyfunc import save_pyfunc_model
