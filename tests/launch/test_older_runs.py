@@ -19,11 +19,12 @@ from trainer.checkpoint import Checkpoint
 from trainer.translator import load_translator
 
 RECORDED = Path(__file__).parent / "recorded_run"
-OPTIONS = (
-    "--global-batch 2 --crop 16 --ngf 1 --model.ndf 1 --model.blocks 6 --model.layers 1 --model.head-dim 2 "
-    "--method.taps 0,4 --method.patches 8 --method.buffer 2 --optim.epochs 2 --optim.decay-epochs 2 --optim.ema 0.9 "
-    "--evaluation.every 1 --loop.keep 1 --loop.samples 1 --loop.report-every 1 --loop.keep-logged 0"
-).split()
+OPTIONS = [
+    "--global-batch", "2", "--crop", "16", "--ngf", "1", "--model.ndf", "1", "--model.blocks", "6", "--model.layers", "1",
+    "--model.head-dim", "2", "--method.taps", "0,4", "--method.patches", "8", "--method.buffer", "2", "--optim.epochs", "2",
+    "--optim.decay-epochs", "2", "--optim.ema", "0.9", "--evaluation.every", "1", "--loop.keep", "1", "--loop.samples", "1",
+    "--loop.report-every", "1", "--loop.keep-logged", "0",
+]  # fmt: skip
 
 
 @pytest.fixture
