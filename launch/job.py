@@ -86,7 +86,7 @@ class TranslatorJob(Job[JobConfig]):
         return {}
 
     def publish(self, folder: RunFolder, checkpoint: Path, tracker: Tracker) -> None:
-        save_pyfunc_model(folder.model, checkpoint, load_translator)
+        save_pyfunc_model(folder.model, checkpoint, "generator", load_translator)
         tracker.model("generator", folder.model)
 
 

@@ -147,7 +147,7 @@ class SegmenterJob(Job[SegmenterConfig]):
             tracker.metrics(Checkpoint(checkpoint).state["step"], {f"eval/{name}": scores[name] for name in SHOWN})
             with replacing(folder.evaluation_file) as file:
                 file.write((json.dumps(scores, indent=1) + "\n").encode())
-        save_pyfunc_model(folder.model, checkpoint, load_trained)
+        save_pyfunc_model(folder.model, checkpoint, "segmenter", load_trained)
         tracker.model("segmenter", folder.model)
 
     def _score(self, segmenter: Segmenter) -> dict[str, Any]:

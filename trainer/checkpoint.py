@@ -92,6 +92,10 @@ class Checkpoint:
     def has(self, stem: str) -> bool:
         return f"{stem}.safetensors" in self._files
 
+    def averaged(self, stem: str) -> str:
+        """The file of a network's moving average where the run kept one, else its own."""
+        return f"{stem}_ema" if self.has(f"{stem}_ema") else stem
+
     def tensors(self, stem: str) -> dict[str, Tensor]:
         path = self._check(f"{stem}.safetensors", self._files)
         try:

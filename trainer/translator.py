@@ -75,7 +75,7 @@ def load_translator(path: Path, device: torch.device | str = "cpu", *, averaged:
     if not checkpoint.has("generator"):
         raise UserError(f"{path} holds no generator (a segmenter's run has none): give a run folder of launch/train.py")
     config = build(ModelConfig, checkpoint.config(ModelConfig, "model."))
-    stem = "generator_ema" if averaged and checkpoint.has("generator_ema") else "generator"
+    stem = checkpoint.averaged("generator") if averaged else "generator"
     network = config.generator()
     checkpoint.load_into(network, stem)
     return Translator(network.to(device).eval(), device)

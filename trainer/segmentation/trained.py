@@ -41,7 +41,7 @@ def load_trained(path: Path, device: torch.device | str = "cpu") -> Segmenter:
     state = checkpoint.state
     config = build(SegmenterModelConfig, checkpoint.config(SegmenterModelConfig, "model."))
     network = config.build(LABEL_SPACES[state["label_space"]])
-    checkpoint.load_into(network, "segmenter_ema" if checkpoint.has("segmenter_ema") else "segmenter")
+    checkpoint.load_into(network, checkpoint.averaged("segmenter"))
     width, height = state["image_size"]
     return as_segmenter(
         network.to(device).eval(), name=str(path), input_size=(width, height), label_space=state["label_space"],

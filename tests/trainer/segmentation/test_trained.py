@@ -93,7 +93,7 @@ def test_mlflow_predicts_the_same_labels(run: Path, tmp_path: Path, monkeypatch:
     import mlflow.pyfunc
 
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    save_pyfunc_model(tmp_path / "model", run / "checkpoints" / "step_10", load_trained)
+    save_pyfunc_model(tmp_path / "model", run / "checkpoints" / "step_10", "segmenter", load_trained)
     model = mlflow.pyfunc.load_model(str(tmp_path / "model"))
     one, other = picture(), picture(seed=1)
     expected = [load_trained(run)(image) for image in (one, other)]
