@@ -2,6 +2,9 @@
 
 Order of precedence: the dataclass defaults < a preset < a YAML file < the command line. Inside this module a
 configuration travels as a flat mapping of dotted names ("optim.lr") to values, which is also what MLflow gets.
+
+What one version saves, later versions read: `before` and `formerly` of an option say what its absence means, `completed`
+applies them, and a file says its FORMAT, which is raised when older versions would misread it.
 """
 
 import argparse
@@ -20,6 +23,10 @@ from infra.errors import UserError
 
 Config = TypeVar("Config")
 
+FORMAT = 1  # of saved configurations and of checkpoints; what has no number is older, and read all the same
+_FORMAT_KEY = "format"  # in a file, beside the options
+_DEFAULT = object()
+
 
 def option(
     default: Any = dataclasses.MISSING,
@@ -28,12 +35,19 @@ def option(
     flag: str | None = None,
     choices: tuple[Any, ...] | None = None,
     resumable: bool = False,
+    before: Any = _DEFAULT,
+    formerly: str | None = None,
 ) -> Any:
     """A dataclass field that is also a command-line option (`--section.field`, and `flag` as a short form).
 
-    resumable: may differ when an existing run is continued (it does not change what is learned).
+    resumable: may differ when an existing run is continued (it does not change what is learned). before: the value that
+    stands for what was done before there was this option, where that is not its default. formerly: the field's name in
+    this section until it was renamed, under which files may still have it.
     """
-    metadata = {"help": help, "flag": flag, "choices": choices, "resumable": resumable}
+    metadata = {
+        "help": help, "flag": flag, "choices": choices, "resumable": resumable,
+        "before": default if before is _DEFAULT else before, "formerly": formerly,
+    }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -67,9 +81,11 @@ def build(cls: type[Config], *layers: Mapping[str, Any]) -> Config:
     choices, and whatever the classes' own checks find impossible.
     """
     known = {name: (field, kind) for name, field, kind in leaves(cls)}
+    renamed = _renamed(cls)
     values: dict[str, Any] = {}
     for layer in layers:
         for name, value in layer.items():
+            name = renamed.get(name, name)
             if name not in known:
                 raise UserError(f"unknown option {name!r}{_nearest(name, known)}: see --help for all options")
             field, kind = known[name]
@@ -87,6 +103,27 @@ def _assemble(cls: type[Config], values: Mapping[str, Any], prefix: str = "") ->
         elif name in values:
             arguments[field.name] = values[name]
     return cls(**arguments)
+
+
+def completed(cls: type, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A flat configuration that some version saved whole, as this version would have saved it: a renamed option has its
+    new name, one that is newer has the value that stands for its absence. Names unknown to this version stay."""
+    renamed = _renamed(cls)
+    before = {name: field.metadata["before"] for name, field, _ in leaves(cls)}
+    return before | {renamed.get(name, name): value for name, value in saved.items()}
+
+
+def _renamed(cls: type) -> dict[str, str]:
+    """Today's dotted names by the former ones."""
+    former = ((name, field.metadata.get("formerly")) for name, field, _ in leaves(cls))
+    return {name.removesuffix(name.rpartition(".")[2]) + old: name for name, old in former if old}
+
+
+def check_format(what: str, format: object) -> None:
+    """UserError for a format that this version cannot read; None, where there is no number, is the oldest."""
+    if format is not None and not (isinstance(format, int) and format <= FORMAT):
+        raise UserError(f"{what} has the format {format}, and this version reads up to {FORMAT}: "
+                        "use the version that wrote it, or a later one")  # fmt: skip
 
 
 def _nearest(name: str, known: Mapping[str, Any]) -> str:
@@ -139,7 +176,8 @@ def _describe(kind: Any) -> str:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML file of nested sections or dotted names as a flat layer. UserError if it cannot be read as one."""
+    """A YAML file of nested sections or dotted names as a flat layer, its format number taken off. UserError if it cannot
+    be read as one."""
     try:
         tree = yaml.safe_load(Path(path).read_text())
     except OSError as error:
@@ -150,6 +188,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         ) from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds no options: it should have lines such as 'optim: {{lr: 0.0002}}'")
+    check_format(str(path), tree.pop(_FORMAT_KEY, None))
     return dict(_flat_items(tree))
 
 
@@ -162,8 +201,8 @@ def _flat_items(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def to_yaml(flat: Mapping[str, Any]) -> str:
-    """A flat layer as YAML with one section per prefix; `read_yaml` gives the same layer back."""
-    tree: dict[str, Any] = {}
+    """A flat layer as YAML with one section per prefix, under the format number; `read_yaml` gives the layer back."""
+    tree: dict[str, Any] = {_FORMAT_KEY: FORMAT}
     for name, value in flat.items():
         node = tree
         *sections, leaf = name.split(".")
@@ -218,7 +257,7 @@ def _metavar(kind: Any) -> str:
 
 
 def differing(cls: type, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Names whose values differ between two flat configurations, those marked `resumable` left out."""
+    """Names whose values differ between two whole flat configurations, those marked `resumable` left out."""
     fixed = [name for name, field, _ in leaves(cls) if not field.metadata.get("resumable")]
     return [name for name in fixed if _plain(before.get(name)) != _plain(now.get(name))]
 

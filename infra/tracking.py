@@ -225,6 +225,8 @@ class _Worker:
         self._jobs.put(None)
         self._closing.set()
         self._thread.join(timeout)
+        if self._thread.is_alive():
+            log.warning("MLflow at %s did not take everything within %.0f s: the rest is lost there", self._uri, timeout)
 
     # Called in the thread.
 

@@ -18,10 +18,13 @@ EMBEDDED_TASK = "gta2city"
 EMBEDDED_ROOT = "data/street-scenes"
 
 
-def find_data(task: str, root: str | None) -> str:
-    """The data root of a job: the one named, else data/TASK, else (for gta2city) street scenes drawn on the spot."""
+def find_data(task: str, root: str | None, before: str | None = None) -> str:
+    """The data root of a job: the one named, else that of the run which goes on (before) if it is still there, else
+    data/TASK, else (for gta2city) street scenes drawn on the spot."""
     if root is not None:
         return root
+    if before is not None and _is_prepared(before):
+        return before
     prepared = f"data/{task}"
     if (Path(prepared) / MANIFEST).exists():
         return prepared
@@ -33,6 +36,14 @@ def find_data(task: str, root: str | None) -> str:
     log.info("no --data given and none prepared in %s: using the embedded street scenes (%s)", prepared, EMBEDDED_ROOT)
     prepare(street_scenes(), open_storage(EMBEDDED_ROOT), Encoding(STREET_SIZE), workers=os.cpu_count() or 1)
     return EMBEDDED_ROOT
+
+
+def _is_prepared(root: str) -> bool:
+    try:
+        open_storage(root).read(MANIFEST)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def data_identity(root: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from infra.console import setup_logging
 from infra.errors import UserError
 from infra.tracking import Tracker
+from launch.config import JobConfig
 from launch.evaluation import Evaluator, Outcome
 from launch.report import log_outcome, table, write
 from launch.run_folder import RunFolder
@@ -35,7 +36,7 @@ def evaluate(run: Path, judges: EvaluationConfig, *, data: str | None = None, js
 
 def _evaluate(run: Path, judges: EvaluationConfig, engine: Engine, data: str | None, json_file: Path | None) -> None:
     checkpoint = Checkpoint(find_checkpoint(run))
-    config = checkpoint.state["config"]
+    config = checkpoint.config(JobConfig)
     translator = load_translator(checkpoint.folder, engine.device)
     root = data or config["data.root"]
     evaluator = Evaluator(root, config["task"], engine, judges, config["data.cache_dir"])
@@ -70,7 +71,7 @@ def _track(folder: RunFolder, checkpoint: Checkpoint, outcome: Outcome) -> None:
     """Log to the run's MLflow run, if it has one, at the checkpoint's step."""
     if not folder.run_id_file.is_file():
         return
-    config = checkpoint.state["config"]
+    config = checkpoint.config(JobConfig)
     with tempfile.TemporaryDirectory() as scratch:
         # A copy: a store that does not know the run makes another, whose id must not displace the training run's.
         run_id_file = Path(shutil.copy(folder.run_id_file, scratch))

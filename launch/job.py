@@ -45,8 +45,8 @@ class TranslatorJob(Job[JobConfig]):
     def title(self) -> str:
         return f"{self.config.method.name} on {self.config.task}"
 
-    def find_data(self) -> str:
-        return find_data(self.config.task, self.config.data.root)
+    def find_data(self, before: str | None) -> str:
+        return find_data(self.config.task, self.config.data.root, before)
 
     def loader(self, **options: Any) -> UnpairedLoader:
         return UnpairedLoader(str(self.config.data.root), self.config.data, **options)
@@ -93,7 +93,7 @@ class TranslatorJob(Job[JobConfig]):
         return {}
 
     def publish(self, folder: RunFolder, checkpoint: Path, tracker: Tracker) -> None:
-        save_pyfunc_model(folder.model, checkpoint, load_translator)
+        save_pyfunc_model(folder.model, checkpoint, "generator", load_translator)
         tracker.model("generator", folder.model)
 
 

@@ -19,8 +19,8 @@ from launch.evaluation import Outcome
 from launch.report import log_outcome, summary
 from launch.run_folder import RunFolder
 from pipelines.health import DataHealth
-from trainer.checkpoint import Checkpointer
-from trainer.evaluation.config import value_of
+from trainer.checkpointer import Checkpointer
+from trainer.evaluation.config import BETTER, value_of
 from trainer.loop import Observer, Trainer
 from trainer.state import TrainingState
 
@@ -90,8 +90,9 @@ class RunObserver(RankObserver):
 
     draw: makes the sample picture, uint8 (H, W, 3), with a network in evaluation mode on a device. publish: leaves the
     finished model behind, given its checkpoint and the tracker. unit: what a batch counts. shorter: how to have a run
-    that takes minutes. listener: is told of each evaluation but the last, once its checkpoint is saved. state: what a
-    checkpoint says beside the trainer's own.
+    that takes minutes. listener: is told of each evaluation but the last, once its checkpoint is saved. begun: what the
+    checkpoint says that the run goes on from, nothing at its beginning. state: what a checkpoint says beside the trainer's
+    own.
     """
 
     def __init__(
@@ -108,10 +109,11 @@ class RunObserver(RankObserver):
         unit: str,
         shorter: str,
         listener: Listener | None,
-        first_step: int,
+        begun: Mapping[str, Any],
         state: Mapping[str, Any],
     ) -> None:
         super().__init__(trainer, judging, health)
+        first_step = begun.get("step", 0)
         self.folder = folder
         self.tracker = tracker
         self.checkpointer = checkpointer
@@ -124,6 +126,8 @@ class RunObserver(RankObserver):
         self.evaluations = Journal(folder.evaluations_file) if judging else None
         if self.evaluations:
             self.evaluations.truncate_after(first_step)
+        # The best evaluation so far, whose file a run that was restored from a mirror has lost.
+        self.best: dict[str, Any] | None = begun.get("best")
         self.best_step: int | None = None  # of the checkpoint about to be saved as the best
         self.news: dict[str, Any] | None = None  # an evaluation of which the listener is not told yet
         self.logged: list[int] = []
@@ -153,7 +157,7 @@ class RunObserver(RankObserver):
     def _is_worth_keeping(self, step: int, outcome: Outcome) -> bool:
         assert self.judging is not None and self.evaluations is not None
         better = self.judging.better
-        before = [value_of(figures, better) for figures in self.evaluations.read()]
+        before = [value_of(figures, better) for figures in (*self.evaluations.read(), self.best or {})]
         value = value_of(outcome.figures, better)
         row = {"step": step, **outcome.figures}
         self.evaluations.append(row)
@@ -162,11 +166,12 @@ class RunObserver(RankObserver):
         log.info("step %d: %s", step, summary(outcome.figures))
         if value is not None and not any(other is not None and other <= value for other in before):
             self.best_step = step
+            self.best = {name: figure for name, figure in row.items() if name in ("step", *BETTER)}
             self.tracker.tags({"best_step": str(step), f"best_{better}": f"{outcome.figures[better]:.6g}"})
         return self.best_step == step or self.listener is not None
 
     def save(self, state: TrainingState) -> None:
-        about = {"step": state.step, "scalers": state.scalers, **self.state}
+        about = {"step": state.step, "scalers": state.scalers, "best": self.best, **self.state}
         is_best = self.best_step == state.step
         path = self.checkpointer.save(state.step, state.tensors, about, best=is_best)
         log.info("saved %s%s", path, f", the best by {self.judging.better} so far" if is_best and self.judging else "")

@@ -1,6 +1,6 @@
 """A run folder, which describes itself: what was asked for, with which versions, by which command, and what came out.
 
-config.yaml        every option, resolved
+config.yaml        every option, resolved, with the format number
 environment.json   versions, machine and command of each start
 train.log          what the console said
 metrics.jsonl      one JSON object per step
@@ -25,13 +25,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from infra.config import differing, flatten, read_yaml, to_yaml
+from infra.config import completed, differing, flatten, read_yaml, to_yaml
 from infra.errors import UserError
 from infra.storage import replacing
 from launch.config import TrainingConfig
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
+PRECISION = "engine.precision"
 PACKAGES = ("torch", "deepspeed", "nvidia-dali-cuda130", "webdataset", "mlflow", "ray", "boto3", "numpy")
 
 
@@ -69,15 +70,17 @@ class RunFolder:
         reason = (isinstance(error, OSError) and error.strerror) or error
         return UserError(f"the run folder {self.path} cannot be written ({reason}): name another --run-dir")
 
-    def check(self, config: TrainingConfig) -> None:
-        """UserError if the folder is something else, or the run of another configuration."""
+    def saved(self) -> dict[str, Any]:
+        """The configuration of the run in the folder, flat, as it was written; empty if there is none. UserError if the
+        folder is something else."""
         if not self.path.exists():
-            return
+            return {}
         if self.config_file.is_file():
-            check_same(f"the run in {self.path}", read_yaml(self.config_file), config)
+            return read_yaml(self.config_file)
         # Checkpoints alone: fetched from the mirror by a start that did not live to `open`.
-        elif not self.path.is_dir() or {path.name for path in self.path.iterdir()} - {self.checkpoints.name}:
+        if not self.path.is_dir() or {path.name for path in self.path.iterdir()} - {self.checkpoints.name}:
             raise UserError(f"{self.path} exists and is not a run folder: name another --run-dir")
+        return {}
 
     def open(self, config: TrainingConfig) -> None:
         """Make the folder and write down how the run was started. UserError if that cannot be done."""
@@ -104,16 +107,17 @@ class RunFolder:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def check_same(run: str, before: Mapping[str, Any], config: TrainingConfig) -> None:
-    """UserError if a run was of another configuration, given flat, than the one that is to continue it."""
-    now = flatten(config)
+def check_same(run: str, saved: Mapping[str, Any], config: TrainingConfig) -> None:
+    """UserError if a run was of another configuration, given flat as it was saved, than the one that is to continue it.
+    A precision left to the machine agrees with any: the run goes on in its own."""
+    before, now = completed(type(config), saved), flatten(config)
+    if unknown := sorted(before.keys() - now.keys()):
+        raise UserError(f"{run} has the option {unknown[0]}, which this version does not know: "
+                        "continue it with the version that began it, or name another --run-dir")  # fmt: skip
     for name in differing(type(config), before, now):
-        if name not in before:
-            raise UserError(
-                f"{run} knows no option {name}, so another program or version made it: name another --run-dir"
-            )
-        raise UserError(f"{run} has {name} = {before.get(name)}, not {now[name]}: "
-                        "repeat its options to continue it, or name another --run-dir")  # fmt: skip
+        if (name, now[name]) != (PRECISION, "auto"):
+            raise UserError(f"{run} has {name} = {before[name]}, not {now[name]}: "
+                            "repeat its options to continue it, or name another --run-dir")  # fmt: skip
 
 
 def _environment() -> dict[str, object]:

@@ -101,8 +101,8 @@ class SegmenterJob(Job[SegmenterConfig]):
     def title(self) -> str:
         return f"segmenter {self.config.model.network} on the {self.config.domain} images of {self._root}"
 
-    def find_data(self) -> str:
-        return find_data(EMBEDDED_TASK, self.config.data.root)
+    def find_data(self, before: str | None) -> str:
+        return find_data(EMBEDDED_TASK, self.config.data.root, before)
 
     def loader(self, **options: Any) -> LabelledLoader:
         return LabelledLoader(self._root, self.config.data, domain=self.config.domain, **options)
@@ -147,7 +147,7 @@ class SegmenterJob(Job[SegmenterConfig]):
             tracker.metrics(Checkpoint(checkpoint).state["step"], {f"eval/{name}": scores[name] for name in SHOWN})
             with replacing(folder.evaluation_file) as file:
                 file.write((json.dumps(scores, indent=1) + "\n").encode())
-        save_pyfunc_model(folder.model, checkpoint, load_trained)
+        save_pyfunc_model(folder.model, checkpoint, "segmenter", load_trained)
         tracker.model("segmenter", folder.model)
 
     def _score(self, segmenter: Segmenter) -> dict[str, Any]:

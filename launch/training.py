@@ -13,10 +13,11 @@ from infra.storage import open_storage
 from infra.tracking import Status, Tracker
 from launch.data import data_identity
 from launch.observer import Draw, Judging, Listener, RankObserver, RunObserver
-from launch.run_folder import Config, RunFolder, check_same, default_run_dir, resolved
+from launch.run_folder import PRECISION, Config, RunFolder, check_same, default_run_dir, resolved
 from pipelines.health import DataHealth
 from pipelines.loader import Loader
-from trainer.checkpoint import Checkpoint, Checkpointer
+from trainer.checkpoint import Checkpoint
+from trainer.checkpointer import Checkpointer
 from trainer.engines import Engine, make_engine, resolve_precision
 from trainer.loop import Observer, Trainer
 from trainer.methods import Method
@@ -52,8 +53,8 @@ class Job(ABC, Generic[Config]):
     def title(self) -> str: ...
 
     @abstractmethod
-    def find_data(self) -> str:
-        """The data root, which may have to be made first. Called on rank 0 alone."""
+    def find_data(self, before: str | None) -> str:
+        """The data root, which may have to be made first; before: see `launch.data.find_data`. Called on rank 0 alone."""
 
     @abstractmethod
     def loader(self, **options: Any) -> Loader[Any]:
@@ -95,32 +96,32 @@ def run(
     engine = make_engine(config.engine)
     setup_logging(None, engine.rank)
     try:
-        return _train(kind(_resolve(kind(config), engine)), engine, tags or {}, listener)
+        return _train(kind, config, engine, tags or {}, listener)
     finally:
         engine.close()
 
 
-def _resolve(job: Job[Config], engine: Engine) -> Config:
-    """Fill in what was left open: where the data is (rank 0 may have to draw it first), the precision, the folder."""
-    config = job.config
-    run_dir = engine.broadcast(config.run_dir or default_run_dir(job.run_name))
+def _train(
+    kind: type[Job[Config]], asked: Config, engine: Engine, tags: Mapping[str, str], listener: Listener | None
+) -> Path:
+    run_dir = engine.broadcast(asked.run_dir or default_run_dir(kind(asked).run_name))
+    folder = RunFolder(Path(run_dir))
     if engine.rank == 0:
-        RunFolder(Path(run_dir)).check_place()
-    root = engine.broadcast(job.find_data() if engine.rank == 0 else None)
-    precision = resolve_precision(config.engine.precision, engine.device)
-    return resolved(config, root=root, run_dir=run_dir, precision=precision)
-
-
-def _train(job: Job[Config], engine: Engine, tags: Mapping[str, str], listener: Listener | None) -> Path:
-    config, optim = job.config, job.config.optim
-    folder = RunFolder(Path(str(config.run_dir)))
-    if engine.rank == 0:
-        folder.check(config)
-    data = data_identity(str(config.data.root))
-    mirror = open_storage(config.loop.mirror) if config.loop.mirror else None
-    checkpointer = Checkpointer(folder.checkpoints, config.loop.keep, mirror)
-    checkpoint = _newest_checkpoint(checkpointer, engine, config, data)
+        folder.check_place()
+    begun = engine.broadcast(folder.saved() if engine.rank == 0 else None)
+    if begun:
+        check_same(f"the run in {folder.path}", begun, asked)
+    root = engine.broadcast(kind(asked).find_data(begun.get("data.root")) if engine.rank == 0 else None)
+    data = data_identity(root)
+    mirror = open_storage(asked.loop.mirror) if asked.loop.mirror else None
+    checkpointer = Checkpointer(folder.checkpoints, asked.loop.keep, mirror)
+    checkpoint = _newest_checkpoint(checkpointer, engine, asked, data)
     first_step = checkpoint.state["step"] if checkpoint else 0
+    begun = begun or (checkpoint.state["config"] if checkpoint else {})  # in the mirror alone
+    precision = _precision(engine, asked, begun)
+    job = kind(resolved(asked, root=root, run_dir=run_dir, precision=precision))
+    config, optim = job.config, job.config.optim
+    adopted = _adopted(asked, config, engine) if begun else ""
 
     loader = job.loader(
         seed=config.seed, global_batch=optim.global_batch, accumulation=optim.accumulation, rank=engine.rank,
@@ -150,7 +151,7 @@ def _train(job: Job[Config], engine: Engine, tags: Mapping[str, str], listener: 
         observer: Observer
         if engine.rank == 0:
             observer = _observer(
-                job, folder, trainer, checkpointer, judging, loader.health, first_step, data, tags, listener
+                job, folder, trainer, checkpointer, judging, loader.health, checkpoint, data, adopted, tags, listener
             )
         else:
             observer = RankObserver(trainer, judging, loader.health)
@@ -179,14 +180,23 @@ def check_sizes(sizes: Sizes, crop: tuple[int, int], prepared: int) -> None:
     )
 
 
-def _newest_checkpoint(checkpointer: Checkpointer, engine: Engine, config: Config, data: str) -> Checkpoint | None:
+def _precision(engine: Engine, asked: Config, begun: Mapping[str, Any]) -> str:
+    """The precision of the run: as asked for, else as the run began, else as this machine has it best. The engine's, too."""
+    precision = asked.engine.precision
+    if precision == "auto":
+        precision = begun.get(PRECISION) or resolve_precision(precision, engine.device)
+    engine.use_precision(precision)
+    return precision
+
+
+def _newest_checkpoint(checkpointer: Checkpointer, engine: Engine, asked: Config, data: str) -> Checkpoint | None:
     path = engine.broadcast(checkpointer.latest() if engine.rank == 0 else None)
     if path is None:
         return None
     checkpoint = Checkpoint(path)
     if checkpoint.state["data"] != data:
         raise UserError(f"{path} was trained on other data: give its --data to continue it, or another --run-dir")
-    check_same(str(path), checkpoint.state["config"], config)  # from a mirror it may be another run's
+    check_same(str(path), checkpoint.state["config"], asked)  # from a mirror it may be another run's
     return checkpoint
 
 
@@ -197,8 +207,9 @@ def _observer(
     checkpointer: Checkpointer,
     judging: Judging | None,
     health: DataHealth,
-    first_step: int,
+    checkpoint: Checkpoint | None,
     data: str,
+    adopted: str,
     tags: Mapping[str, str],
     listener: Listener | None,
 ) -> RunObserver:
@@ -206,7 +217,10 @@ def _observer(
     folder.open(job.config)
     setup_logging(folder.log_file)
     options = flatten(job.config)
+    first_step = checkpoint.state["step"] if checkpoint else 0
     log.info("%s: %s", folder.path, _summary(job, trainer, first_step))
+    if adopted:
+        log.info("as the run began, since nothing else was asked for: %s", adopted)
     for words in losses_not_reached(trainer):
         log.warning("%s", words)
     tags = {
@@ -222,8 +236,19 @@ def _observer(
     return RunObserver(
         folder, tracker, trainer, checkpointer, judging=judging, health=health, draw=draw, publish=publish, unit=job.unit,
         shorter=job.shorter, listener=listener,
-        first_step=first_step, state={"data": data, "config": options, **job.facts()},
+        begun=checkpoint.state if checkpoint else {}, state={"data": data, "config": options, **job.facts()},
     )  # fmt: skip
+
+
+def _adopted(asked: Config, config: Config, engine: Engine) -> str:
+    """What a continued run has of its beginning, where this start left it open."""
+    taken = []
+    own = resolve_precision("auto", engine.device)
+    if asked.engine.precision == "auto" and config.engine.precision != own:
+        taken.append(f"--precision {config.engine.precision} (this machine would choose {own})")
+    if asked.data.root is None:
+        taken.append(f"--data {config.data.root}")
+    return ", ".join(taken)
 
 
 def _summary(job: Job[Config], trainer: Trainer, first_step: int) -> str:

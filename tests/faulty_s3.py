@@ -13,14 +13,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-Fault = Literal["busy", "denied", "missing", "changed", "cut", "empty", "hang", "stall", "reset", "flip"]
-"""busy: 503 SlowDown. denied: 403 AccessDenied. missing: 404 NoSuchKey. changed: 412 PreconditionFailed (these with an XML body).
-cut: half of the body, then the end. empty: the headers, then the end. hang: no answer, ever. stall: half of the body,
-then silence. reset: the connection is reset. flip: the lowest bit of one byte of the body is inverted, of what is sent
-in a PUT, else of what is answered; the tars of `shardmaker` stay whole tars."""
+Fault = Literal["busy", "throttled", "denied", "missing", "changed", "cut", "empty", "hang", "stall", "reset", "flip"]
+"""busy: 503 SlowDown. throttled: 429 TooManyRequests. denied: 403 AccessDenied. missing: 404 NoSuchKey. changed: 412
+PreconditionFailed (these with an XML body). cut: half of the body, then the end. empty: the headers, then the end. hang:
+no answer, ever. stall: half of the body, then silence. reset: the connection is reset. flip: the lowest bit of one byte
+of the body is inverted, of what is sent in a PUT, else of what is answered; the tars of `shardmaker` stay whole tars."""
 
 _REFUSALS = {
     "busy": (503, "SlowDown"),
+    "throttled": (429, "TooManyRequests"),
     "denied": (403, "AccessDenied"),
     "missing": (404, "NoSuchKey"),
     "changed": (412, "PreconditionFailed"),

@@ -1,11 +1,12 @@
-"""Checkpoints that belong to no engine and no number of ranks: one folder per step, whole or not there at all.
+"""A checkpoint on disk, which belongs to no engine and no number of ranks: one folder, whole or not there at all.
 
 checkpoints/step_500/generator.safetensors      one file per network
                      optimiser.safetensors      optimisers' state, "phase/parameter/key"
                      slots.safetensors          state of the global batch's slots (image buffers)
-                     state.json                 step, loss scalers, what the data was, the resolved config
+                     state.json                 format, step, loss scalers, what the data was, the resolved config
                      manifest.json              bytes and SHA-256 of each file, written last
-checkpoints/best                                a link to the best one, where the run evaluates itself
+
+`trainer/checkpointer.py` decides which are kept. This module needs no store, so that a model can carry it.
 """
 
 import hashlib
@@ -21,96 +22,39 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from infra.config import FORMAT, check_format, completed
 from infra.errors import UserError
-from infra.storage import Storage
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
-BEST = "best"
 
 
 def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step_"))
 
 
-class Checkpointer:
-    """The checkpoints of one run, the newest `keep` and the best kept; copied to `mirror` (an object store) if there is
-    one."""
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    found = (path.parent for path in folder.glob(f"step_*/{MANIFEST}"))
+    # A person may keep a copy as step_1000_good.
+    return sorted((path for path in found if path.name.removeprefix("step_").isdigit()), key=step_of)
 
-    def __init__(self, folder: Path, keep: int, mirror: Storage | None = None) -> None:
-        self.folder, self.keep, self.mirror = folder, keep, mirror
 
-    def all(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
-        found = (path.parent for path in self.folder.glob(f"step_*/{MANIFEST}"))
-        # A person may keep a copy as step_1000_good.
-        return sorted((path for path in found if path.name.removeprefix("step_").isdigit()), key=step_of)
-
-    def latest(self) -> Path | None:
-        """The newest complete checkpoint, fetched from the mirror if there is none here."""
-        if not self.all() and self.mirror is not None:
-            self._fetch()
-        return next(reversed(self.all()), None)
-
-    @property
-    def best(self) -> Path | None:
-        """The checkpoint that was saved as the best, if any."""
-        link = self.folder / BEST
-        return self.folder / os.readlink(link) if link.is_symlink() else None
-
-    def save(
-        self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], *, best: bool = False
-    ) -> Path:
-        """Write a checkpoint: {file stem: {name: tensor}} and the JSON state. Older ones beyond `keep` go, but not the
-        one last saved as the `best`."""
-        target = self.folder / f"step_{step}"
-        draft = self.folder / f".step_{step}.draft"
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        for stem, group in tensors.items():
-            save_file({name: t.detach().cpu().contiguous() for name, t in group.items()}, draft / f"{stem}.safetensors")
-        (draft / STATE).write_text(json.dumps(state, indent=1))
-        files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(draft.iterdir())}
-        (draft / MANIFEST).write_text(json.dumps(files, indent=1))
-        for path in draft.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        shutil.rmtree(target, ignore_errors=True)
-        draft.rename(target)
-        if best:
-            link = self.folder / f".{BEST}.draft"
-            link.unlink(missing_ok=True)
-            link.symlink_to(target.name)
-            link.replace(self.folder / BEST)
-        for old in self.all()[: -self.keep]:
-            if old != self.best:
-                shutil.rmtree(old)
-        if self.mirror is not None:
-            self._copy_to_mirror(target)
-        return target
-
-    def _copy_to_mirror(self, folder: Path) -> None:
-        assert self.mirror is not None
-        names = [path.name for path in folder.iterdir() if path.name != MANIFEST]
-        for name in (*names, MANIFEST):  # the manifest last: with it the copy is complete
-            self.mirror.upload(folder / name, f"{folder.name}/{name}")
-        kept = {path.name for path in self.all()}
-        for name in self.mirror.list("step_"):
-            if name.split("/")[0] not in kept:
-                self.mirror.delete(name)
-
-    def _fetch(self) -> None:
-        assert self.mirror is not None
-        complete = [name.split("/")[0] for name in self.mirror.list("step_") if name.endswith(f"/{MANIFEST}")]
-        if not complete:
-            return
-        newest = max(complete, key=lambda name: step_of(Path(name)))
-        draft = self.folder / f".{newest}.draft"
-        draft.mkdir(parents=True, exist_ok=True)
-        for name in self.mirror.list(f"{newest}/"):
-            self.mirror.download(name, draft / name.split("/")[1])
-        shutil.rmtree(self.folder / newest, ignore_errors=True)
-        draft.rename(self.folder / newest)
+def write_checkpoint(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+    """Write {file stem: {name: tensor}} and the JSON state, in the place of what was there."""
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    for stem, group in tensors.items():
+        save_file({name: t.detach().cpu().contiguous() for name, t in group.items()}, draft / f"{stem}.safetensors")
+    (draft / STATE).write_text(json.dumps({"format": FORMAT, **state}, indent=1))
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(draft.iterdir())}
+    (draft / MANIFEST).write_text(json.dumps(files, indent=1))
+    for path in draft.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    shutil.rmtree(folder, ignore_errors=True)
+    draft.rename(folder)
 
 
 class Checkpoint:
@@ -120,6 +64,13 @@ class Checkpoint:
         self.folder = folder
         self._files = self._read_json(MANIFEST)
         self.state = self._read_json(STATE, self._files)
+        check_format(str(folder), self.state.pop("format", None))
+
+    def config(self, cls: type, section: str = "") -> dict[str, Any]:
+        """The run's configuration, or a section of it ("model.", taken off the names), flat, as this version would have
+        saved it; cls: its class."""
+        saved: dict[str, Any] = self.state["config"]
+        return completed(cls, {name.removeprefix(section): saved[name] for name in saved if name.startswith(section)})
 
     def _read_json(self, name: str, files: Mapping[str, Any] | None = None) -> dict[str, Any]:
         if files is not None:
@@ -140,6 +91,10 @@ class Checkpoint:
 
     def has(self, stem: str) -> bool:
         return f"{stem}.safetensors" in self._files
+
+    def averaged(self, stem: str) -> str:
+        """The file of a network's moving average where the run kept one, else its own."""
+        return f"{stem}_ema" if self.has(f"{stem}_ema") else stem
 
     def tensors(self, stem: str) -> dict[str, Tensor]:
         path = self._check(f"{stem}.safetensors", self._files)

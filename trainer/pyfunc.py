@@ -1,42 +1,59 @@
-"""A trained network as an MLflow model, which carries the code that it needs."""
+"""A trained network as an MLflow model, which carries the code that it needs, and its weights alone."""
 
 import shutil
+import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-NEEDED = ("torch", "numpy", "pillow", "safetensors", "pyyaml", "boto3")  # by the code that a model carries
+from trainer.checkpoint import Checkpoint, write_checkpoint
+
+NEEDED = ("torch", "numpy", "pillow", "safetensors", "pyyaml")  # by the code that a model carries
+FACTS = ("step", "image_size", "label_space")  # of a checkpoint, beside the options of its model
+EXAMPLE_SIZE = 64, 32  # pixels
 
 Apply = Callable[[np.ndarray], np.ndarray]
 
 
-def save_pyfunc_model(folder: Path, checkpoint: Path, load: Callable[[Path], Apply]) -> None:
-    """Write a checkpoint as a folder that `mlflow.pyfunc.load_model` loads.
+def save_pyfunc_model(folder: Path, checkpoint: Path, stem: str, load: Callable[[Path], Apply]) -> None:
+    """Write one network of a checkpoint, its moving average where there is one, as a folder that
+    `mlflow.pyfunc.load_model` loads.
 
-    load: makes of the checkpoint what is applied to one image, uint8 RGB (H, W, 3); such as `load_translator`. `predict`
-    takes one image or several (N, H, W, 3), and gives what `load` made of each.
+    load: see `trainer.image_model.ImageModel`, whose `predict` says what the model takes and gives.
     """
+    # Imported here, as MLflow takes long to import.
     import mlflow.pyfunc
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
 
-    class Model(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
-        def load_context(self, context: Any) -> None:
-            self.apply = load(Path(context.artifacts["checkpoint"]))
-
-        def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
-            images = np.asarray(model_input)
-            return np.stack([self.apply(image) for image in images]) if images.ndim == 4 else self.apply(images)
+    from trainer.image_model import ImageModel, encoded
 
     shutil.rmtree(folder, ignore_errors=True)
     rooms = [str(Path(__file__).parents[1] / room) for room in ("trainer", "infra")]
     # Named here, since MLflow would find them out by loading the model in another process, which takes many seconds.
     needed = [f"{name}=={version(name).split('+')[0]}" for name in NEEDED]
-    mlflow.pyfunc.save_model(
-        folder,
-        python_model=Model(),
-        artifacts={"checkpoint": str(checkpoint)},
-        code_paths=rooms,
-        pip_requirements=needed,
-    )
+    # Images in numbers and in texts: the one signature by which MLflow lets both pass as they come.
+    anything = Schema([TensorSpec(np.dtype(object), (-1,))])
+    width, height = EXAMPLE_SIZE
+    gradient = np.linspace(0, 255, height * width * 3).astype(np.uint8).reshape(height, width, 3)
+    with tempfile.TemporaryDirectory() as scratch:
+        network = Path(scratch) / "network"
+        _write_network(network, Checkpoint(checkpoint), stem)
+        mlflow.pyfunc.save_model(
+            folder,
+            python_model=ImageModel(load),
+            artifacts={"network": str(network)},
+            code_paths=rooms,
+            pip_requirements=needed,
+            signature=ModelSignature(inputs=anything, outputs=anything),
+            input_example=np.array([encoded(gradient)], dtype=object),
+        )
+
+
+def _write_network(folder: Path, checkpoint: Checkpoint, stem: str) -> None:
+    """A checkpoint of one network, with what it takes to build it."""
+    state = {name: value for name, value in checkpoint.state.items() if name in FACTS}
+    model = {name: value for name, value in checkpoint.state["config"].items() if name.startswith("model.")}
+    write_checkpoint(folder, {stem: checkpoint.tensors(checkpoint.averaged(stem))}, {**state, "config": model})

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from infra.config import build
 from infra.errors import UserError
-from trainer.checkpoint import Checkpoint, Checkpointer
+from trainer.checkpoint import Checkpoint, checkpoints_in
 from trainer.networks.config import ModelConfig
 from trainer.networks.sizes import Sizes
 
@@ -56,10 +56,10 @@ def to_images(x_NCHW: Tensor) -> np.ndarray:
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint folder meant by a run folder (its newest) or by itself. UserError if there is none."""
     if (path / "checkpoints").is_dir():
-        newest = Checkpointer(path / "checkpoints", keep=1).latest()
-        if newest is None:
+        complete = checkpoints_in(path / "checkpoints")
+        if not complete:
             raise UserError(f"the run {path} has no complete checkpoint yet: let it train longer")
-        return newest
+        return complete[-1]
     if not (path / "state.json").is_file():
         raise UserError(
             f"{path} is neither a run folder nor a checkpoint: give runs/NAME or runs/NAME/checkpoints/step_N"
@@ -75,9 +75,8 @@ def load_translator(path: Path, device: torch.device | str = "cpu", *, averaged:
     checkpoint = Checkpoint(find_checkpoint(path))
     if not checkpoint.has("generator"):
         raise UserError(f"{path} holds no generator (a segmenter's run has none): give a run folder of launch/train.py")
-    model = {name: value for name, value in checkpoint.state["config"].items() if name.startswith("model.")}
-    config = build(ModelConfig, {name.removeprefix("model."): value for name, value in model.items()})
-    stem = "generator_ema" if averaged and checkpoint.has("generator_ema") else "generator"
+    config = build(ModelConfig, checkpoint.config(ModelConfig, "model."))
+    stem = checkpoint.averaged("generator") if averaged else "generator"
     network = config.generator()
     checkpoint.load_into(network, stem)
     return Translator(network.to(device).eval(), device)

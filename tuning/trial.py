@@ -23,7 +23,8 @@ from launch.config import JobConfig, make_config
 from launch.job import train
 from launch.observer import Listener
 from launch.run_folder import RunFolder
-from trainer.checkpoint import Checkpoint, Checkpointer
+from trainer.checkpoint import Checkpoint
+from trainer.checkpointer import Checkpointer
 from trainer.evaluation.config import BETTER
 from tuning import ablations
 from tuning.folder import SearchFolder
@@ -194,7 +195,7 @@ def take_over(folder: RunFolder, donor: Path, params: Mapping[str, Any]) -> None
     if all(own[name] == value for name, value in params.items()):
         return
     checkpoint = Checkpoint(donor)
-    config = {**checkpoint.state["config"], **params, "run_dir": own["run_dir"]}
+    config = {**checkpoint.config(JobConfig), **params, "run_dir": own["run_dir"]}
     tensors = {path.stem: checkpoint.tensors(path.stem) for path in donor.glob("*.safetensors")}
     shutil.rmtree(folder.checkpoints)
     with replacing(folder.config_file) as file:

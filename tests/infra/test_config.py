@@ -6,7 +6,19 @@ from typing import Any
 
 import pytest
 
-from infra.config import OptionParser, add_options, build, differing, flatten, leaves, option, read_yaml, to_yaml
+from infra.config import (
+    FORMAT,
+    OptionParser,
+    add_options,
+    build,
+    completed,
+    differing,
+    flatten,
+    leaves,
+    option,
+    read_yaml,
+    to_yaml,
+)
 from infra.errors import UserError
 
 
@@ -167,6 +179,48 @@ def test_what_differs_leaves_the_resumable_out_and_sees_no_difference_between_li
     before = {**flatten(Kitchen()), "oven.racks": [1, 3], "oven.probe": 5.0}
     assert differing(Kitchen, before, flatten(Kitchen())) == []
     assert differing(Kitchen, before, flatten(Kitchen(cooks=2, oven=Oven(fan=False)))) == ["cooks", "oven.fan"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaterOven(Oven):
+    steam: bool = option(True, "humid; ovens had none", before=False)
+    shelves: tuple[int, ...] = option((), "those in use", formerly="boards")
+    light: str = option("warm", "inside")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaterKitchen:
+    oven: LaterOven = field(default_factory=LaterOven)
+    staff: int = option(1, "people", formerly="cooks")
+
+
+def test_what_an_earlier_version_saved_means_what_it_meant() -> None:
+    saved = {"cooks": 3, "oven.boards": [2], "oven.heat": 200.0, "oven.coal": 5}
+    whole = completed(LaterKitchen, saved)
+    assert whole == {
+        "staff": 3, "oven.shelves": [2], "oven.heat": 200.0, "oven.steam": False, "oven.light": "warm", "oven.coal": 5,
+        **{name: value for name, value in flatten(LaterKitchen()).items() if name.split(".")[-1] in ("racks", "fan", "mode",
+            "probe")},
+    }  # fmt: skip
+    now = flatten(build(LaterKitchen, {"staff": 3, "oven.shelves": "2", "oven.heat": 200, "oven.steam": False}))
+    assert differing(LaterKitchen, whole, now) == []
+    assert differing(LaterKitchen, whole, now | {"oven.steam": True}) == ["oven.steam"]
+
+
+def test_a_former_name_in_a_file_of_options_is_todays() -> None:
+    assert build(LaterKitchen, {"cooks": 2, "oven.boards": [5]}) == build(
+        LaterKitchen, {"staff": 2, "oven.shelves": [5]}
+    )
+    with pytest.raises(UserError, match="unknown option 'boards'"):
+        build(LaterKitchen, {"boards": [5]})
+
+
+@pytest.mark.parametrize("format", [FORMAT + 1, "new", 1.5])
+def test_a_format_that_this_version_cannot_read_is_named(tmp_path: Path, format: object) -> None:
+    path = tmp_path / "kitchen.yaml"
+    path.write_text(f"format: {format}\ncooks: 2\n")
+    with pytest.raises(UserError, match=f"kitchen.yaml has the format {format}, and this version reads up to {FORMAT}: use"):
+        read_yaml(path)
 
 
 @pytest.mark.parametrize(

@@ -255,12 +255,13 @@ def test_a_stuck_socket_is_given_up(
     assert len(faulty_server.requests) == 2
 
 
+@pytest.mark.parametrize(("fault", "status"), [("busy", 503), ("throttled", 429)])
 def test_a_store_that_stays_busy_is_unavailable(
-    bucket: str, faulty_server: FaultyS3, monkeypatch: pytest.MonkeyPatch
+    bucket: str, faulty_server: FaultyS3, monkeypatch: pytest.MonkeyPatch, fault: Fault, status: int
 ) -> None:
     monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0.0)
-    faulty_server.faults = lambda _: "busy"
-    with pytest.raises(StorageUnavailable, match="keeps answering 503"):
+    faulty_server.faults = lambda _: fault
+    with pytest.raises(StorageUnavailable, match=f"keeps answering {status}"):
         open_storage(f"s3://{bucket}").read("name")
     assert len(faulty_server.requests) == 8
 

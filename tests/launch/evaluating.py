@@ -20,7 +20,7 @@ from launch.config import make_config
 from pipelines.dataset import Samples
 from pipelines.prepare import Encoding, prepare
 from pipelines.sources.drawn import street_scenes
-from trainer.checkpoint import Checkpointer
+from trainer.checkpointer import Checkpointer
 from trainer.networks.generator import ResnetGenerator
 
 STEP = 7  # of the checkpoint

@@ -20,7 +20,7 @@ from pipelines.manifest import DOMAINS
 from pipelines.prepare import Encoding, prepare
 from pipelines.sources.photos import folders, paired
 from tests.launch.evaluating import STEP, evaluate, make_run, report_of, sentence
-from trainer.checkpoint import Checkpointer
+from trainer.checkpointer import Checkpointer
 from trainer.evaluation.fidelity import Features, fidelity
 from trainer.translator import load_translator
 

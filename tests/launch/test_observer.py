@@ -1,13 +1,71 @@
-"""What the ranks tell each other of their data, and what a run says of it at its end."""
+"""What a run leaves behind: its best checkpoint, its evaluations; what the ranks tell each other of their data."""
 
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
-from launch.observer import RankObserver, left_out
+from infra.tracking import Tracker
+from launch.evaluation import Outcome
+from launch.observer import Judging, RankObserver, RunObserver, left_out
+from launch.run_folder import RunFolder
 from pipelines.health import DataHealth
+from trainer.checkpoint import Checkpoint
+from trainer.checkpointer import Checkpointer
+from trainer.state import TrainingState
+
+# ---- evaluations ------------------------------------------------------------------------------------------------------
+
+
+def judged(path: Path, *values: float, begun: dict[str, Any] | None = None) -> RunObserver:
+    """A run that goes on from `begun`, whose next evaluations have these values of Dist and whose steps each end with a
+    checkpoint."""
+    folder, begun = RunFolder(path), begun or {}
+    outcomes = iter([Outcome(1, {"Dist": value, "Acc": {"30": 0.5}}, {}) for value in values])
+    engine = SimpleNamespace(device=torch.device("cpu"), broadcast=lambda value: value)
+    trainer: Any = SimpleNamespace(
+        engine=engine, product=nn.Identity(), total_steps=100, config=SimpleNamespace(keep_logged=0),
+        schedule=SimpleNamespace(optim=SimpleNamespace(global_batch=1)),
+    )  # fmt: skip
+    made = RunObserver(
+        folder, Tracker.disabled(), trainer, Checkpointer(folder.checkpoints, keep=1),
+        judging=Judging(1.0, lambda network, device: next(outcomes), "Dist"), health=DataHealth(),
+        draw=lambda network, device: np.zeros((1, 1, 3), np.uint8), publish=lambda path, tracker: None, unit="pairs",
+        shorter="", listener=None, begun=begun, state={"config": {}},
+    )  # fmt: skip
+    for step in range(begun.get("step", 0) + 1, begun.get("step", 0) + 1 + len(values)):
+        made.evaluate(step)
+        made.save(TrainingState(step, {}, {}))
+    return made
+
+
+def test_the_first_of_equals_stays_the_best(tmp_path: Path) -> None:
+    run = judged(tmp_path, 5.0, 4.0, 4.0, 4.5)
+    assert run.checkpointer.best == run.folder.checkpoints / "step_2"
+
+
+def test_evaluations_after_the_checkpoint_are_made_again(tmp_path: Path) -> None:
+    judged(tmp_path, 5.0, 3.0, 4.0)
+    again = judged(tmp_path, 4.5, begun={"step": 1})
+    assert [(row["step"], row["Dist"]) for row in again.folder.evaluations()] == [(1, 5.0), (2, 4.5)]
+    assert again.checkpointer.best == again.folder.checkpoints / "step_2"  # step 2's earlier 3.0 does not count
+
+
+def test_a_run_without_its_evaluations_knows_its_best_from_the_checkpoint(tmp_path: Path) -> None:
+    judged(tmp_path / "lost", 3.0, 4.0)
+    begun = Checkpoint(tmp_path / "lost/checkpoints/step_2").state
+    assert begun["best"] == {"step": 1, "Dist": 3.0}
+    assert judged(tmp_path / "worse", 3.5, begun=begun).checkpointer.best is None
+    assert judged(tmp_path / "equal", 3.0, begun=begun).checkpointer.best is None
+    assert judged(tmp_path / "better", 3.5, 2.0, begun=begun).checkpointer.best == tmp_path / "better/checkpoints/step_4"
+
+
+# ---- data -------------------------------------------------------------------------------------------------------------
 
 
 def observer(health: DataHealth, *others: DataHealth, rank: int = 0) -> Any:

@@ -14,7 +14,8 @@ from torch import Tensor
 from infra.config import build
 from infra.errors import UserError
 from tests.trainer.test_methods import Pairs, Ranks, at, close, make, pairs, play
-from trainer.checkpoint import Checkpoint, Checkpointer
+from trainer.checkpoint import Checkpoint
+from trainer.checkpointer import Checkpointer
 from trainer.draws import Draws
 from trainer.engines import Engine, EngineConfig
 from trainer.losses import patch_nce, self_distances, smoothness_loss

@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from infra.config import FORMAT
 from infra.errors import UserError
 from infra.storage import LocalStorage
-from trainer.checkpoint import Checkpoint, Checkpointer
+from trainer.checkpoint import Checkpoint
+from trainer.checkpointer import Checkpointer
 from trainer.engines import Engine, EngineConfig
 from trainer.loop import LoopConfig, Observer, Trainer
 from trainer.methods import Cut, CutConfig
@@ -45,6 +47,7 @@ def test_what_is_saved_is_loaded_exactly(tmp_path: Path) -> None:
     path = Checkpointer(tmp_path, keep=1).save(3, TENSORS, STATE)
     assert path == tmp_path / "step_3" and names(tmp_path) == ["step_3"]
     assert names(path) == ["generator.safetensors", "manifest.json", "slots.safetensors", "state.json"]
+    assert json.loads((path / "state.json").read_text())["format"] == FORMAT
     loaded = Checkpoint(path)
     assert loaded.state == STATE and loaded.has("slots") and not loaded.has("generator_ema")
     for stem, group in TENSORS.items():
@@ -118,6 +121,81 @@ def test_an_upload_that_broke_off_is_not_restored(tmp_path: Path) -> None:
     assert fresh.latest() == fresh.folder / "step_8"
     assert Checkpoint(fresh.folder / "step_8").state["step"] == 8
     assert Checkpointer(tmp_path / "other", 2, LocalStorage(tmp_path / "empty")).latest() is None
+
+
+class BreaksOff(LocalStorage):
+    """A store that takes `uploads` more files."""
+
+    uploads = 1000
+
+    def upload(self, path: Path, name: str) -> None:
+        if self.uploads == 0:
+            raise UserError("the store is full")
+        self.uploads -= 1
+        super().upload(path, name)
+
+
+@pytest.mark.parametrize("uploads", range(4))
+def test_what_an_upload_leaves_that_breaks_off_is_no_checkpoint(tmp_path: Path, uploads: int) -> None:
+    """Neither of a new checkpoint nor of one that takes the place of an earlier attempt's."""
+    mirror = BreaksOff(tmp_path / "mirror")
+    save(Checkpointer(tmp_path / "here", 2, mirror), 8, 9)
+    for step in (9, 10):
+        mirror.uploads = uploads
+        with pytest.raises(UserError, match="full"):
+            save(Checkpointer(tmp_path / f"again{step}", 2, mirror), step)
+        assert Checkpointer(tmp_path / f"new machine {step}", 2, mirror).latest().name == "step_8"
+
+
+def restored(folder: Path, mirror: LocalStorage, keep: int) -> Checkpointer:
+    checkpointer = Checkpointer(folder, keep, mirror)
+    checkpointer.latest()
+    return checkpointer
+
+
+def in_mirror(mirror: LocalStorage) -> set[str]:
+    return {name.split("/")[0] for name in mirror.list()}
+
+
+def test_a_restore_brings_the_best_back_and_the_mirror_keeps_what_a_run_keeps(tmp_path: Path) -> None:
+    mirror = LocalStorage(tmp_path / "mirror")
+    first = Checkpointer(tmp_path / "first", 2, mirror)
+    for step in (5, 6, 7, 8):
+        first.save(step, TENSORS, {**STATE, "step": step}, best=step == 5)
+    assert in_mirror(mirror) == {"best", "step_5", "step_7", "step_8"}
+
+    second = restored(tmp_path / "second", mirror, keep=2)
+    assert second.best == tmp_path / "second" / "step_5" and names(second.folder) == ["best", "step_5", "step_8"]
+    assert Checkpoint(second.folder / "best").state["step"] == 5 and second.latest() == second.folder / "step_8"
+    save(second, 9)
+    assert in_mirror(mirror) == {"best", "step_5", "step_8", "step_9"}
+    second.save(10, TENSORS, {**STATE, "step": 10}, best=True)
+    assert in_mirror(mirror) == {"best", "step_9", "step_10"}
+    assert restored(tmp_path / "third", mirror, keep=2).best == tmp_path / "third" / "step_10"
+
+
+def test_the_mirrors_own_stay_after_a_restore_until_they_are_old(tmp_path: Path) -> None:
+    mirror = LocalStorage(tmp_path / "mirror")
+    save(Checkpointer(tmp_path / "first", 3, mirror), 1, 2, 3)
+    second = restored(tmp_path / "second", mirror, keep=3)
+    assert names(second.folder) == ["step_3"]
+    save(second, 4)
+    assert in_mirror(mirror) == {"step_2", "step_3", "step_4"}
+
+
+def test_what_a_run_left_behind_when_it_went_back_goes(tmp_path: Path) -> None:
+    mirror = LocalStorage(tmp_path / "mirror")
+    save(Checkpointer(tmp_path / "first", 2, mirror), 6, 8)
+    shutil.rmtree(tmp_path / "first" / "step_8")  # as a damaged one is deleted
+    save(Checkpointer(tmp_path / "first", 2, mirror), 7)
+    assert in_mirror(mirror) == {"step_6", "step_7"}
+
+
+def test_a_mirror_named_later_gets_what_was_kept_before(tmp_path: Path) -> None:
+    Checkpointer(tmp_path / "here", 1).save(3, TENSORS, STATE, best=True)
+    mirror = LocalStorage(tmp_path / "mirror")
+    save(Checkpointer(tmp_path / "here", 1, mirror), 4)
+    assert in_mirror(mirror) == {"best", "step_3", "step_4"}
 
 
 def test_what_is_here_goes_before_the_mirror(tmp_path: Path) -> None:

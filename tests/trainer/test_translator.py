@@ -8,7 +8,7 @@ import torch
 
 from infra.config import flatten
 from infra.errors import UserError
-from trainer.checkpoint import Checkpointer
+from trainer.checkpointer import Checkpointer
 from trainer.networks.config import ModelConfig
 from trainer.networks.generator import ResnetGenerator
 from trainer.pyfunc import save_pyfunc_model
@@ -117,7 +117,7 @@ def test_mlflow_predicts_the_same_pixels(run: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     folder = tmp_path / "model"
     for _ in range(2):  # the second takes the place of the first
-        save_pyfunc_model(folder, run / "checkpoints" / "step_10", load_translator)
+        save_pyfunc_model(folder, run / "checkpoints" / "step_10", "generator", load_translator)
     model = mlflow.pyfunc.load_model(str(folder))
     translator = load_translator(run)
     for image in (picture(13, 18), np.stack([picture(), picture(seed=1)])):

@@ -89,7 +89,7 @@ class Engine:
         self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
         self.device = _pick_device(config.device, self.local_rank)
-        self.dtype = PRECISIONS[resolve_precision(config.precision, self.device)]
+        self.use_precision(resolve_precision(config.precision, self.device))
         self._check_used()
         if self.device.type == "cuda":
             _tune_cuda(config.tf32)
@@ -142,6 +142,10 @@ class Engine:
 
     def _wrap(self, module: Phase, phase: str, optim: OptimConfig) -> nn.Module:
         return module
+
+    def use_precision(self, precision: str) -> None:
+        """Compute in "fp32", "bf16" or "fp16" from now on; only before `prepare`."""
+        self.dtype = PRECISIONS[precision]
 
     def begin_step(self) -> None:
         """Called before each training step: graphs may overwrite what they returned in the last one."""

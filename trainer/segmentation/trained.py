@@ -39,10 +39,9 @@ def load_trained(path: Path, device: torch.device | str = "cpu") -> Segmenter:
     if not checkpoint.has("segmenter"):
         raise UserError(f"{path} holds no segmenter: give a run folder of launch/train_segmenter.py")
     state = checkpoint.state
-    model = {name: value for name, value in state["config"].items() if name.startswith("model.")}
-    config = build(SegmenterModelConfig, {name.removeprefix("model."): value for name, value in model.items()})
+    config = build(SegmenterModelConfig, checkpoint.config(SegmenterModelConfig, "model."))
     network = config.build(LABEL_SPACES[state["label_space"]])
-    checkpoint.load_into(network, "segmenter_ema" if checkpoint.has("segmenter_ema") else "segmenter")
+    checkpoint.load_into(network, checkpoint.averaged("segmenter"))
     width, height = state["image_size"]
     return as_segmenter(
         network.to(device).eval(), name=str(path), input_size=(width, height), label_space=state["label_space"],

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from infra.errors import UserError
-from trainer.checkpoint import Checkpoint, Checkpointer
+from trainer.checkpoint import Checkpoint
+from trainer.checkpointer import Checkpointer
 from trainer.draws import Draws
 from trainer.engines import Engine, EngineConfig
 from trainer.loop import LoopConfig, Observer, Trainer

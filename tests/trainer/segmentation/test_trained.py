@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from infra.config import flatten
 from infra.errors import UserError
-from trainer.checkpoint import Checkpointer
+from trainer.checkpointer import Checkpointer
 from trainer.draws import generator
 from trainer.networks.config import ModelConfig
 from trainer.pyfunc import save_pyfunc_model
@@ -93,7 +93,7 @@ def test_mlflow_predicts_the_same_labels(run: Path, tmp_path: Path, monkeypatch:
     import mlflow.pyfunc
 
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    save_pyfunc_model(tmp_path / "model", run / "checkpoints" / "step_10", load_trained)
+    save_pyfunc_model(tmp_path / "model", run / "checkpoints" / "step_10", "segmenter", load_trained)
     model = mlflow.pyfunc.load_model(str(tmp_path / "model"))
     one, other = picture(), picture(seed=1)
     expected = [load_trained(run)(image) for image in (one, other)]
