@@ -148,7 +148,7 @@ def _tune(request: Request, made: Design, share: Share, folder: SearchFolder, ta
         if made.fixed is not None:
             return made.fixed[number]
         done = [(r.params, r.figures[metric]) for r in records if r.status == "finished" and metric in r.figures]
-        return suggest(made.space, request.search.searcher, seed, number, done, maximise=maximise)
+        return suggest(made.space, request.search.searcher, seed, number, done, maximise=maximise, trials=made.total)
 
     def trial(params: dict[str, Any]) -> None:
         run_trial(params, settings)
@@ -157,7 +157,7 @@ def _tune(request: Request, made: Design, share: Share, folder: SearchFolder, ta
     if plan.is_finished():
         return
     random.seed(seed)  # from both of which PBT draws
-    np.random.seed(seed)
+    np.random.seed(seed % 2**32)
     warnings.filterwarnings("ignore", "Consider boosting PBT")  # with actors used again, whose memory fills up
     scheduler = make_scheduler(kind, made.space, evaluations(request), metric, maximise=maximise, folder=folder)
     # The ranks of a trial ask for places of their own.

@@ -100,7 +100,7 @@ def test_trials_on_both_nodes_and_one_that_fails(cluster: str, place: Path) -> N
 
 def test_pbt_takes_over_weights_and_changes_options(cluster: str) -> None:
     arguments = ["--space", "optim.lr=loguniform(1e-5,1e-2)", "--scheduler", "pbt", "--trials", "2"]
-    longer = ["--optim.epochs", "5", "--evaluation.every", "2"]
+    longer = ["--optim.epochs", "5", "--evaluation.every", "2", "--seed", str(2**40)]
     folder, _ = run(*arguments, *longer, cluster=cluster, name="pbt")
     records = folder.records()
     assert [record.status for record in records] == ["finished", "finished"]
