@@ -153,7 +153,7 @@ def _forms() -> str:
 
 def _check(dimension: Dimension, layers: Sequence[Mapping[str, Any]]) -> None:
     """UserError if a trial could not have these values."""
-    if dimension.field in ("run_dir", "task", "data.root"):
+    if dimension.field in ("run_dir", "task", "data.root") or dimension.field.startswith("evaluation."):
         raise UserError(f"{dimension.field} cannot be searched, it is the same for all trials: leave it out of --space")
     if not dimension.values:
         raise UserError(f"--space {dimension.field}: the choice is empty: give {FORMS['choice']}")

@@ -54,6 +54,7 @@ def test_a_preset_beside_fields_with_texts_and_whole_numbers() -> None:
         ("method.patches=randint(2.5,9)", "whole numbers"),
         ("optim.schedule=choice(linear,sudden)", "sudden"),
         ("run_dir=choice(a,b)", "same for all trials"),
+        ("evaluation.images=choice(10,20)", "same for all trials"),
     ],
 )
 def test_an_impossible_space_is_a_sentence(text: str, complaint: str) -> None:
