@@ -28,12 +28,15 @@ def option(
     flag: str | None = None,
     choices: tuple[Any, ...] | None = None,
     resumable: bool = False,
+    adjustable: bool = False,
 ) -> Any:
     """A dataclass field that is also a command-line option (`--section.field`, and `flag` as a short form).
 
     resumable: may differ when an existing run is continued (it does not change what is learned).
+    adjustable: a search may change it in the middle of a run. Nothing that is kept (networks, memories, buffers) and no
+    length or start in the schedule depends on it.
     """
-    metadata = {"help": help, "flag": flag, "choices": choices, "resumable": resumable}
+    metadata = {"help": help, "flag": flag, "choices": choices, "resumable": resumable, "adjustable": adjustable}
     return dataclasses.field(default=default, metadata=metadata)
 
 

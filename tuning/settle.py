@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from infra.config import flatten
+from infra.config import flatten, leaves
 from infra.errors import UserError
 from launch.config import JobConfig, make_config
 from launch.data import find_data
@@ -53,10 +53,11 @@ def design(request: Request) -> Design:
 def _check_pbt(made: Design) -> None:
     if made.total < 2 or not made.space:
         raise UserError("pbt needs a space, and trials that take over from each other: give --trials 4, say")
+    adjustable = [name for name, field, _ in leaves(JobConfig) if field.metadata["adjustable"]]
     for dimension in made.space:
-        if not dimension.is_range or not dimension.field.startswith(("method.", "optim.")):
+        if not dimension.is_range or dimension.field not in adjustable:
             raise UserError(f"pbt changes options in the middle of a run, which {dimension.field} does not bear: "
-                            "give ranges of fields of method. or optim., or another --scheduler")  # fmt: skip
+                            f"give ranges of {', '.join(adjustable)}, or another --scheduler")  # fmt: skip
 
 
 def settle(request: Request, *, gpu: bool) -> Request:

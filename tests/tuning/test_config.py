@@ -70,12 +70,33 @@ def test_how_many_trials() -> None:
         (["--trials", "1"], "trials that take over from each other"),
         (["--ablations", "srunit"], "pbt needs a space"),
         (["--space", "taps"], "which method.robust.taps does not bear"),
-        (["--space", "model.ngf=randint(4,8)"], "which model.ngf does not bear"),
+        (["--space", "model.ngf=randint(4,8)"], "which model.ngf does not bear.*method.robust.beta.*optim.lr"),
+        (["--space", "optim.lr=choice(1e-4,1e-3)"], "which optim.lr does not bear"),
+        *(
+            (["--space", f"{field}={distribution}"], f"which {field} does not bear")
+            for field, distribution in {
+                "optim.global_batch": "randint(1,4)", "optim.accumulation": "randint(1,4)",
+                "optim.epochs": "uniform(1,3)", "optim.decay_epochs": "uniform(1,3)", "optim.ema": "uniform(0.9,0.999)",
+                "optim.step_epochs": "randint(1,9)", "method.buffer": "randint(0,9)",
+                "method.bank.size": "randint(8,64)", "method.robust.start": "uniform(0,1)",
+                "method.constraint.start": "uniform(0,1)", "method.constraint.self_distance": "uniform(0,1)",
+            }.items()
+        ),
     ],
-)
+)  # fmt: skip
 def test_what_pbt_cannot_do(arguments: list[str], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         design(parse_arguments(["--scheduler", "pbt", *arguments]))
+
+
+def test_what_pbt_can_do() -> None:
+    space = [
+        "beta-T",
+        "optim.lr=loguniform(1e-5,1e-3)",
+        "method.patches=randint(16,64)",
+        "method.lambda_nce=uniform(1,2)",
+    ]
+    assert design(parse_arguments(["--scheduler", "pbt", "--space", *space])).total == 10
 
 
 FOUR_EPOCHS = ["--optim.epochs", "2", "--optim.decay-epochs", "2"]
