@@ -158,3 +158,12 @@ def test_optuna_begins_with_chance_for_at_most_ten_trials() -> None:
 
     assert proposal(9, 0) == proposal(9, 5)
     assert proposal(10, 0) != proposal(10, 5)
+
+
+def test_optuna_learns_which_choice_is_good() -> None:
+    space = parse_space(["taps"], [{}])
+    (taps,) = space
+    for best in taps.values[1], taps.values[-1]:
+        done = [({taps.field: value}, float(value == best)) for value in taps.values * 2]
+        drawn = [suggest(space, "optuna", 0, 12 + k, done, maximise=True, trials=30)[taps.field] for k in range(8)]
+        assert drawn.count(best) > 4

@@ -1,5 +1,6 @@
 """A trial from Ray Tune's side: what it reports, and what of its failures is worth another start."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,8 +11,9 @@ from made import BETA, TINY
 
 import tuning.trial
 from infra.errors import Stopped, UserError
-from launch.config import make_config
+from launch.config import JobConfig, make_config
 from launch.job import train
+from launch.observer import Listener
 from launch.run_folder import RunFolder
 from tuning.config import parse_arguments
 from tuning.folder import SearchFolder
@@ -80,6 +82,27 @@ def test_a_death_of_a_rank_is_left_to_ray_to_start_again(settings: Settings, mon
     death = OfRanks(ConnectionError("rank 1 is gone"), SystemError("killed"))
     with pytest.raises(OfRanks):
         outcome(settings, death, monkeypatch)
+
+
+def test_what_tune_is_told_of_a_trial(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its evaluations by their number, in which schedulers reckon, and at the end, without one, the last figures."""
+    reports: list[dict[str, Any]] = []
+    rows = [{"step": step, "Dist": 9.0 - step, "FID": None, "scenes": "some"} for step in (4, 8, 12, 14)]
+
+    def job(config: JobConfig, settings: Settings, listener: Listener) -> None:
+        folder = RunFolder(Path(str(config.run_dir)))
+        folder.path.mkdir()
+        folder.evaluations_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for row in rows[:-1]:
+            listener(row)
+
+    monkeypatch.setattr(tuning.trial.tune, "report", reports.append)
+    monkeypatch.setattr(tuning.trial, "_train", job)
+    run_trial({BETA: 1e-4}, replace(settings, ranks=1))
+    assert reports == [
+        *({"step": 4 * k, "Dist": 9.0 - 4 * k, "evaluation": k, "node": "here/1"} for k in (1, 2, 3)),
+        {"step": 14, "Dist": -5.0, "node": "here/1", "finished": True},
+    ]
 
 
 def test_trials_that_differ_in_beta_alone_differ_at_the_first_decision(data: str, tmp_path: Path) -> None:
