@@ -52,6 +52,17 @@ def test_asha_knows_after_a_restart_what_it_knew(folder: SearchFolder) -> None:
     assert told(3, 3, 0.1) == TrialScheduler.STOP
 
 
+def test_asha_knows_the_stopped_ones_too_and_each_evaluation_at_its_time(folder: SearchFolder) -> None:
+    for record, figures in zip(records()[1:3], ((0.5, 0.9, 0.9, 0.9), (0.7,)), strict=True):  # finished, stopped
+        folder.write(record)
+        folder.run_dir(record.number).mkdir()
+        rows = [f'{{"step": {8 * k}, "mIoU": {figure}}}\n' for k, figure in enumerate(figures, start=1)]
+        (folder.run_dir(record.number) / "evaluations.jsonl").write_text("".join(rows))
+    told = asha(folder, first=1)
+    assert told(3, 1, 0.55) == TrialScheduler.STOP  # halves meet at 0.6
+    assert told(4, 1, 0.65) == TrialScheduler.CONTINUE
+
+
 def test_asha_stops_no_trial_before_the_first_decision(folder: SearchFolder) -> None:
     told = asha(folder, first=2)
     for number, miou in enumerate((0.3, 0.2, 0.1)):
@@ -122,8 +133,9 @@ def test_pbt_stays_in_the_space(folder: SearchFolder, better: Params) -> None:
     random.seed(0)
     np.random.seed(0)
     population = Population(folder, better, params(1e-4, 0.1, 17))
-    taken = [population.evaluated(count)[1] for count in range(1, 41)]
+    taken = [population.evaluated(count)[1] for count in range(1, 201)]
     assert all(1e-5 <= each[BETA] <= 1e-3 and 0.01 <= each[T] <= 0.2 for each in taken)
     assert all(isinstance(each[PATCHES], int) and 16 <= each[PATCHES] <= 20 for each in taken)
+    assert {16, 20} <= {each[PATCHES] for each in taken}
     for name in better:  # the end itself, a step away from it, and what is drawn anew
         assert len({each[name] for each in taken}) > 2 and better[name] in {each[name] for each in taken}
