@@ -35,17 +35,20 @@ def option(
     flag: str | None = None,
     choices: tuple[Any, ...] | None = None,
     resumable: bool = False,
+    adjustable: bool = False,
     before: Any = _DEFAULT,
     formerly: str | None = None,
 ) -> Any:
     """A dataclass field that is also a command-line option (`--section.field`, and `flag` as a short form).
 
-    resumable: may differ when an existing run is continued (it does not change what is learned). before: the value that
-    stands for what was done before there was this option, where that is not its default. formerly: the field's name in
-    this section until it was renamed, under which files may still have it.
+    resumable: may differ when an existing run is continued (it does not change what is learned).
+    adjustable: a search may change it in the middle of a run. Nothing that is kept (networks, memories, buffers) and no
+    length or start in the schedule depends on it.
+    before: the value that stands for what was done before there was this option, where that is not its default.
+    formerly: the field's name in this section until it was renamed, under which files may still have it.
     """
     metadata = {
-        "help": help, "flag": flag, "choices": choices, "resumable": resumable,
+        "help": help, "flag": flag, "choices": choices, "resumable": resumable, "adjustable": adjustable,
         "before": default if before is _DEFAULT else before, "formerly": formerly,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)

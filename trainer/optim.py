@@ -20,11 +20,11 @@ class OptimConfig:
         1, "micro-batches per step and rank; above 1 CUT's G runs twice per step", resumable=True
     )
     kind: str = option("adam", "optimiser", choices=("adam", "sgd"))
-    lr: float = option(2e-4, "learning rate")
-    beta1: float = option(0.5, "Adam's beta1")
-    beta2: float = option(0.999, "Adam's beta2")
-    momentum: float = option(0.9, "SGD's momentum")
-    weight_decay: float = option(0.0, "share of each weight added to its gradient")
+    lr: float = option(2e-4, "learning rate", adjustable=True)
+    beta1: float = option(0.5, "Adam's beta1", adjustable=True)
+    beta2: float = option(0.999, "Adam's beta2", adjustable=True)
+    momentum: float = option(0.9, "SGD's momentum", adjustable=True)
+    weight_decay: float = option(0.0, "share of each weight added to its gradient", adjustable=True)
     epochs: float = option(200.0, "epochs (of the source) at the full learning rate")
     decay_epochs: float = option(200.0, "epochs over which it then falls to zero (schedule linear)")
     schedule: str = option(

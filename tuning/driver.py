@@ -28,7 +28,7 @@ from tuning.folder import Record, SearchFolder
 from tuning.landscape import landscape
 from tuning.registry import end_runs, register
 from tuning.results import best_record, shown, table, write_best, write_csv
-from tuning.settle import Design, design, evaluations, settle
+from tuning.settle import Design, design, evaluations, first_decision, settle
 from tuning.spaces import Params, suggest
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ def _tune(request: Request, made: Design, share: Share, folder: SearchFolder, ta
         if made.fixed is not None:
             return made.fixed[number]
         done = [(r.params, r.figures[metric]) for r in records if r.status == "finished" and metric in r.figures]
-        return suggest(made.space, request.search.searcher, seed, number, done, maximise=maximise)
+        return suggest(made.space, request.search.searcher, seed, number, done, maximise=maximise, trials=made.total)
 
     def trial(params: dict[str, Any]) -> None:
         run_trial(params, settings)
@@ -157,9 +157,10 @@ def _tune(request: Request, made: Design, share: Share, folder: SearchFolder, ta
     if plan.is_finished():
         return
     random.seed(seed)  # from both of which PBT draws
-    np.random.seed(seed)
+    np.random.seed(seed % 2**32)
     warnings.filterwarnings("ignore", "Consider boosting PBT")  # with actors used again, whose memory fills up
-    scheduler = make_scheduler(kind, made.space, evaluations(request), metric, maximise=maximise, folder=folder)
+    first = first_decision(request, made) if kind != "none" else 1
+    scheduler = make_scheduler(kind, made.space, evaluations(request), first, metric, maximise=maximise, folder=folder)
     # The ranks of a trial ask for places of their own.
     place: dict[str, float] = {"CPU": share.cpus, "GPU": share.gpus} if share.ranks == 1 else {"memory": TRIAL_MEMORY}
     tune.Tuner(

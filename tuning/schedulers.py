@@ -14,24 +14,33 @@ from tuning.folder import SearchFolder
 from tuning.spaces import Dimension
 
 TIME = "evaluation"
-HALVING = 2  # asha keeps the better half at evaluations 1, 2, 4, …
+HALVING = 2  # asha keeps the better half at its first decision, and whenever the time has doubled since
 
 
 def make_scheduler(
-    kind: str, space: Sequence[Dimension], evaluations: int, metric: str, *, maximise: bool, folder: SearchFolder
+    kind: str,
+    space: Sequence[Dimension],
+    evaluations: int,
+    first: int,
+    metric: str,
+    *,
+    maximise: bool,
+    folder: SearchFolder,
 ) -> TrialScheduler:
-    """evaluations: of one trial, the last one at its end, of which no scheduler is told."""
+    """evaluations: of one trial, the last one at its end, of which no scheduler is told. first: the one, counted from 1,
+    at which trials are first compared."""
     mode = "max" if maximise else "min"
     if kind == "none":
         return FIFOScheduler()
     if kind == "asha":
         asha = AsyncHyperBandScheduler(
-            TIME, metric, mode, max_t=evaluations - 1, reduction_factor=HALVING, stop_last_trials=False
-        )
+            TIME, metric, mode, grace_period=first, max_t=evaluations - 1, reduction_factor=HALVING,
+            stop_last_trials=False,
+        )  # fmt: skip
         _recall(asha, folder)
         return asha
     return PopulationBasedTraining(
-        TIME, metric, mode, perturbation_interval=1, require_attrs=False, log_config=False,
+        TIME, metric, mode, burn_in_period=first, perturbation_interval=1, require_attrs=False, log_config=False,
         synch=True,  # or else who takes over from whom depends on which process is quicker
         hyperparam_mutations={dimension.field: _domain(dimension) for dimension in space},
         custom_explore_fn=partial(_clipped, space),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from infra.config import flatten
+from infra.config import flatten, leaves
 from infra.errors import UserError
 from launch.config import JobConfig, make_config
 from launch.data import find_data
@@ -17,6 +17,7 @@ from tuning.spaces import Dimension, Params, grid, parse_space
 
 TRIALS = 10  # where their number is left open
 EVALUATIONS = 4  # of a trial, likewise
+ROUNDING = 1e-9  # of a quotient of epochs
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,11 @@ def design(request: Request) -> Design:
 def _check_pbt(made: Design) -> None:
     if made.total < 2 or not made.space:
         raise UserError("pbt needs a space, and trials that take over from each other: give --trials 4, say")
+    adjustable = [name for name, field, _ in leaves(JobConfig) if field.metadata["adjustable"]]
     for dimension in made.space:
-        if not dimension.is_range or not dimension.field.startswith(("method.", "optim.")):
+        if not dimension.is_range or dimension.field not in adjustable:
             raise UserError(f"pbt changes options in the middle of a run, which {dimension.field} does not bear: "
-                            "give ranges of fields of method. or optim., or another --scheduler")  # fmt: skip
+                            f"give ranges of {', '.join(adjustable)}, or another --scheduler")  # fmt: skip
 
 
 def settle(request: Request, *, gpu: bool) -> Request:
@@ -77,16 +79,40 @@ def settle(request: Request, *, gpu: bool) -> Request:
     typed = flatten(make_config(options))  # a command line gives texts
     options = {name: typed[name] for name in options}
     settled = replace(request, search=replace(request.search, metric=metric), options=options)
-    if request.search.scheduler != "none" and evaluations(settled) < 2:
-        raise UserError(f"{request.search.scheduler} needs evaluations before the end of a trial: "
-                        "give a lower --evaluation.every")  # fmt: skip
+    if request.search.scheduler != "none":
+        first_decision(settled, design(settled))
     return settled
 
 
 def evaluations(request: Request) -> int:
     """Of one trial, the last one at its end."""
     config = make_config(request.options)
-    return math.ceil(config.optim.total_epochs / config.evaluation.every)
+    return math.ceil(config.optim.total_epochs / config.evaluation.every - ROUNDING)
+
+
+def first_decision(request: Request, made: Design) -> int:
+    """The evaluation, counted from 1, at which a scheduler first compares trials: the first one that has, since the losses
+    under search began, a whole interval behind it. Until they begin, trials that differ in them alone are equal.
+
+    UserError if a trial has no such evaluation before its end.
+    """
+    rows = made.fixed or [{dimension.field: value} for dimension in made.space for value in dimension.values]
+    flats = [flatten(make_config(request.options, ablations.options(row))) for row in rows]
+
+    def latest(name: str) -> float:
+        return max(flat[name] for flat in flats)
+
+    searched = {name.rpartition(".")[0] for name in flats[0] if len({str(flat[name]) for flat in flats}) > 1}
+    starts = [latest(f"{section}.start") for section in searched if f"{section}.start" in flats[0]]
+    start, epochs = max(starts, default=0.0), latest("optim.epochs") + latest("optim.decay_epochs")
+    first = 1 + math.ceil(start * epochs / latest("evaluation.every") - ROUNDING)
+    if first >= evaluations(request):
+        begun = (
+            f", a whole interval after what is searched begins to act (at {start:.0%} of the epochs)" if start else ""
+        )
+        raise UserError(f"{request.search.scheduler} needs an evaluation before the end of a trial{begun}: "
+                        f"give a lower --evaluation.every{' or an earlier start' if start else ''}")  # fmt: skip
+    return first
 
 
 def _embedded(request: Request, size: embedded.Size) -> dict[str, Any]:

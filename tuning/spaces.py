@@ -7,9 +7,12 @@ is no state to keep, so a search that was killed goes on drawing as if it had no
 import ast
 import itertools
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from infra.errors import UserError
 from launch.config import make_config
@@ -150,7 +153,7 @@ def _forms() -> str:
 
 def _check(dimension: Dimension, layers: Sequence[Mapping[str, Any]]) -> None:
     """UserError if a trial could not have these values."""
-    if dimension.field in ("run_dir", "task", "data.root"):
+    if dimension.field in ("run_dir", "task", "data.root") or dimension.field.startswith("evaluation."):
         raise UserError(f"{dimension.field} cannot be searched, it is the same for all trials: leave it out of --space")
     if not dimension.values:
         raise UserError(f"--space {dimension.field}: the choice is empty: give {FORMS['choice']}")
@@ -189,18 +192,33 @@ def suggest(
     done: Sequence[tuple[Params, float]],
     *,
     maximise: bool,
+    trials: int,
 ) -> Params:
-    """The values of trial `number`. searcher: "random", or "optuna" (TPE), which learns from the trials `done`."""
+    """The values of trial `number` of a search of so many `trials`. searcher: "random", or "optuna" (TPE), which learns
+    from the trials `done`."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    samplers = {"random": optuna.samplers.RandomSampler, "optuna": optuna.samplers.TPESampler}
+    seed = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])  # no two seeds share their draws
+    sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed)
+    if searcher == "optuna":
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # gamma goes with Optuna 6
+            sampler = optuna.samplers.TPESampler(n_startup_trials=_by_chance(trials), gamma=_good, seed=seed)
     distributions = {dimension.field: dimension.distribution() for dimension in space}
-    study = optuna.create_study(
-        sampler=samplers[searcher](seed=seed * 100_003 + number), direction="maximize" if maximise else "minimize"
-    )
+    study = optuna.create_study(sampler=sampler, direction="maximize" if maximise else "minimize")
     for params, value in done:
         encoded = {dimension.field: dimension.encoded(params[dimension.field]) for dimension in space}
         study.add_trial(optuna.create_trial(params=encoded, distributions=distributions, value=value))
     drawn = study.ask(distributions).params
     return {dimension.field: dimension.decoded(drawn[dimension.field]) for dimension in space}
+
+
+def _by_chance(trials: int) -> int:
+    """How many trials TPE waits for before it learns. Optuna's ten would be all of a search of the default length."""
+    return min(10, max(3, trials // 3))
+
+
+def _good(done: int) -> int:
+    """How many of the trials done are the good ones that TPE stays near. Optuna's tenth would be one of the first ten,
+    and around one alone its kernel is as wide as the space."""
+    return min(25, math.ceil(done / 4))

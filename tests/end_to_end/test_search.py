@@ -99,8 +99,8 @@ def test_trials_on_both_nodes_and_one_that_fails(cluster: str, place: Path) -> N
 
 
 def test_pbt_takes_over_weights_and_changes_options(cluster: str) -> None:
-    arguments = ["--space", "optim.lr=loguniform(1e-5,1e-2)", "--scheduler", "pbt", "--trials", "2"]
-    longer = ["--optim.epochs", "5", "--evaluation.every", "2"]
+    arguments = ["--space", "optim.lr=loguniform(1e-5,1e-2)", "beta-T", "--scheduler", "pbt", "--trials", "2"]
+    longer = ["--optim.epochs", "5", "--evaluation.every", "2", "--seed", str(2**40)]
     folder, _ = run(*arguments, *longer, cluster=cluster, name="pbt")
     records = folder.records()
     assert [record.status for record in records] == ["finished", "finished"]
@@ -108,7 +108,8 @@ def test_pbt_takes_over_weights_and_changes_options(cluster: str) -> None:
     changed = [number for number in logs if starts(folder, number) > 1]
     assert changed  # the lesser half of two
     for number in changed:
-        assert ", from step " in logs[number]
+        # Not the evaluation after step 16, soon after L_robust has begun with step 13 of 48.
+        assert ", from step 32" in logs[number] and ", from step 16" not in logs[number]
         lr = read_yaml(folder.run_dir(number) / "config.yaml")["optim.lr"]
         assert lr == records[number].params["optim.lr"] != pytest.approx(records[1 - number].params["optim.lr"])
 
@@ -194,6 +195,7 @@ def test_a_search_is_run_by_one_process(place: Path) -> None:
         (["--address", "127.0.0.1:1"], "no Ray cluster answers"),
         (["--data", "data", "--metric", "mIoU"], "nothing to evaluate evaluation.best = mIoU"),
         (["--data", "nowhere"], "nowhere"),
+        (["--data", "data", "--scheduler", "asha", "--evaluation.every", "10"], "at 25% of the epochs"),
     ],
 )
 def test_bad_input_is_one_sentence_at_once(arguments: list[str], complaint: str, place: Path) -> None:

@@ -8,7 +8,7 @@ from infra.config import to_yaml
 from infra.errors import UserError
 from tuning.cluster import Machine, _check_address, share_out
 from tuning.config import SearchConfig, from_file, parse_arguments
-from tuning.settle import design
+from tuning.settle import design, evaluations, first_decision
 
 
 def test_a_request_survives_its_file(tmp_path: Path) -> None:
@@ -70,12 +70,81 @@ def test_how_many_trials() -> None:
         (["--trials", "1"], "trials that take over from each other"),
         (["--ablations", "srunit"], "pbt needs a space"),
         (["--space", "taps"], "which method.robust.taps does not bear"),
-        (["--space", "model.ngf=randint(4,8)"], "which model.ngf does not bear"),
+        (["--space", "model.ngf=randint(4,8)"], "which model.ngf does not bear.*method.robust.beta.*optim.lr"),
+        (["--space", "optim.lr=choice(1e-4,1e-3)"], "which optim.lr does not bear"),
+        *(
+            (["--space", f"{field}={distribution}"], f"which {field} does not bear")
+            for field, distribution in {
+                "optim.global_batch": "randint(1,4)", "optim.accumulation": "randint(1,4)",
+                "optim.epochs": "uniform(1,3)", "optim.decay_epochs": "uniform(1,3)", "optim.ema": "uniform(0.9,0.999)",
+                "optim.step_epochs": "randint(1,9)", "method.buffer": "randint(0,9)",
+                "method.bank.size": "randint(8,64)", "method.robust.start": "uniform(0,1)",
+                "method.constraint.start": "uniform(0,1)", "method.constraint.self_distance": "uniform(0,1)",
+            }.items()
+        ),
     ],
-)
+)  # fmt: skip
 def test_what_pbt_cannot_do(arguments: list[str], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         design(parse_arguments(["--scheduler", "pbt", *arguments]))
+
+
+def test_what_pbt_can_do() -> None:
+    space = [
+        "beta-T",
+        "optim.lr=loguniform(1e-5,1e-3)",
+        "method.patches=randint(16,64)",
+        "method.lambda_nce=uniform(1,2)",
+    ]
+    assert design(parse_arguments(["--scheduler", "pbt", "--space", *space])).total == 10
+
+
+FOUR_EPOCHS = ["--optim.epochs", "2", "--optim.decay-epochs", "2"]
+
+
+@pytest.mark.parametrize(("every", "count"), [("1", 4), ("1.25", 4), ("1.5", 3), ("0.4", 10), ("0.3", 14), ("5", 1)])
+def test_the_end_of_a_trial_is_an_evaluation(every: str, count: int) -> None:
+    assert evaluations(parse_arguments([*FOUR_EPOCHS, "--evaluation.every", every])) == count
+
+
+@pytest.mark.parametrize(
+    ("arguments", "first"),
+    [
+        (["--evaluation.every", "1"], 2),  # the first one is where L_robust begins
+        (["--evaluation.every", "1.1"], 2),
+        (["--evaluation.every", "0.5"], 3),
+        (["--evaluation.every", "0.4"], 4),
+        (["--evaluation.every", "1", "--method.robust.start", "0"], 1),
+        (["--evaluation.every", "1", "--method.robust.start", "0.5"], 3),
+        (["--evaluation.every", "1", "--space", "optim.lr=uniform(0.1,1)", "--method.robust.start", "0.5"], 1),
+        (["--evaluation.every", "1", "--space", "optim.lr=uniform(0.1,1)", "beta-T"], 2),
+        (["--evaluation.every", "1", "--space", "beta-T", "method.robust.start=uniform(0,0.5)"], 3),
+        (["--evaluation.every", "1", "--space", "beta-T", "optim.epochs=uniform(1,6)"], 3),
+        (["--evaluation.every", "1", "--space", "method.constraint.smoothness=uniform(0,2)"], 2),
+        (["--evaluation.every", "1", "--space", "method.name=choice(cut,srunit)"], 2),
+        (["--evaluation.every", "1", "--space", "taps"], 2),
+        (["--evaluation.every", "1", "--searcher", "grid"], 2),
+        (["--evaluation.every", "1", "--ablations", "srunit"], 2),
+        (["--evaluation.every", "1", "--ablations", "cut"], 1),
+    ],
+)
+def test_trials_are_compared_after_what_they_differ_in_has_acted(arguments: list[str], first: int) -> None:
+    request = parse_arguments(["--scheduler", "asha", *FOUR_EPOCHS, *arguments])
+    assert first_decision(request, design(request)) == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--evaluation.every", "2"], "at 25% of the epochs.*give a lower --evaluation.every or an earlier start"),
+        (["--evaluation.every", "1", "--method.robust.start", "0.75"], "at 75% of the epochs"),
+        (["--evaluation.every", "4", "--space", "optim.lr=uniform(0.1,1)"], "before the end of a trial: give a lower"),
+    ],
+)
+def test_trials_that_end_before_they_could_be_compared(arguments: list[str], complaint: str) -> None:
+    request = parse_arguments(["--scheduler", "asha", *FOUR_EPOCHS, *arguments])
+    with pytest.raises(UserError, match=complaint):
+        first_decision(request, design(request))
 
 
 def search(**options: object) -> SearchConfig:

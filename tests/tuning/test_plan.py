@@ -1,21 +1,18 @@
-"""Which trials there are after any number of kills, and what a scheduler is told again."""
+"""Which trials there are after any number of kills, and what their records say."""
 
 import pickle
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
-from made import BETA, records
-from ray.tune.schedulers import TrialScheduler
+from made import BETA
 
 import tuning.plan
 from tuning.folder import Record, SearchFolder
 from tuning.plan import Plan
-from tuning.schedulers import TIME, make_scheduler
-from tuning.spaces import parse_space
 
 
 @pytest.fixture
@@ -89,22 +86,12 @@ def test_a_trial_that_took_over_has_the_new_parameters(folder: SearchFolder) -> 
     assert folder.records()[0].params[BETA] == 7e-4
 
 
-def test_asha_knows_after_a_restart_what_it_knew(folder: SearchFolder) -> None:
-    for record in records()[:2]:
-        folder.write(record)
-        run_dir = folder.run_dir(record.number)
-        run_dir.mkdir()
-        rows = [f'{{"step": {8 * k}, "mIoU": {0.5 + 0.1 * record.number}}}\n' for k in (1, 2, 3, 4)]
-        (run_dir / "evaluations.jsonl").write_text("".join(rows))
-    space = parse_space(["beta-T"], [{}])
-    asha = make_scheduler("asha", space, 4, "mIoU", maximise=True, folder=folder)
-
-    def told(number: int, count: int, miou: float) -> str:
-        trial = cast(Any, SimpleNamespace(trial_id=f"{number:04}"))
-        if count == 1:
-            asha.on_trial_add(cast(Any, None), trial)
-        return asha.on_trial_result(cast(Any, None), trial, {TIME: count, "mIoU": miou})
-
-    assert told(2, 1, 0.4) == TrialScheduler.STOP  # the halves are those of both trials before
-    assert told(3, 1, 0.7) == TrialScheduler.CONTINUE
-    assert told(3, 3, 0.1) == TrialScheduler.STOP
+def test_a_report_without_figures_keeps_the_last_ones(folder: SearchFolder) -> None:
+    made = plan(folder)
+    begun(made)
+    made.on_trial_result("0000", report())
+    made.on_trial_result("0001", report())
+    made.on_trial_complete("0000", {"cause": "G is not a finite number", "node": "here/1"})
+    made.on_trial_complete("0001", error=True)
+    assert statuses(folder)[:2] == ["failed", "failed"]
+    assert [(record.figures, record.step) for record in folder.records()[:2]] == [({"mIoU": 0.3}, 8)] * 2

@@ -1,34 +1,26 @@
 """PBT's exploit: a run goes on from another run's checkpoint with options of its own."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
+from made import TINY
 from safetensors.torch import load_file
+from torch import Tensor
 
-from infra.config import read_yaml
+from infra.config import flatten, leaves, read_yaml
 from infra.errors import UserError
-from infra.storage import open_storage
 from launch.config import JobConfig, make_config
 from launch.job import train
 from launch.run_folder import RunFolder
-from pipelines.prepare import Encoding, prepare
-from pipelines.sources.drawn import street_scenes
-from tuning.trial import cause_of, take_over
-
-TINY = {
-    "data.crop": 32, "data.decoder": "pillow", "model.ngf": 2, "model.ndf": 2, "model.blocks": 6, "model.head_dim": 4,
-    "method.taps": (0, 4), "method.patches": 8, "method.buffer": 2, "engine.precision": "fp32", "loop.samples": 1,
-    "loop.checkpoint_every": 4, "evaluation.every": 0.5, "optim.epochs": 1.0, "optim.decay_epochs": 1.0,
-}  # fmt: skip
-
-
-@pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody there
-    root = str(tmp_path / "data")
-    prepare(street_scenes(8, 2), open_storage(root), Encoding((64, 32)), progress=False)
-    return root
+from trainer.checkpoint import Checkpoint, Checkpointer
+from trainer.engines import Engine, EngineConfig
+from trainer.loop import LoopConfig, Observer, Trainer
+from trainer.methods import Cut
+from trainer.state import TrainingState
+from tuning.spaces import Params
+from tuning.trial import take_over
 
 
 def test_weights_and_optimisers_are_the_others(data: str, tmp_path: Path) -> None:
@@ -37,8 +29,8 @@ def test_weights_and_optimisers_are_the_others(data: str, tmp_path: Path) -> Non
         return make_config(TINY, own)
 
     heard: list[int] = []
-    good = RunFolder(train(config("good", 1e-3, 8), listener=lambda row: heard.append(row["step"])))
-    assert heard == [4]  # the evaluation at the end is told by what is in the folder
+    good = RunFolder(train(config("good", 1e-3, 12), listener=lambda row: heard.append(row["step"])))
+    assert heard == [4, 8]  # the evaluation at the end is told by what is in the folder
     bad = RunFolder(train(config("bad", 1e-5, 4)))
     donor = good.checkpoints / "step_8"
     changed = {"optim.lr": 2e-3}
@@ -49,7 +41,8 @@ def test_weights_and_optimisers_are_the_others(data: str, tmp_path: Path) -> Non
         assert taken.keys() == theirs.keys() and all(torch.equal(taken[name], theirs[name]) for name in theirs)
     assert not (bad.checkpoints / "step_4").exists()
     assert read_yaml(bad.config_file)["run_dir"] == str(tmp_path / "bad")
-    assert bad.evaluations() == good.evaluations() != []
+    assert [row["step"] for row in bad.evaluations()] == [4, 8]  # and not the donor's later one
+    assert bad.evaluations() == good.evaluations()[:2]
 
     with pytest.raises(UserError, match="optim.lr = 0.002, not 1e-05"):
         train(config("bad", 1e-5, 12))
@@ -69,11 +62,64 @@ def test_a_listener_hears_of_earlier_evaluations_again(data: str, tmp_path: Path
     assert heard == [4, 8, 9, 12]
 
 
-def test_a_cause_is_one_line() -> None:
-    assert cause_of(UserError("no such thing: mend it")) == "no such thing: mend it"
-    assert cause_of(ValueError("first\nsecond")) == "ValueError: first"
-    wrapped = RuntimeError("of Ray")
-    wrapped.worker_failures = {0: KeyError("x")}  # type: ignore[attr-defined]
-    assert cause_of(wrapped) == "KeyError: 'x'"
-    wrapped.worker_failures[1] = UserError("the true one")  # type: ignore[attr-defined]
-    assert cause_of(wrapped) == "the true one"
+# ---- what may change in the middle of a run ---------------------------------------------------------------------------
+
+ADJUSTABLE = {name: kind for name, field, kind in leaves(JobConfig) if field.metadata["adjustable"]}
+IN_USE = TINY | {
+    "method.bank.size": 16, "method.robust.start": 0.0, "method.constraint.start": 0.0, "method.constraint.smoothness": 1.0,
+    "method.constraint.consistency": 1.0, "method.constraint.lipschitz": 1.0, "optim.weight_decay": 0.01,
+}  # fmt: skip
+
+
+class Pairs(NamedTuple):
+    source: Tensor
+    target: Tensor
+    slots: Tensor
+
+
+class Keeper(Observer):
+    """Keeps what is to be saved."""
+
+    state: TrainingState
+
+    def save(self, state: TrainingState) -> None:
+        self.state = state
+
+
+def trained(options: Params, before: Checkpoint | None, steps: int) -> TrainingState:
+    """A run of these options until so many steps, on noise, from its beginning or a checkpoint."""
+    config = make_config(options)
+    method = Cut(config.method, config.model, seed=0, global_batch=1)
+    engine = Engine(EngineConfig(device="cpu", precision="fp32"))
+    engine.prepare(method, config.optim)
+    trainer = Trainer(method, engine, config.optim, LoopConfig(max_steps=steps), seed=0, source_samples=8)
+    if before:
+        trainer.restore(before)
+    first, keeper = before.state["step"] if before else 0, Keeper()
+    draws = [torch.Generator().manual_seed(step) for step in range(steps)]
+    images = [[torch.rand(1, 3, 32, 32, generator=draw) * 2 - 1 for _ in range(2)] for draw in draws]
+    trainer.fit([[Pairs(*pair, torch.tensor([0]))] for pair in images[first:]], first, keeper)
+    return keeper.state
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"), [("adam", ADJUSTABLE.keys() - {"optim.momentum"}), ("sgd", {"optim.lr", "optim.momentum"})]
+)
+def test_an_adjustable_option_takes_effect_in_the_middle_of_a_run(kind: str, names: set[str], tmp_path: Path) -> None:
+    options = IN_USE | {"optim.kind": kind}
+    flat = flatten(make_config(options))
+    state = trained(options, None, 2)
+    about = {"step": state.step, "scalers": state.scalers}
+    half = Checkpoint(Checkpointer(tmp_path, keep=1).save(state.step, state.tensors, about))
+
+    def after(changed: Params) -> dict[str, Tensor]:
+        tensors = trained(options | changed, half, 4).tensors
+        return {f"{file}/{name}": value for file, named in tensors.items() for name, value in named.items()}
+
+    unchanged = after({})
+    again = after({})
+    assert all(torch.equal(again[key], unchanged[key]) for key in unchanged)
+    for name in sorted(names):
+        now = after({name: ADJUSTABLE[name](0.75 * flat[name])})
+        assert now.keys() == unchanged.keys(), name
+        assert any(not torch.equal(now[key], unchanged[key]) for key in now), name

@@ -13,9 +13,15 @@ PAPER_TAPS = (0, 4, 8, 12, 16)
 class RobustConfig:
     """L_robust = 1/K sum_k L_k (SRUNIT, Eqn. 3)."""
 
-    beta: float = option(1e-4, "weight of L_robust; 0: without it (the paper tunes it in [1e-5, 1e-3])", flag="--beta")
-    T: float = option(0.1, "largest norm of the perturbation tau (the paper tunes it in [0.01, 0.2])", flag="--T")
-    least: float = option(1e-7, "smallest norm of tau, which the distance is divided by (docs/flipping.md)")
+    beta: float = option(
+        1e-4, "weight of L_robust; 0: without it (the paper tunes it in [1e-5, 1e-3])", flag="--beta", adjustable=True
+    )
+    T: float = option(
+        0.1, "largest norm of the perturbation tau (the paper tunes it in [0.01, 0.2])", flag="--T", adjustable=True
+    )
+    least: float = option(
+        1e-7, "smallest norm of tau, which the distance is divided by (docs/flipping.md)", adjustable=True
+    )
     taps: tuple[int, ...] = option((), "the K layers that are perturbed; none given: all of method.taps")
     per_step: str = option("all", "perturb all taps in each step, or one at random", choices=("all", "one"))
     rule: str = option(
@@ -55,9 +61,13 @@ class ConstraintConfig:
     """
 
     self_distance: float = option(0.0, "weight of DistanceGAN's self-distance loss (E1)")
-    smoothness: float = option(0.0, "weight of HarmonicGAN's smoothness loss on histograms of patches (E2)")
-    consistency: float = option(0.0, "weight of the distance between projected patches of source and translation (E5)")
-    lipschitz: float = option(0.0, "weight of the penalty on the gradient of D (E6)")
+    smoothness: float = option(
+        0.0, "weight of HarmonicGAN's smoothness loss on histograms of patches (E2)", adjustable=True
+    )
+    consistency: float = option(
+        0.0, "weight of the distance between projected patches of source and translation (E5)", adjustable=True
+    )
+    lipschitz: float = option(0.0, "weight of the penalty on the gradient of D (E6)", adjustable=True)
     start: float = option(0.25, "share of all epochs before they begin, in which E1 measures its statistics")
 
     def __post_init__(self) -> None:
@@ -75,7 +85,9 @@ class BankConfig:
     """External negatives (CUT, Appendix C.1, after He et al. 2020, MoCo)."""
 
     size: int = option(0, "patches of earlier images kept as negatives, per layer; 0: none (CUT's comparison: 16384)")
-    momentum: float = option(0.999, "share that the bank's encoder and heads keep of themselves in each step")
+    momentum: float = option(
+        0.999, "share that the bank's encoder and heads keep of themselves in each step", adjustable=True
+    )
     internal: bool = option(True, "negatives from the image itself too, not only from the bank")
 
     def __post_init__(self) -> None:
@@ -91,11 +103,11 @@ class BankConfig:
 class CutConfig:
     name: str = option("srunit", "preset of the options below", flag="--method", choices=("cut", "fastcut", "srunit"))
     gan: str = option("lsgan", "adversarial loss", choices=("lsgan", "vanilla", "nonsaturating"))
-    lambda_gan: float = option(1.0, "weight of the adversarial loss of G")
-    lambda_nce: float = option(1.0, "weight of PatchNCE")
+    lambda_gan: float = option(1.0, "weight of the adversarial loss of G", adjustable=True)
+    lambda_nce: float = option(1.0, "weight of PatchNCE", adjustable=True)
     taps: tuple[int, ...] = option(PAPER_TAPS, "layers of G whose patches are contrasted")
-    patches: int = option(256, "patches per image and layer")
-    temperature: float = option(0.07, "temperature of PatchNCE")
+    patches: int = option(256, "patches per image and layer", adjustable=True)
+    temperature: float = option(0.07, "temperature of PatchNCE", adjustable=True)
     all_negatives: bool = option(False, "negatives from the whole global batch, not only from the same image")
     separate_encoder: bool = option(False, "an encoder and heads of their own for the translations, not those of G")
     decoder_nce: bool = option(True, "PatchNCE trains G's decoder too; false: its encoder and the heads alone")

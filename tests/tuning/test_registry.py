@@ -1,0 +1,38 @@
+"""What MLflow is told of trials that could not say it themselves."""
+
+from pathlib import Path
+
+import mlflow
+import pytest
+from made import records
+
+from launch.run_folder import RunFolder
+from tuning.folder import Record, SearchFolder
+from tuning.registry import end_runs
+
+
+def test_runs_of_stopped_and_dead_trials_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = SearchFolder(tmp_path / "search-made")
+    for record in [*records(), Record(4, {}, "running"), Record(5, {}, "failed"), Record(6, {}, "stopped")]:
+        run = RunFolder(folder.run_dir(record.number))
+        run.path.mkdir(parents=True)
+        folder.write(record)
+        if record.number != 5:  # died before it had a run
+            run.run_id_file.write_text(f"id-{record.number}\n")
+    ended: dict[str, str] = {}
+
+    class Client:
+        def __init__(self, tracking_uri: str) -> None: ...
+
+        def set_terminated(self, run_id: str, status: str) -> None:
+            if run_id == "id-3":
+                raise mlflow.MlflowException("no such run")
+            ended[run_id] = status
+
+    monkeypatch.setattr(mlflow, "MlflowClient", Client)
+    end_runs(folder)
+    assert ended == {"id-2": "KILLED", "id-6": "KILLED"}
+    folder.write(Record(3, {}, "finished"))
+    folder.write(Record(0, {}, "failed"))
+    end_runs(folder)
+    assert ended == {"id-0": "FAILED", "id-2": "KILLED", "id-6": "KILLED"}
