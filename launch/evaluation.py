@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from infra.errors import UserError
@@ -24,6 +23,7 @@ from trainer.evaluation.flips import flips
 from trainer.evaluation.inception import load_inception
 from trainer.evaluation.segmentation import NONE, ConfusionMatrix
 from trainer.evaluation.worst import WorstImages
+from trainer.exact import exact_arithmetic
 from trainer.samples import stack
 from trainer.segmentation import check_label_space, load_segmenter
 from trainer.translator import Translator
@@ -163,8 +163,7 @@ class Evaluator:
 
     def __call__(self, translator: Translator) -> Outcome | None:
         """What came out, on rank 0; None elsewhere."""
-        # Figures must repeat and be comparable, so the GPU neither rounds to TF32 nor picks kernels by their speed.
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        with exact_arithmetic():
             untranslated, real = self._references
             parts = self.engine.gather(self._translate(translator))
         if parts is None:

@@ -12,11 +12,11 @@ from typing import Any
 import psutil
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from infra.config import option
 from infra.errors import Stopped, UserError
 from infra.tracking import Status
+from trainer.average import MovingAverage
 from trainer.checkpoint import Checkpoint
 from trainer.draws import Draws
 from trainer.engines import Engine
@@ -100,7 +100,7 @@ class Trainer:
         self.method, self.engine, self.config, self.seed = method, engine, config, seed
         self.schedule = Schedule(optim, source_samples)
         self.evaluate_every = evaluate_every
-        self.averaged = _moving_average(method, optim.ema)
+        self.averaged = MovingAverage(method.product, optim.ema) if optim.ema else None
         self._pending: list[tuple[int, Losses]] = []
         self._since = 0.0  # when the pending steps began, on the clock that measures them
         self._told = False  # this process got SIGTERM
@@ -150,7 +150,7 @@ class Trainer:
         context = StepContext(Draws(self.seed, step), self.schedule.progress(step), self.engine.all_ranks)
         self._pending.append((step, train_step(self.method, self.engine, batches, context)))
         if self.averaged is not None:
-            self.averaged.update_parameters(self.method.product)
+            self.averaged.update(self.method.product)
 
     def _observe(self, done: int, first_step: int, observer: Observer) -> None:
         config, last = self.config, done == self.total_steps
@@ -214,7 +214,3 @@ def _memory_gib(device: torch.device) -> float:
     """Peak memory allocated on a GPU, or the resident memory of this process."""
     used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
     return used / 2**30
-
-
-def _moving_average(method: Method[Any, Any], decay: float) -> AveragedModel | None:
-    return AveragedModel(method.product, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
+from trainer.average import MovingAverage
 from trainer.checkpoint import Checkpoint
 from trainer.engines import Engine
 from trainer.methods.base import Method
@@ -28,7 +28,7 @@ class TrainingState:
     scalers: dict[str, Any]
 
 
-def collect_state(method: Method[Any, Any], engine: Engine, averaged: AveragedModel | None, step: int) -> TrainingState:
+def collect_state(method: Method[Any, Any], engine: Engine, averaged: MovingAverage | None, step: int) -> TrainingState:
     """All ranks must call it; only rank 0's result is whole (it alone gets the other ranks' slots). Batch norm's running
     statistics are rank 0's: each rank has those of its own images, and no loss depends on them."""
     tensors = {name: net.state_dict() for phase in method.phases for name, net in method.networks(phase).items()}
@@ -47,7 +47,7 @@ def collect_state(method: Method[Any, Any], engine: Engine, averaged: AveragedMo
 
 
 def restore_state(
-    method: Method[Any, Any], engine: Engine, averaged: AveragedModel | None, checkpoint: Checkpoint
+    method: Method[Any, Any], engine: Engine, averaged: MovingAverage | None, checkpoint: Checkpoint
 ) -> None:
     """Put a checkpoint's state in place on this rank. UserError if it is of another architecture or damaged."""
     for phase in method.phases:
@@ -59,7 +59,7 @@ def restore_state(
     _restore_optimisers(engine, method.phases, checkpoint.tensors(OPTIMISER))
     if averaged is not None:
         checkpoint.load_into(averaged.module, AVERAGED.format(method.product_name))
-        averaged.n_averaged.fill_(1)  # so that the next update averages instead of copying
+        averaged.started = True
     method.load_slot_state(checkpoint.tensors(SLOTS))
     engine.load_scaler_state(checkpoint.state["scalers"])
 

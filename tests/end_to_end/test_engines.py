@@ -102,3 +102,20 @@ def test_a_mistake_under_the_deepspeed_launcher_exits_with_2(tmp_path: Path) -> 
     output = run("deepspeed", "--data", "nowhere", cwd=tmp_path, expect=2)
     assert "error: no prepared data at nowhere" in output
     assert "Traceback" not in output
+
+
+def test_what_is_gathered_from_all_ranks_is_that_of_one_process(data: str, tmp_path: Path) -> None:
+    """Negatives of the whole batch, a bank of patches, and statistics of both domains. One process takes both pairs in
+    one pass, so that rounding differs."""
+    options = [
+        "--data", data, "--run-dir", "run", "--max-steps", "5", "--optim.epochs", "1", "--optim.decay-epochs", "1",
+        "--method.all-negatives", "true", "--method.bank.size", "64",
+        "--method.constraint.self-distance", "1", "--method.constraint.start", "0.3",
+    ]  # fmt: skip
+    for launcher in ("single", "ddp"):
+        (tmp_path / launcher).mkdir()
+        run(launcher, *options, cwd=tmp_path / launcher)
+    ours, theirs = (losses(tmp_path / launcher / "run") for launcher in ("ddp", "single"))
+    assert "self_distance" in ours[-1] and "self_distance" not in ours[0]
+    for row, expected in zip(ours, theirs, strict=True):
+        assert row == pytest.approx(expected, rel=1e-3, abs=0), row["step"]

@@ -19,7 +19,7 @@ from trainer.draws import Draws
 from trainer.engines import EngineConfig, make_engine
 from trainer.methods import Cut, CutConfig
 from trainer.methods.base import Losses, StepContext
-from trainer.methods.config import RobustConfig
+from trainer.methods.config import ConstraintConfig, RobustConfig
 from trainer.networks import norm
 from trainer.networks.config import ModelConfig
 from trainer.networks.norm import norm_activation, plain_norm_activation
@@ -46,6 +46,7 @@ def in_layout(x: Tensor, layout: torch.memory_format) -> Tensor:
 
 
 @layouts
+@pytest.mark.usefixtures("any_device")
 @pytest.mark.parametrize("slope", [1.0, 0.0, 0.2])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_norm_and_its_gradient(layout: torch.memory_format, slope: float, batch: int) -> None:
@@ -63,7 +64,15 @@ def test_norm_and_its_gradient(layout: torch.memory_format, slope: float, batch:
         torch.testing.assert_close(actual, slopes, rtol=1e-9, atol=1e-10)
 
 
+@pytest.fixture(params=[False, True], ids=["", "as on a GPU"])
+def any_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contiguous features go another way on a GPU, which a CPU can go too."""
+    if request.param:
+        monkeypatch.setattr(norm, "_in_groups", lambda x: False)
+
+
 @layouts
+@pytest.mark.usefixtures("any_device")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 3e-5), (torch.bfloat16, 2e-2)])
 def test_norm_in_lower_precision(layout: torch.memory_format, dtype: torch.dtype, tolerance: float) -> None:
     # 128x128 pixels: sums in bf16 would be off by far more. Results are of the order 1, so the tolerance is absolute.
@@ -131,6 +140,24 @@ def test_padding(layout: torch.memory_format, widths: Any, mode: str) -> None:
     (actual,), (slopes,) = (torch.autograd.grad(result, x, gradient) for result in (y, expected))
     assert actual.is_contiguous(memory_format=layout)
     torch.testing.assert_close(actual, slopes, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("size", "widths"), [((2, 2), 1), ((4, 5), 3), ((2, 5), (4, 3, 1, 1))])
+def test_padding_a_map_that_is_hardly_larger(size: tuple[int, int], widths: Any) -> None:
+    pad, x = Pad2d(widths), features(1, 2, *size).requires_grad_()
+    y, expected = pad(x), F.pad(x, Pad2d(widths).widths, mode="reflect")
+    assert torch.equal(y, expected)
+    gradient = features(*y.shape, seed=1)
+    (actual,), (slopes,) = (torch.autograd.grad(result, x, gradient) for result in (y, expected))
+    torch.testing.assert_close(actual, slopes, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("size", [(1, 5), (5, 1), (3, 3)])
+def test_padding_says_what_is_too_small_for_it(size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=f"a map of {size[1]}x{size[0]} pixels is too small"):
+        Pad2d(3 if size == (3, 3) else 1)(features(1, 2, *size))
+    with pytest.raises(ValueError, match="only a border of 1"):
+        Pad2d(2, "replicate")
 
 
 @layouts
@@ -208,10 +235,12 @@ class Step:
     """One step on two pairs of 32x32, from weights large enough that every path matters."""
 
     def __init__(
-        self, *, dtype: torch.dtype = torch.float32, model: dict[str, Any] | None = None, **engine: Any
-    ) -> None:
+        self, *, dtype: torch.dtype = torch.float32, model: dict[str, Any] | None = None,
+        constraint: ConstraintConfig | None = None, **engine: Any,
+    ) -> None:  # fmt: skip
         self.engine = make_engine(EngineConfig(kind="single", device="cpu", **engine))
-        config = CutConfig(robust=RobustConfig(beta=0.01, least=0.05, start=0.0), patches=16, buffer=2)
+        robust = RobustConfig(beta=0.01, least=0.05, start=0.0)
+        config = CutConfig(robust=robust, constraint=constraint or ConstraintConfig(), patches=16, buffer=2)
         sizes = {"ngf": 8, "ndf": 8, "head_dim": 16, "blocks": 6, **(model or {})}
         self.method = Cut(config, ModelConfig(**sizes), seed=0, global_batch=2)
         for parameter in self.method.parameters():
@@ -327,3 +356,15 @@ def test_compiling_changes_rounding_alone(
         assert losses[name].item() == pytest.approx(value.item(), rel=1e-4), name
     for name, expected in reference[1].items():
         assert float((gradients[name] - expected).norm() / expected.norm()) < 1e-3, name
+
+
+def test_the_lipschitz_penalty_is_compatible_with_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It needs the gradient of D's gradient, which compiled code has not: D stays as it is."""
+    compiled, parts = nn.Module.compile, Cut.compiled_parts
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compiled(self, backend="aot_eager", **options))
+    monkeypatch.setattr(Cut, "compiled_parts", lambda self: parts(self)[-1:])  # for the time that it takes
+    constraint = ConstraintConfig(lipschitz=10.0, start=0.0)
+    expected = Step(precision="fp32", constraint=constraint).take()
+    losses = Step(precision="fp32", constraint=constraint, compile=True).take()
+    assert losses["lipschitz"].item() == pytest.approx(expected["lipschitz"].item(), rel=1e-4)
+    assert losses["D_real"].item() == pytest.approx(expected["D_real"].item(), rel=1e-4)

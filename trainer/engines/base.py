@@ -266,9 +266,8 @@ def _use_triton(method: nn.Module) -> None:
 
 def _tune_cuda(tf32: bool) -> None:
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    # Both: torch refuses to answer questions about cuDNN's precision while they differ.
-    torch.backends.cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"  # type: ignore[attr-defined]
-    torch.backends.cudnn.rnn.fp32_precision = "tf32" if tf32 else "ieee"  # type: ignore[attr-defined]
+    # Not by `fp32_precision` of its convolutions: torch then refuses to answer questions about cuDNN as a whole.
+    torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cudnn.benchmark = True  # a training meets few shapes, each of them often
 
 

@@ -93,8 +93,9 @@ class Cut(Method[Batch, CutOutputs]):
         return taken
 
     def compiled_parts(self) -> list[nn.Module]:
-        blocks = [layer for layer in self.generator.model if isinstance(layer, ResnetBlock)]
-        return [*blocks, self.discriminator]
+        parts: list[nn.Module] = [layer for layer in self.generator.model if isinstance(layer, ResnetBlock)]
+        # The Lipschitz penalty needs the gradient of D's gradient, which compiled code has not.
+        return parts if self.config.constraint.lipschitz > 0 else [*parts, self.discriminator]
 
     def memory(self) -> nn.ModuleDict:
         held = {"bank": self.bank, "distances": self.distances}
@@ -277,7 +278,7 @@ class Cut(Method[Batch, CutOutputs]):
         if constraint.smoothness > 0:
             places = (source.shape[2] - PATCH_SIZE + 1) * (source.shape[3] - PATCH_SIZE + 1)
             corners = context.draws.patch_ids("smoothness", 0, places, min(self.config.patches, places) // 2 * 2)
-            term = smoothness_loss(source, outputs.fake, corners.to(source.device))
+            term = smoothness_loss(source, outputs.fake, corners.to(source.device, non_blocking=True))
             yield "smoothness", constraint.smoothness, term
         if constraint.consistency > 0:
             yield "consistency", constraint.consistency, self._consistency(outputs, context)

@@ -83,31 +83,50 @@ def _backward(gradient: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, slope: fl
         # Normalising again costs less than keeping the result for the signs in it.
         gradient = torch.ops.aten.leaky_relu_backward(gradient, _normalise(x)[0], slope, True)
     batch, channels, height, width = x.shape
-    ones, wanted = torch.ones_like(mean[0]), [True, False, False]
-    if x.is_contiguous():
+    wanted = [True, False, False]
+    if _in_groups(x):
+        ones = torch.ones_like(mean[0])
         return torch.ops.aten.native_group_norm_backward(
             gradient, x, mean, rstd, ones, batch, channels, height * width, channels, wanted
         )[0]
-    images = zip(gradient.split(1), x.split(1), mean, rstd, strict=True)
-    return torch.cat([
+    images = _as_single_images(x)
+    ones = mean.new_ones(images[0].shape[1])
+    of_images = [
         torch.ops.aten.native_batch_norm_backward(g, image, ones, None, None, m, r, True, EPSILON, wanted)[0]
-        for g, image, m, r in images
-    ])  # fmt: skip
+        for g, image, m, r in zip(
+            _as_single_images(gradient), images, mean.view(len(images), -1), rstd.view(len(images), -1), strict=True
+        )
+    ]
+    return (of_images[0] if len(of_images) == 1 else torch.cat(of_images)).view(x.shape)
 
 
 def _normalise(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     batch, channels, height, width = x.shape
-    ones = torch.ones(channels, dtype=_statistics_dtype(x), device=x.device)  # its dtype is that of the statistics
-    if x.is_contiguous():
+    dtype = _statistics_dtype(x)  # which is that of the weights
+    if _in_groups(x):
+        ones = torch.ones(channels, dtype=dtype, device=x.device)
         return torch.ops.aten.native_group_norm(x, ones, None, batch, channels, height * width, channels, EPSILON)
     y = torch.empty_like(x)
-    mean, rstd = ones.new_empty(2, batch, channels)
-    # Group norm's backward is slow in this layout; batch norm, which knows one image's statistics only, is not.
-    for image, result, m, r in zip(x.split(1), y.split(1), mean, rstd, strict=True):
+    images, results = _as_single_images(x), _as_single_images(y)
+    mean, rstd = torch.empty(2, len(images), images[0].shape[1], dtype=dtype, device=x.device)
+    ones = torch.ones_like(mean[0])
+    for image, result, m, r in zip(images, results, mean, rstd, strict=True):
         torch.ops.aten.native_batch_norm.out(
             image, ones, None, None, None, True, 0.0, EPSILON, out=result, save_mean=m, save_invstd=r
         )
-    return y, mean, rstd
+    return y, mean.view(batch, channels), rstd.view(batch, channels)
+
+
+def _in_groups(x: Tensor) -> bool:
+    """Whether group norm takes these features, all images at once. In channels-last its backward is slow. CUDA's takes
+    weights of the features' own type alone, and would round the statistics to it."""
+    return x.is_contiguous() and not x.is_cuda
+
+
+def _as_single_images(x: Tensor) -> tuple[Tensor, ...]:
+    """The features as batch norm takes them, which knows one image's statistics only: contiguous ones as the channels of
+    one image, others image by image."""
+    return (x.view(1, -1, *x.shape[2:]),) if x.is_contiguous() else x.split(1)
 
 
 def _kernels(x: Tensor) -> ModuleType | None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from infra.errors import UserError
+from trainer.exact import exact_arithmetic
 
 IGNORE = 255  # the trainId of no class
 LABEL_SPACES = {"cityscapes19": 19}  # number of classes, whose trainIds count from 0
@@ -51,13 +52,14 @@ class Segmenter:
                 f"the segmenter {name} has the unknown label space {label_space!r}: choose {' or '.join(LABEL_SPACES)}"
             )
         classes = set(range(LABEL_SPACES[label_space]))
-        self._kept = [channel for channel, trainid in enumerate(trainids) if trainid in classes]
-        if not self._kept or not set(trainids) <= classes | {IGNORE}:
+        kept = [channel for channel, trainid in enumerate(trainids) if trainid in classes]
+        if not kept or not set(trainids) <= classes | {IGNORE}:
             raise UserError(
                 f"the trainids of the segmenter {name} leave the classes 0..{len(classes) - 1} of {label_space}: "
                 f"give one of these per output channel, or {IGNORE} for none of them"
             )
-        self._trainid_of_kept = np.array([trainids[channel] for channel in self._kept], np.uint8)
+        self._kept = torch.tensor(kept, device=device)
+        self._trainid_of_kept = np.array([trainids[channel] for channel in kept], np.uint8)
 
     @torch.no_grad()
     def __call__(self, image_HWC: np.ndarray) -> np.ndarray:
@@ -67,8 +69,7 @@ class Segmenter:
         scores are resized back (bilinear), and the label is chosen at the image's size: labels are never resampled.
         UserError if the network's output does not fit `trainids`.
         """
-        # Figures must repeat and be comparable, so the GPU neither rounds to TF32 nor picks kernels by their speed.
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        with exact_arithmetic():
             logits_NChw = self.logits(self._network_input(image_HWC))
         if logits_NChw.ndim != 4 or logits_NChw.shape[1] != len(self.trainids):
             raise UserError(
@@ -76,7 +77,7 @@ class Segmenter:
                 f"{len(self.trainids)} classes in its trainids (1, {len(self.trainids)}, h, w): correct trainids"
             )
         scores_NCHW = F.interpolate(
-            logits_NChw[:, self._kept].float(), image_HWC.shape[:2], mode="bilinear", antialias=True
+            logits_NChw.index_select(1, self._kept).float(), image_HWC.shape[:2], mode="bilinear", antialias=True
         )
         return self._trainid_of_kept[scores_NCHW[0].argmax(0).cpu().numpy()]
 

@@ -1,0 +1,194 @@
+"""Whole training steps and evaluations on the simulated device, by name. A process of its own runs them:
+
+    python tests/trainer/simulated_cuda/cases.py LIBRARY NAME...
+
+prints a line of JSON for each: its name and what was found.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+if __name__ == "__main__":
+    from tests.trainer.simulated_cuda import library
+
+    library.load(Path(sys.argv[1]))
+
+import numpy as np
+import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+from infra.config import build
+from tests.trainer.simulated_cuda import faults
+from tests.trainer.simulated_cuda.device import DEVICE, Finding, simulated_cuda
+from trainer.engines import EngineConfig, make_engine
+from trainer.evaluation.fidelity import Features
+from trainer.evaluation.inception import InceptionV3
+from trainer.exact import exact_arithmetic
+from trainer.loop import LoopConfig, Trainer
+from trainer.methods import ABLATIONS, METHODS, Cut, CutConfig
+from trainer.networks.config import ModelConfig
+from trainer.optim import OptimConfig
+from trainer.segmentation.config import SegmenterModelConfig
+from trainer.segmentation.method import RECIPES, Segmentation
+from trainer.segmentation.segmenter import Segmenter
+from trainer.translator import Translator
+
+SIZE = 64  # of the images, both ways
+CLASSES = 19
+TAPS = (0, 4, 8, 12)  # with one residual block
+EPOCHS = 10  # of one step each
+
+
+def translating(
+    options: dict[str, Any], engine: dict[str, Any], *, batch: int = 1, accumulation: int = 1,
+    model: dict[str, Any] | None = None, steps: tuple[int, ...] = (5,), ema: float = 0.0, buffer: int = 0,
+) -> list[Finding]:  # fmt: skip
+    """Steps of a method, in the middle of its schedule unless `steps` says otherwise. options: by dotted name."""
+    given = {"method.taps": TAPS, "method.patches": 16} | options | {"method.buffer": buffer}
+    config = build(CutConfig, {name.removeprefix("method."): value for name, value in given.items() if "method." in name})
+    sizes = ModelConfig(**{"ngf": 8, "ndf": 8, "head_dim": 16, "blocks": 1, "layers": 1} | (model or {}))
+
+    def make() -> tuple[Cut, list[Any]]:
+        method = Cut(config, sizes, seed=0, global_batch=batch * accumulation)
+        return method, [_pairs(range(part * batch, (part + 1) * batch)) for part in range(accumulation)]
+
+    return _train(make, engine, OptimConfig(epochs=EPOCHS, decay_epochs=0, global_batch=1, ema=ema), steps)
+
+
+def segmenting(network: str, engine: dict[str, Any]) -> list[Finding]:
+    optim = build(OptimConfig, {name.removeprefix("optim."): value for name, value in RECIPES[network].items()})
+
+    def make() -> tuple[Segmentation, list[Any]]:
+        segmenter = SegmenterModelConfig(network=network, width=0.25).build(CLASSES)
+        images = torch.empty(2, SIZE, SIZE, 3, device=DEVICE).permute(0, 3, 1, 2)
+        labels = torch.empty(2, SIZE, SIZE, dtype=torch.uint8, device=DEVICE)
+        return Segmentation(segmenter), [SimpleNamespace(images=images, labels=labels, slots=_slots(range(2)))]
+
+    return _train(make, engine, optim, (0,))
+
+
+def _train(make: Callable[[], Any], engine: dict[str, Any], optim: OptimConfig, steps: tuple[int, ...]) -> list[Finding]:
+    with simulated_cuda() as watch:
+        method, batches = make()
+        runs = make_engine(EngineConfig(kind="single", device="cuda", **engine))
+        runs.prepare(method, optim)
+        trainer = Trainer(method, runs, optim, LoopConfig(), seed=0, source_samples=1)
+        if trainer.averaged is not None:
+            trainer.averaged.started = True  # as from the second step on
+        if isinstance(method, Cut):  # fill the image buffers: only full ones give back earlier images
+            fake = torch.empty(1, SIZE, SIZE, 3, device=DEVICE).permute(0, 3, 1, 2)
+            for batch in batches:
+                for slot in batch.slots.tolist():
+                    for _ in range(method._capacity):
+                        method._image_buffer(slot, DEVICE).query(fake[0], 0.0, 0)
+        with watch.notes() as found:
+            for step in steps:
+                trainer._step(step, batches)
+        return list(found)
+
+
+def _slots(slots: range) -> torch.Tensor:
+    """On the CPU, as the loader makes them, and with numbers."""
+    with unset_fake_temporarily():
+        return torch.tensor(slots)
+
+
+def _pairs(slots: range) -> Any:
+    source, target = (torch.empty(len(slots), SIZE, SIZE, 3, device=DEVICE).permute(0, 3, 1, 2) for _ in range(2))
+    return SimpleNamespace(source=source, target=target, slots=_slots(slots))
+
+
+def judging() -> list[Finding]:
+    """What an evaluation computes: a translation, the classes that a segmenter sees in it, and Inception's features.
+    The host may wait there, and layouts may change."""
+    picture = np.zeros((SIZE, SIZE + 2, 3), np.uint8)
+    with simulated_cuda() as watch:
+        networks = ModelConfig(ngf=8, blocks=6).generator(), SegmenterModelConfig(width=0.25).build(CLASSES), InceptionV3()
+        generator, network, inception = (each.to(DEVICE).eval() for each in networks)
+        segmenter = Segmenter(
+            network, name="simulated", input_size=(96, 64), mean=(0.5,) * 3, std=(0.5,) * 3, scale=255.0,
+            trainids=range(CLASSES), device=DEVICE,
+        )  # fmt: skip
+        with exact_arithmetic(), watch.notes() as found:
+            translation = Translator(generator, DEVICE)(picture)
+            assert translation.shape == picture.shape
+            assert segmenter(translation).shape == picture.shape[:2]
+            Features(inception).add(0, translation)
+        return [finding for finding in found if finding.kind in ("error", "types")]
+
+
+def small(commit: Callable[[torch.device], Any]) -> list[Finding]:
+    with simulated_cuda() as watch, watch.notes() as found:
+        commit(DEVICE)
+    return list(found)
+
+
+def in_a_step(owner: Any, name: str, value: Any) -> list[Finding]:
+    kept = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        return translating(CUT, BF16, buffer=2)
+    finally:
+        setattr(owner, name, kept)
+
+
+BF16, FP16, FP32 = ({"precision": precision} for precision in ("bf16", "fp16", "fp32"))
+CONTIGUOUS = {"memory_format": "contiguous"}  # which is ZeRO-1's layout, too
+CUT, FASTCUT = METHODS["cut"], METHODS["fastcut"]
+
+# Rows of the ablation tables that differ from others in numbers alone.
+NOTHING_NEW = ("CUT", "SRUNIT", "no id", "no id, 15 neg", "last", "ext only, last")
+
+
+def row(options: dict[str, Any]) -> Callable[[], list[Finding]]:
+    """A row of an ablation table, with a small bank."""
+    given = METHODS[options["method.name"]] | options
+    if "method.bank.size" in given:
+        given["method.bank.size"] = 64
+    # E1 measures both domains first, and then acts.
+    return partial(translating, given, BF16, steps=(0, 5) if "method.constraint.self_distance" in given else (5,))
+
+
+STEPS: dict[str, Callable[[], list[Finding]]] = {
+    "CUT bf16": partial(translating, CUT, BF16),
+    "CUT fp16": partial(translating, CUT, FP16),
+    "CUT fp32 contiguous": partial(translating, CUT, FP32 | CONTIGUOUS | {"tf32": False}),
+    "CUT strided bf16": partial(translating, CUT | {"method.taps": (0, 4, 7, 10)}, BF16, model={"antialias": False}),
+    "CUT all negatives bf16": partial(translating, CUT | {"method.all_negatives": True}, BF16),
+    "FastCUT bf16": partial(translating, FASTCUT, BF16),
+    "SRUNIT bf16": partial(translating, {}, BF16),
+    "SRUNIT bf16 contiguous": partial(translating, {}, BF16 | CONTIGUOUS),
+    "SRUNIT fp32": partial(translating, {}, FP32),
+    "SRUNIT one tap, two pairs, moving average bf16": partial(
+        translating, {"method.robust.per_step": "one"}, BF16, batch=2, buffer=4, ema=0.999),
+    "SRUNIT accumulation, checkpointing, buffer bf16": partial(
+        translating, {}, BF16, accumulation=2, buffer=4, model={"checkpointing": True}),
+    **{f"{name} bf16": row(options) for table in ABLATIONS.values() for name, options in table.items()
+       if name not in NOTHING_NEW},
+    "E6 fp16 contiguous": partial(translating, ABLATIONS["srunit"]["E6"], FP16 | CONTIGUOUS),
+    "deeplab bf16": partial(segmenting, "deeplab", BF16),
+    "deeplab fp32 contiguous": partial(segmenting, "deeplab", FP32 | CONTIGUOUS),
+    "drn-d-22 fp16": partial(segmenting, "drn-d-22", FP16),
+}  # fmt: skip
+
+CASES = {
+    **STEPS,
+    "evaluation": judging,
+    **{name: partial(small, commit) for name, (_, commit) in faults.SMALL.items()},
+    **{name: partial(small, commit) for name, commit in faults.HARMLESS.items()},
+    **{name: partial(in_a_step, *patch) for name, (_, _, patch) in faults.IN_A_STEP.items()},
+}
+
+
+def run(name: str) -> dict[str, Any]:
+    return {"name": name, "found": [vars(finding) for finding in CASES[name]()]}
+
+
+if __name__ == "__main__":
+    for name in sys.argv[2:]:
+        print(json.dumps(run(name)), flush=True)

@@ -1,0 +1,22 @@
+import torch
+from torch import nn
+
+from trainer.average import MovingAverage
+
+
+def network(value: float) -> nn.Module:
+    """A weight of one value and a running mean of another."""
+    net = nn.BatchNorm1d(1)
+    with torch.no_grad():
+        net.weight.fill_(value)
+    net.running_mean.fill_(10 * value)
+    return net
+
+
+def test_the_first_update_copies_and_later_ones_average_the_weights_alone() -> None:
+    average = MovingAverage(network(0.0), 0.75)
+    for value, weight in ((1.0, 1.0), (2.0, 1.25), (3.0, 1.6875)):
+        average.update(network(value))
+        assert float(average.module.weight) == weight
+        assert float(average.module.running_mean) == 10 * value
+        assert not average.module.weight.grad_fn
