@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class MovingAverage:
@@ -20,7 +20,8 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        averages, weights = list(self.module.parameters()), list(network.parameters())
+        averages: list[Tensor] = list(self.module.parameters())
+        weights: list[Tensor] = list(network.parameters())
         if self.started:
             torch._foreach_lerp_(averages, weights, 1 - self.decay)
         else:

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 
 from tests.trainer.test_methods import Pairs, at
-from trainer.checkpoint import Checkpoint, Checkpointer
+from trainer.checkpoint import Checkpoint
+from trainer.checkpointer import Checkpointer
 from trainer.engines import Engine, EngineConfig
 from trainer.methods import Cut, CutConfig
 from trainer.networks.config import ModelConfig
