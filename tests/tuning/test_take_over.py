@@ -14,7 +14,8 @@ from infra.errors import UserError
 from launch.config import JobConfig, make_config
 from launch.job import train
 from launch.run_folder import RunFolder
-from trainer.checkpoint import Checkpoint, Checkpointer
+from trainer.checkpoint import Checkpoint
+from trainer.checkpointer import Checkpointer
 from trainer.engines import Engine, EngineConfig
 from trainer.loop import LoopConfig, Observer, Trainer
 from trainer.methods import Cut
