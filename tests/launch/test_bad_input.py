@@ -73,11 +73,20 @@ def refused(words: str, *line: str) -> None:
         (["--global-batch", "3", "--optim.accumulation", "2"], "global batch of 3 does not divide.*multiple of 2"),
         (["--precision", "fp16", "--engine.zero-stage", "1"], "ZeRO with fp16 is not supported"),
         (["--engine.graphs", "true"], "give --engine.compile true as well"),
-        (["--engine.graphs", "true", "--engine.compile", "true"], "--engine.graphs true needs a GPU, and .* on a cpu: leave"),
+        (
+            ["--engine.graphs", "true", "--engine.compile", "true"],
+            "--engine.graphs true needs a GPU, and .* on a cpu: leave",
+        ),
         (["--engine.triton", "true"], "--engine.triton true needs a GPU, and this run is on a cpu: leave it out"),
-        (["--engine.zero-stage", "1"], "zero-stage 1 needs DeepSpeed, and this is engine single: start with the deepspeed"),
+        (
+            ["--engine.zero-stage", "1"],
+            "zero-stage 1 needs DeepSpeed, and this is engine single: start with the deepspeed",
+        ),
         (["--engine.zero-stage", "1", "--engine", "ddp"], "zero-stage 1 needs DeepSpeed, and this is engine ddp"),
-        (["--evaluation.segmenter", "runs/judge"], "evaluation.segmenter is for evaluations .*: give --evaluation.every"),
+        (
+            ["--evaluation.segmenter", "runs/judge"],
+            "evaluation.segmenter is for evaluations .*: give --evaluation.every",
+        ),
         (["--evaluation.inception", "weights.pt"], "evaluation.inception is for evaluations .*, or leave it out"),
         (["--evaluation.images", "9"], "evaluation.images is for evaluations during training, and there are none"),
         (["--evaluation.best", "Dist"], "evaluation.best is for evaluations during training, and there are none"),
@@ -251,6 +260,14 @@ def test_a_run_folder_that_cannot_be_made(root: Path, name: str, why: str) -> No
         str(root),
         "--run-dir",
         name,
+    )
+
+
+@pytest.mark.usefixtures("place")
+def test_a_mirror_that_cannot_be_made(root: Path) -> None:
+    Path("file").write_text("text")
+    refused(
+        "--loop.mirror file/x cannot be written .*file is a file.: name", "--data", str(root), "--loop.mirror", "file/x"
     )
 
 
