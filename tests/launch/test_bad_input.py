@@ -19,9 +19,11 @@ from launch.config import JobConfig, make_config, parse_arguments
 from launch.data import data_identity
 from launch.job import train
 from launch.run_folder import RunFolder, resolved
+from launch.training import check_sizes
 from pipelines.manifest import MANIFEST, Manifest, load_manifest
 from trainer.checkpointer import Checkpointer
 from trainer.methods import Cut
+from trainer.networks.sizes import Sizes
 
 SMALL = [
     "--crop", "16", "--ngf", "4", "--model.ndf", "4", "--model.blocks", "6", "--model.layers", "1", "--model.head-dim", "8",
@@ -106,6 +108,12 @@ def test_whole_images_of_a_size_that_the_networks_do_not_take(tmp_path: Path) ->
     refused("images of 286x286 pixels do not suit the networks .*: pass --crop 284, or prepare", *line, "none")
     write_root(LocalStorage(tmp_path / "tiny"), (1,), (1,), (48, 6))
     refused("48x6 pixels .*: prepare images of 8x8 or more", "--data", str(tmp_path / "tiny"), "--crop", "none")
+
+
+@pytest.mark.parametrize(("prepared", "remedy"), [(24, "pass --crop 24 or more"), (23, "prepare images of 24x24 or more")])
+def test_the_remedy_for_a_small_crop_is_one_that_the_images_allow(prepared: int, remedy: str) -> None:
+    with pytest.raises(UserError, match=f"16x16 pixels .*must be multiples of 4 from 24 up.: {remedy}"):
+        check_sizes(Sizes(4, 24), (16, 16), prepared)
 
 
 @pytest.mark.usefixtures("place")
