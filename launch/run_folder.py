@@ -13,7 +13,6 @@ evaluation.json    figures of launch/evaluate.py, once it has run; of a segmente
 """
 
 import dataclasses
-import errno
 import json
 import os
 import platform
@@ -27,7 +26,7 @@ from typing import Any, TypeVar
 
 from infra.config import completed, differing, flatten, read_yaml, to_yaml
 from infra.errors import UserError
-from infra.storage import replacing
+from infra.storage import replacing, why_unwritable
 from launch.config import TrainingConfig
 
 Config = TypeVar("Config", bound=TrainingConfig)
@@ -57,17 +56,11 @@ class RunFolder:
 
     def check_place(self) -> None:
         """UserError if the folder cannot be made, or written to where it is."""
-        try:
-            nearest = next(place for place in (self.path, *self.path.absolute().parents) if place.exists())
-            if nearest.is_dir() and not os.access(nearest, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, f"no right to write in {nearest}")
-            if nearest != self.path and not nearest.is_dir():
-                raise NotADirectoryError(errno.ENOTDIR, f"{nearest} is a file")
-        except OSError as error:
-            raise self._unusable(error) from None
+        reason = why_unwritable(self.path)
+        if reason and not os.path.isfile(self.path):  # of a file `check` says more
+            raise self._unusable(reason)
 
-    def _unusable(self, error: OSError | ValueError) -> UserError:
-        reason = (isinstance(error, OSError) and error.strerror) or error
+    def _unusable(self, reason: object) -> UserError:
         return UserError(f"the run folder {self.path} cannot be written ({reason}): name another --run-dir")
 
     def saved(self) -> dict[str, Any]:
@@ -86,7 +79,9 @@ class RunFolder:
         """Make the folder and write down how the run was started. UserError if that cannot be done."""
         try:
             self._open(config)
-        except (OSError, ValueError) as error:  # the second: a name with a zero byte
+        except OSError as error:
+            raise self._unusable(error.strerror) from None
+        except ValueError as error:  # a zero byte in the name
             raise self._unusable(error) from None
 
     def _open(self, config: TrainingConfig) -> None:

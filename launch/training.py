@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Generic
 from infra.config import flatten
 from infra.console import setup_logging
 from infra.errors import Stopped, UserError
-from infra.storage import open_storage
+from infra.storage import LocalStorage, Storage, open_storage, why_unwritable
 from infra.tracking import Status, Tracker
 from launch.data import data_identity
 from launch.observer import Draw, Judging, Listener, RankObserver, RunObserver
@@ -113,7 +113,7 @@ def _train(
         check_same(f"the run in {folder.path}", begun, asked)
     root = engine.broadcast(kind(asked).find_data(begun.get("data.root")) if engine.rank == 0 else None)
     data = data_identity(root)
-    mirror = open_storage(asked.loop.mirror) if asked.loop.mirror else None
+    mirror = _open_mirror(asked.loop.mirror) if asked.loop.mirror else None
     checkpointer = Checkpointer(folder.checkpoints, asked.loop.keep, mirror)
     checkpoint = _newest_checkpoint(checkpointer, engine, asked, data)
     first_step = checkpoint.state["step"] if checkpoint else 0
@@ -159,6 +159,14 @@ def _train(
     finally:
         loader.close()
     return folder.path
+
+
+def _open_mirror(url: str) -> Storage:
+    """UserError for a folder that cannot be written, which would show only when there is a checkpoint to lose."""
+    mirror = open_storage(url)
+    if isinstance(mirror, LocalStorage) and (reason := why_unwritable(mirror.root)):
+        raise UserError(f"--loop.mirror {url} cannot be written ({reason}): name another place")
+    return mirror
 
 
 def check_sizes(sizes: Sizes, crop: tuple[int, int], prepared: int) -> None:

@@ -19,9 +19,11 @@ from launch.config import JobConfig, make_config, parse_arguments
 from launch.data import data_identity
 from launch.job import train
 from launch.run_folder import RunFolder, resolved
+from launch.training import check_sizes
 from pipelines.manifest import MANIFEST, Manifest, load_manifest
 from trainer.checkpointer import Checkpointer
 from trainer.methods import Cut
+from trainer.networks.sizes import Sizes
 
 SMALL = [
     "--crop", "16", "--ngf", "4", "--model.ndf", "4", "--model.blocks", "6", "--model.layers", "1", "--model.head-dim", "8",
@@ -73,11 +75,20 @@ def refused(words: str, *line: str) -> None:
         (["--global-batch", "3", "--optim.accumulation", "2"], "global batch of 3 does not divide.*multiple of 2"),
         (["--precision", "fp16", "--engine.zero-stage", "1"], "ZeRO with fp16 is not supported"),
         (["--engine.graphs", "true"], "give --engine.compile true as well"),
-        (["--engine.graphs", "true", "--engine.compile", "true"], "--engine.graphs true needs a GPU, and .* on a cpu: leave"),
+        (
+            ["--engine.graphs", "true", "--engine.compile", "true"],
+            "--engine.graphs true needs a GPU, and .* on a cpu: leave",
+        ),
         (["--engine.triton", "true"], "--engine.triton true needs a GPU, and this run is on a cpu: leave it out"),
-        (["--engine.zero-stage", "1"], "zero-stage 1 needs DeepSpeed, and this is engine single: start with the deepspeed"),
+        (
+            ["--engine.zero-stage", "1"],
+            "zero-stage 1 needs DeepSpeed, and this is engine single: start with the deepspeed",
+        ),
         (["--engine.zero-stage", "1", "--engine", "ddp"], "zero-stage 1 needs DeepSpeed, and this is engine ddp"),
-        (["--evaluation.segmenter", "runs/judge"], "evaluation.segmenter is for evaluations .*: give --evaluation.every"),
+        (
+            ["--evaluation.segmenter", "runs/judge"],
+            "evaluation.segmenter is for evaluations .*: give --evaluation.every",
+        ),
         (["--evaluation.inception", "weights.pt"], "evaluation.inception is for evaluations .*, or leave it out"),
         (["--evaluation.images", "9"], "evaluation.images is for evaluations during training, and there are none"),
         (["--evaluation.best", "Dist"], "evaluation.best is for evaluations during training, and there are none"),
@@ -97,6 +108,12 @@ def test_whole_images_of_a_size_that_the_networks_do_not_take(tmp_path: Path) ->
     refused("images of 286x286 pixels do not suit the networks .*: pass --crop 284, or prepare", *line, "none")
     write_root(LocalStorage(tmp_path / "tiny"), (1,), (1,), (48, 6))
     refused("48x6 pixels .*: prepare images of 8x8 or more", "--data", str(tmp_path / "tiny"), "--crop", "none")
+
+
+@pytest.mark.parametrize(("prepared", "remedy"), [(24, "pass --crop 24 or more"), (23, "prepare images of 24x24 or more")])
+def test_the_remedy_for_a_small_crop_is_one_that_the_images_allow(prepared: int, remedy: str) -> None:
+    with pytest.raises(UserError, match=f"16x16 pixels .*must be multiples of 4 from 24 up.: {remedy}"):
+        check_sizes(Sizes(4, 24), (16, 16), prepared)
 
 
 @pytest.mark.usefixtures("place")
@@ -251,6 +268,14 @@ def test_a_run_folder_that_cannot_be_made(root: Path, name: str, why: str) -> No
         str(root),
         "--run-dir",
         name,
+    )
+
+
+@pytest.mark.usefixtures("place")
+def test_a_mirror_that_cannot_be_made(root: Path) -> None:
+    Path("file").write_text("text")
+    refused(
+        "--loop.mirror file/x cannot be written .*file is a file.: name", "--data", str(root), "--loop.mirror", "file/x"
     )
 
 

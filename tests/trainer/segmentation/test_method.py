@@ -15,6 +15,7 @@ from trainer.checkpoint import Checkpoint
 from trainer.checkpointer import Checkpointer
 from trainer.draws import Draws
 from trainer.engines import Engine, EngineConfig
+from trainer.engines.base import _use_triton
 from trainer.loop import LoopConfig, Observer, Trainer
 from trainer.methods.base import StepContext
 from trainer.optim import OptimConfig
@@ -262,6 +263,12 @@ def test_sgd_is_torchs() -> None:
         optimiser.step()
     for ours, theirs in zip(job.method.parameters(), reference.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_triton_is_refused_where_nothing_would_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    with pytest.raises(UserError, match="computes instance norm, which these networks have none of: leave it out"):
+        _use_triton(network())
 
 
 @pytest.mark.parametrize("wrong", [{"momentum": 1.0}, {"momentum": -0.1}, {"weight_decay": -1e-4}])
