@@ -92,6 +92,11 @@ def test_encode_stops_at_the_deepest_tap() -> None:
     assert net.encode(x, [0, 12])[1].shape == (1, 16, 4, 4)
 
 
+def test_the_discriminators_channels_double_up_to_eight_times() -> None:
+    convolutions = [layer for layer in PatchDiscriminator(ndf=2, layers=5).model if isinstance(layer, nn.Conv2d)]
+    assert [layer.out_channels for layer in convolutions] == [2, 4, 8, 16, 16, 16, 1]
+
+
 def test_images_of_a_batch_do_not_meet() -> None:
     net, discriminator = small_generator(antialias=True), PatchDiscriminator(ndf=4).double()
     x = images(3, 3, 32, 32)
