@@ -23,6 +23,8 @@ ROW_LIMIT = 10_000  # rows of metrics that wait, likewise
 RETRY_S = 30.0  # between attempts while the store is away
 METRICS_PER_REQUEST = 1000  # MLflow's limit
 PARAMS_PER_REQUEST = 100  # MLflow's limit
+DIGEST_LIMIT = 36  # characters of a data set's digest, MLflow's limit
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # what the UI calls model training
 ROWS_PER_FLUSH = 20
 SQLITE = "sqlite:///"
 ENVIRONMENT_DEFAULTS = {
@@ -143,6 +145,21 @@ class Tracker:
 
         if self._worker:
             self._worker.add_job("tags", put)
+
+    def data_set(self, root: str, digest: str, about: Mapping[str, Any]) -> None:
+        """Note what the run trains on, as its input. digest: identifies the content (MLflow takes its first 36 characters).
+        about: shown beside it."""
+        if self._worker is None:
+            return
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        data = Dataset(
+            name=root.rstrip("/").rpartition("/")[2] or root, digest=digest[:DIGEST_LIMIT],
+            source_type="s3" if root.startswith("s3://") else "local", source=json.dumps({"uri": root}),
+            profile=json.dumps(about),
+        )  # fmt: skip
+        entry = DatasetInput(data, [InputTag("mlflow.data.context", "training")])
+        self._worker.add_job("the data set", lambda w: w.client.log_inputs(w.run_id, [entry]))
 
     def artifacts(self, path: Path, folder: str) -> None:
         """Copy a file, or what a folder holds, into `folder` among the run's artifacts."""
@@ -329,7 +346,7 @@ class _Worker:
         if self._uri.startswith(SQLITE):
             artifacts = (Path(self._uri.removeprefix(SQLITE)).absolute().parent / "mlartifacts").as_uri()
         try:
-            return self.client.create_experiment(self._experiment, artifact_location=artifacts)
+            return self.client.create_experiment(self._experiment, artifact_location=artifacts, tags=EXPERIMENT_TAGS)
         except MlflowException:
             if found := self.client.get_experiment_by_name(self._experiment):  # another process was first
                 return found.experiment_id

@@ -136,7 +136,7 @@ class RunObserver(RankObserver):
         data = self._data_figures() if rows else {}
         for row in ({**row, **data} for row in rows):
             self.journal.append(row)
-            self.tracker.metrics(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
+            self.tracker.metrics(int(row["step"]), grouped(row))
         losses = {name: value for name, value in rows[-1].items() if name not in NOT_LOSSES} if rows else None
         self.line.advance(losses)
 
@@ -196,6 +196,13 @@ class RunObserver(RankObserver):
         if status == "FINISHED" and newest is not None:
             self.publish(newest, self.tracker)
         self.tracker.finish(status)
+
+
+def grouped(row: Mapping[str, float]) -> dict[str, float]:
+    """A row of metrics by their names in MLflow, whose UI makes a section of each prefix, sections with a capital first:
+    "Loss/NCE", "train/lr"; "data/…" stays."""
+    names = {name: name if "/" in name else f"{'train' if name in NOT_LOSSES else 'Loss'}/{name}" for name in row}
+    return {names[name]: value for name, value in row.items() if name != "step"}
 
 
 @contextmanager

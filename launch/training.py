@@ -11,7 +11,7 @@ from infra.console import setup_logging
 from infra.errors import Stopped, UserError
 from infra.storage import LocalStorage, Storage, open_storage, why_unwritable
 from infra.tracking import Status, Tracker
-from launch.data import data_identity
+from launch.data import data_identity, images_by_split
 from launch.observer import Draw, Judging, Listener, RankObserver, RunObserver
 from launch.run_folder import PRECISION, Config, RunFolder, check_same, default_run_dir, resolved
 from pipelines.health import DataHealth
@@ -237,6 +237,8 @@ def _observer(
         **tags,
     }
     tracker = Tracker.start(job.experiment, folder.path.name, options, tags=tags, run_id_file=folder.run_id_file)
+    root = str(job.config.data.root)
+    tracker.data_set(root, data, {"images": images_by_split(root), "SHA-256 of manifest.json": data})
 
     def publish(finished: Path, tracker: Tracker) -> None:
         job.publish(folder, finished, tracker)

@@ -76,7 +76,7 @@ def test_it_learns_and_leaves_what_a_run_leaves(workplace: Path) -> None:
     client = MlflowClient(f"sqlite:///{workplace / 'mlflow.db'}")
     logged = client.get_run((folder / "mlflow_run_id").read_text().strip())
     assert client.get_experiment(logged.info.experiment_id).name == "segmenter"
-    assert logged.data.metrics["eval/mIoU"] == pytest.approx(scores["mIoU"]) and "CE" in logged.data.metrics
+    assert logged.data.metrics["eval/mIoU"] == pytest.approx(scores["mIoU"]) and "Loss/CE" in logged.data.metrics
 
 
 def test_killed_and_started_again_ends_with_the_same_weights(workplace: Path) -> None:

@@ -1,5 +1,6 @@
 """What a run leaves in its folder, in MLflow and in S3."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -63,8 +64,11 @@ def test_mlflow_has_the_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) ->
     tracked = client.get_run((workplace / "run" / "mlflow_run_id").read_text().strip())
     assert tracked.info.status == "FINISHED"
     assert tracked.data.params["method.robust.beta"] == "0.0001"
-    assert [metric.step for metric in client.get_metric_history(tracked.info.run_id, "NCE")] == list(range(1, 9))
-    assert tracked.data.metrics.keys() >= {"lr", "pairs_per_s", "memory_gib"}
+    assert [metric.step for metric in client.get_metric_history(tracked.info.run_id, "Loss/NCE")] == list(range(1, 9))
+    assert tracked.data.metrics.keys() >= {"train/lr", "train/pairs_per_s", "train/memory_gib"}
+    (data,) = tracked.inputs.dataset_inputs
+    manifest = hashlib.sha256((workplace / "data" / "manifest.json").read_bytes()).hexdigest()
+    assert (data.dataset.name, data.dataset.digest) == ("data", manifest[:36])
     artifacts = {item.path for item in client.list_artifacts(tracked.info.run_id)}
     assert {"images", "checkpoints"} <= artifacts
     assert [item.path for item in client.list_artifacts(tracked.info.run_id, "checkpoints")] == ["checkpoints/step_8"]

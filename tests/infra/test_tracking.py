@@ -2,6 +2,7 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -78,6 +79,34 @@ def test_a_run_is_continued_by_its_id_file(client: MlflowClient, tmp_path: Path)
     tracker = Tracker.start("streets", "two", {}, run_id_file=tmp_path / "run_id")
     tracker.finish()
     assert tracker.run_id not in run_ids and tracker.run_id == (tmp_path / "run_id").read_text().strip()
+
+
+@pytest.mark.parametrize("status", ["KILLED", "FAILED", "FINISHED"])
+def test_a_continued_run_is_running_until_it_ends(client: MlflowClient, tmp_path: Path, status: str) -> None:
+    Tracker.start("streets", "on and off", {}, run_id_file=tmp_path / "run_id").finish(status)  # type: ignore[arg-type]
+    again = Tracker.start("streets", "on and off", {}, run_id_file=tmp_path / "run_id")
+    while again.run_id is None:
+        time.sleep(0.01)
+    assert client.get_run(again.run_id).info.status == "RUNNING"
+    again.finish("KILLED")
+    assert client.get_run(again.run_id).info.status == "KILLED"
+
+
+def test_an_experiment_is_one_of_model_training_and_a_run_names_its_data(client: MlflowClient, tmp_path: Path) -> None:
+    digest = "0123456789abcdef" * 4
+    for root in ("s3://bucket/streets/", "s3://bucket/streets/", "data/other"):  # a continued run names it again
+        tracker = Tracker.start("kinds", "trained", {}, run_id_file=tmp_path / "run_id")
+        tracker.data_set(root, digest, {"images": {"train/source": 4}})
+        tracker.finish()
+    run = client.get_run(tracker.run_id)
+    experiment = client.get_experiment(run.info.experiment_id)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    inputs = {entry.dataset.name: entry for entry in run.inputs.dataset_inputs}
+    assert len(run.inputs.dataset_inputs) == 2 and inputs.keys() == {"streets", "other"}
+    data = inputs["streets"].dataset
+    assert data.digest == digest[:36] and data.source_type == "s3" and inputs["other"].dataset.source_type == "local"
+    assert json.loads(data.source) == {"uri": "s3://bucket/streets/"} and "train/source" in data.profile
+    assert [(tag.key, tag.value) for tag in inputs["streets"].tags] == [("mlflow.data.context", "training")]
 
 
 @pytest.mark.parametrize("status", ["RUNNING", "KILLED", "FINISHED"])
@@ -190,6 +219,19 @@ def test_a_dead_server_costs_one_warning_and_no_time(
     (record,) = caplog.records
     assert "http://127.0.0.1:9 does not answer" in record.getMessage() and "\n" not in record.getMessage()
     assert tracker.run_id is None and not (tmp_path / "run_id").exists()
+
+
+def test_what_does_not_arrive_in_time_costs_one_warning(
+    client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = Tracker.start("streets", "slow", {}, run_id_file=tmp_path / "run_id")
+    arrives = threading.Event()
+    monkeypatch.setattr(MlflowClient, "set_tag", lambda *_: arrives.wait(30))
+    tracker.tags({"a": "b"})
+    tracker.finish(timeout=0.2)
+    (record,) = caplog.records
+    assert "did not take everything within 0 s" in record.getMessage()
+    arrives.set()
 
 
 def test_a_server_that_comes_back_gets_what_waited(

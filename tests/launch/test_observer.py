@@ -12,7 +12,7 @@ from torch import nn
 
 from infra.tracking import Tracker
 from launch.evaluation import Outcome
-from launch.observer import Judging, RankObserver, RunObserver, left_out
+from launch.observer import Judging, RankObserver, RunObserver, grouped, left_out
 from launch.run_folder import RunFolder
 from pipelines.health import DataHealth
 from trainer.checkpoint import Checkpoint
@@ -63,6 +63,14 @@ def test_a_run_without_its_evaluations_knows_its_best_from_the_checkpoint(tmp_pa
     assert judged(tmp_path / "worse", 3.5, begun=begun).checkpointer.best is None
     assert judged(tmp_path / "equal", 3.0, begun=begun).checkpointer.best is None
     assert judged(tmp_path / "better", 3.5, 2.0, begun=begun).checkpointer.best == tmp_path / "better/checkpoints/step_4"
+
+
+def test_mlflow_shows_losses_first() -> None:
+    row = {"step": 3, "epoch": 1, "lr": 2e-4, "pairs_per_s": 9.0, "memory_gib": 1.0, "G_GAN": 0.5, "data/retries": 2}
+    names = list(grouped(row))
+    assert names == ["train/epoch", "train/lr", "train/pairs_per_s", "train/memory_gib", "Loss/G_GAN", "data/retries"]
+    assert min([*names, "eval/mIoU"]) == "Loss/G_GAN"  # in the order of MLflow's sections
+    assert grouped(row)["train/lr"] == 2e-4
 
 
 # ---- data -------------------------------------------------------------------------------------------------------------

@@ -75,6 +75,7 @@ def test_what_was_left_open_stays_as_it_was(recorded: RunFolder, monkeypatch: py
     """Options that are newer than the run have their defaults; a machine that would choose another precision, and draw
     street scenes where no data is named, goes on with the run's own. A run folder that is lost, too."""
     rewrite(recorded, lambda config: [config.pop(name) for name in ("method.bank.size", "model.antialias", "engine.tf32")])
+    shutil.copytree("run", "explicit", symlinks=True)
     shutil.copytree(recorded.checkpoints, "mirror", ignore=shutil.ignore_patterns("best"))
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     train(parse_arguments([*OPTIONS, "--run-dir", "run"]))
@@ -82,6 +83,8 @@ def test_what_was_left_open_stays_as_it_was(recorded: RunFolder, monkeypatch: py
     assert (saved["engine.precision"], saved["data.root"], saved["method.bank.size"]) == ("fp32", "data", 0)
     words = "as the run began, since nothing else was asked for: --precision fp32 (this machine would choose bf16), --data"
     assert words in recorded.log_file.read_text()
+    train(parse_arguments([*OPTIONS, "--run-dir", "explicit", "--data", "data", "--precision", "fp32"]))
+    assert rows(recorded) == rows(RunFolder(Path("explicit")))  # it also computed in what it says
 
     train(parse_arguments([*OPTIONS, "--run-dir", "new", "--data", "data", "--loop.mirror", "mirror"]))
     restored = RunFolder(Path("new"))

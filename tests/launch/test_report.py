@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from infra.errors import UserError
-from launch.evaluation import Outcome
+from launch.evaluation import PICTURES, Outcome
 from launch.report import scalars, table, write
 
 NOT_AVAILABLE = "not available: no Inception weights were given (--inception FILE)"
@@ -93,6 +93,15 @@ def test_the_files_agree_to_the_last_digit(tmp_path: Path) -> None:
     assert values["baseline", "", "Acc(50)"] == 0.5
     assert (np.asarray(Image.open(tmp_path / "samples" / "evaluation.png")) == 9).all()
     assert {path.name for path in tmp_path.rglob("*")} == {"a", "samples", "e.json", "e.csv", "evaluation.png"}
+
+
+def test_pictures_of_an_earlier_evaluation_go(tmp_path: Path) -> None:
+    files = tmp_path / "e.json", tmp_path / "e.csv", tmp_path / "samples"
+    earlier = outcome()
+    write(Outcome(3, earlier.figures, {name: np.zeros((4, 6, 3), np.uint8) for name in PICTURES}), {}, *files)
+    (tmp_path / "samples" / "step_5.png").write_bytes(b"of the training")
+    write(earlier, {}, *files)
+    assert {path.name for path in (tmp_path / "samples").iterdir()} == {"evaluation.png", "step_5.png"}
 
 
 def test_what_is_not_available_is_no_number_in_the_csv(tmp_path: Path) -> None:
