@@ -38,7 +38,8 @@ ALLOWED: dict[str, list[tuple[str, str, str]]] = {
 @pytest.fixture(scope="module")
 def findings(request: pytest.FixtureRequest) -> dict[str, list[dict[str, str]]]:
     """What each of the chosen cases found, from one process that has the simulated device."""
-    chosen = [item.callspec.params["name"] for item in request.session.items if item.fspath == request.node.fspath]  # type: ignore[attr-defined]
+    ours = [item for item in request.session.items if item.path == request.node.path]
+    chosen = [item.callspec.params["name"] for item in ours]  # type: ignore[attr-defined]
     cache = request.config.cache
     assert cache is not None
     built = library.build(cache.mkdir("simulated_cuda"))
@@ -59,7 +60,11 @@ def is_allowed(name: str, finding: dict[str, str]) -> bool:
     for start, known in ALLOWED.items():
         if name.startswith(start):
             for kind, operator, place in known:
-                if finding["kind"] == kind and finding["operator"].startswith(operator) and finding["place"].startswith(place):
+                if (
+                    finding["kind"] == kind
+                    and finding["operator"].startswith(operator)
+                    and finding["place"].startswith(place)
+                ):
                     return True
     return False
 

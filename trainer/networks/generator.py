@@ -55,8 +55,8 @@ class ResnetGenerator(nn.Module):
         antialias      0 padded image | 4, 8 convolutions before their norm | 12, 13, … residual blocks
         not antialias  0 padded image | 4, 7 convolutions before their norm | 10, 11, … residual blocks
 
-    A tap at an instance norm reads what the ReLU after it leaves: the published ReLU works in place and overwrites
-    the norm's output (tap 8 of the generator that is not anti-aliased).
+    A tap at an instance norm reads it with its ReLU: the published ReLU works in place and overwrites the norm's output
+    (tap 8 of the generator that is not anti-aliased).
     """
 
     def __init__(
@@ -108,17 +108,19 @@ class ResnetGenerator(nn.Module):
 
     def forward_with_features(self, x: Tensor, taps: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         """The translation and G_1^k(x) for each tap k, in the order of `taps`."""
-        return self._walk(x, self._read_after(taps), len(self.model))
+        self._check(taps)
+        return self._walk(x, taps, len(self.model))
 
     def encode(self, x: Tensor, taps: Sequence[int]) -> list[Tensor]:
         """G_1^k(x) for each tap k, in the order of `taps`; nothing runs after the deepest."""
-        read_after = self._read_after(taps)
-        return self._walk(x, read_after, max(read_after) + 1)[1]
+        self._check(taps)
+        return self._walk(x, taps, max(taps) + 1)[1]
 
     def encoder(self, taps: Sequence[int]) -> "ResnetGenerator":
         """A copy of the layers that `encode` at these taps runs, with weights of its own."""
+        self._check(taps)
         part = copy.deepcopy(self)
-        del part.model[max(self._read_after(taps)) + 1 :]
+        del part.model[max(taps) + 1 :]
         return part
 
     def perturbed_features(self, perturbed: Sequence[Tensor], taps: Sequence[int]) -> list[Tensor]:
@@ -128,7 +130,7 @@ class ResnetGenerator(nn.Module):
         (B, C_k, H_k, W_k) for each tap. All taps share two passes in place of two each: on the first, f_k joins the
         batch after module k; on the second, its group leaves there. Nothing in the generator mixes images.
         """
-        read_after = dict(zip(taps, self._read_after(taps), strict=True))
+        self._check(taps)
         feature = dict(zip(taps, perturbed, strict=True))
         order = sorted(taps)
         batch = feature[order[0]]
@@ -138,25 +140,19 @@ class ResnetGenerator(nn.Module):
             if index in feature:
                 batch = torch.cat([batch, feature[index]])
         result: dict[int, Tensor] = {}
-        for index in range(max(read_after.values()) + 1):
+        for index in range(order[-1] + 1):
             batch = self.model[index](batch)
-            for tap in order:
-                if read_after[tap] == index:
-                    result[tap], batch = split_batch(batch, [images, len(batch) - images])
+            if index in feature:
+                result[index], batch = split_batch(batch, [images, len(batch) - images])
         return [result[tap] for tap in taps]
 
-    def _walk(self, x: Tensor, read_after: Sequence[int], stop: int) -> tuple[Tensor, list[Tensor]]:
+    def _walk(self, x: Tensor, taps: Sequence[int], stop: int) -> tuple[Tensor, list[Tensor]]:
         features: dict[int, Tensor] = {}
         for index in range(stop):
             x = self.model[index](x)
-            if index in read_after:
+            if index in taps:
                 features[index] = x
-        return x, [features[index] for index in read_after]
-
-    def _read_after(self, taps: Sequence[int]) -> list[int]:
-        """The modules whose output the taps read: the tap itself, or the ReLU that follows it (see the class)."""
-        self._check(taps)
-        return [tap + isinstance(self.model[tap], InstanceNorm2d) for tap in taps]
+        return x, [features[tap] for tap in taps]
 
     def _check(self, taps: Sequence[int]) -> None:
         for tap in taps:

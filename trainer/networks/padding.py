@@ -13,7 +13,7 @@ class Pad2d(nn.Module):
     """(B, C, H, W) -> (B, C, H + top + bottom, W + left + right), same dtype and layout, forward and backward.
 
     widths: left, right, top, bottom in pixels, at least 1 each; one number for all four. mode: reflect, for which the
-    image must be larger than the widths, or replicate, for widths of 1. ValueError otherwise.
+    map must be larger than the widths (RuntimeError otherwise), or replicate, for widths of 1 (ValueError otherwise).
     torch's modules keep their input for its shape, a CPU's autocast has them compute in float32, and CUDA's kernels
     return contiguous maps whatever they are given, with a gradient that is summed in any order.
     """
@@ -29,7 +29,7 @@ class Pad2d(nn.Module):
         height, width = x.shape[2:]
         left, right, top, bottom = self.widths
         if self.mode == "reflect" and (max(left, right) >= width or max(top, bottom) >= height):
-            raise ValueError(f"a map of {width}x{height} pixels is too small for reflection padding by {self.widths}")
+            raise RuntimeError(f"a map of {width}x{height} pixels is too small for reflection padding by {self.widths}")
         return _Pad.apply(x, self.widths, _FIRST[self.mode])
 
     def extra_repr(self) -> str:

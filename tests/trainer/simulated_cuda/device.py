@@ -39,7 +39,9 @@ def _one_type(*places: int) -> Callable[[tuple[Any, ...]], bool]:
 
 def _statistics_of_batch_norm(x: int, weight: int) -> Callable[[tuple[Any, ...]], bool]:
     def accepts(args: tuple[Any, ...]) -> bool:
-        of_weight = {args[i].dtype for i in (weight, weight + 1, weight + 2) if i < len(args) and isinstance(args[i], Tensor)}
+        of_weight = {
+            args[i].dtype for i in (weight, weight + 1, weight + 2) if i < len(args) and isinstance(args[i], Tensor)
+        }
         narrow = args[x].dtype in (torch.float16, torch.bfloat16)
         return of_weight <= {args[x].dtype} or (narrow and of_weight == {torch.float32})
 
@@ -50,7 +52,7 @@ def _equal_lists(count: int) -> Callable[[tuple[Any, ...]], bool]:
     return lambda args: len({x.dtype for each in args[:count] for x in each}) <= 1
 
 
-# Operator -> whether its arguments are of types that the kernel takes, and where in torch's source (2.13) that is said.
+# Operator -> whether the kernel takes its arguments' types and places, and where in torch's source (2.13) that is said.
 # Fake tensors do not know these rules: kernels of a CPU differ in them.
 KERNEL_RULES: dict[Any, tuple[Callable[[tuple[Any, ...]], bool], str]] = {
     aten.native_group_norm.default: (
@@ -77,7 +79,8 @@ KERNEL_RULES: dict[Any, tuple[Callable[[tuple[Any, ...]], bool], str]] = {
     aten.nll_loss_forward.default: (
         lambda args: args[1].dtype in (torch.int64, torch.uint8), "native/cuda/NLLLoss.cu: NLL_LOSS_INDEX types"),
     aten._fused_adam_.default: (
-        _equal_lists(4), "native/cuda/fused_adam_utils.cuh: one scalar_t for weights, gradients and both moments"),
+        lambda args: _equal_lists(4)(args) and all(step.is_cuda for step in args[5]),
+        "native/cuda/fused_adam_utils.cuh: one scalar_t for weights, gradients and both moments; the device reads the steps"),
 }  # fmt: skip
 
 
@@ -86,8 +89,8 @@ def _refuses(operator: Any, args: tuple[Any, ...]) -> str | None:
     accepts, source = KERNEL_RULES.get(operator, (None, ""))
     if accepts is None or accepts(args):
         return None
-    types = ", ".join(str(x.dtype).removeprefix("torch.") for x in tensors_in(args))
-    return f"CUDA's kernel does not take {types}; {source}"
+    given = dict.fromkeys(f"{x.dtype} on {x.device.type}".removeprefix("torch.") for x in tensors_in(args))
+    return f"CUDA's kernel does not take {', '.join(given)}; {source}"
 
 
 # ---- what makes the host wait ----------------------------------------------------------------------------------------
@@ -261,7 +264,11 @@ def simulated_cuda() -> Iterator[Watch]:
         (torch.cuda, "is_bf16_supported", lambda including_emulation=True: True),
         (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
         # A CPU build has no generator for the device. Fake tensors draw nothing anyway.
-        (trainer.draws, "generator", lambda device, *key: of_cpu(device, *key) if torch.device(device).type == "cpu" else None),
+        (
+            trainer.draws,
+            "generator",
+            lambda device, *key: of_cpu(device, *key) if torch.device(device).type == "cpu" else None,
+        ),
         (nn.Module, "_apply", _replace_tensors),
         (torch, "from_numpy", from_numpy),
         (torch, "tensor", lambda data, dtype=None, device="cpu": tensor(data, dtype=dtype).to(device)),

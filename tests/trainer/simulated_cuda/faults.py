@@ -24,8 +24,8 @@ def _weight(device: torch.device, dtype: torch.dtype) -> Tensor:
 
 
 def _backward(result: Tensor) -> None:
-    """From a gradient that is channels-last."""
-    result.backward(torch.empty_like(result, memory_format=torch.channels_last))
+    """From a gradient that is channels-last where the features are."""
+    result.backward(torch.empty_like(result))
 
 
 # Name -> the kind of the first finding, and what makes it on a device.
@@ -81,6 +81,9 @@ HARMLESS: dict[str, Callable[[torch.device], Any]] = {
     "reading on the host": lambda device: torch.rand(3).tolist(),
     "batch norm with float32 weights": lambda device: F.batch_norm(
         _maps(device), None, None, _weight(device, torch.float32), training=True
+    ),
+    "norm of contiguous features": lambda device: _backward(
+        norm.InstanceNorm2d(8, slope=0.2)(torch.empty(2, 8, 16, 16, device=device).bfloat16().requires_grad_())
     ),
     "padding": lambda device: _backward(Pad2d(1)(_maps(device))),
 }
