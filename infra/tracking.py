@@ -243,7 +243,9 @@ class _Worker:
         self._closing.set()
         self._thread.join(timeout)
         if self._thread.is_alive():
-            log.warning("MLflow at %s did not take everything within %.0f s: the rest is lost there", self._uri, timeout)
+            log.warning(
+                "MLflow at %s did not take everything within %.0f s: the rest is lost there", self._uri, timeout
+            )
 
     # Called in the thread.
 

@@ -219,7 +219,9 @@ def test_a_former_name_in_a_file_of_options_is_todays() -> None:
 def test_a_format_that_this_version_cannot_read_is_named(tmp_path: Path, format: object) -> None:
     path = tmp_path / "kitchen.yaml"
     path.write_text(f"format: {format}\ncooks: 2\n")
-    with pytest.raises(UserError, match=f"kitchen.yaml has the format {format}, and this version reads up to {FORMAT}: use"):
+    with pytest.raises(
+        UserError, match=f"kitchen.yaml has the format {format}, and this version reads up to {FORMAT}: use"
+    ):
         read_yaml(path)
 
 

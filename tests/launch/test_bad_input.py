@@ -110,7 +110,9 @@ def test_whole_images_of_a_size_that_the_networks_do_not_take(tmp_path: Path) ->
     refused("48x6 pixels .*: prepare images of 8x8 or more", "--data", str(tmp_path / "tiny"), "--crop", "none")
 
 
-@pytest.mark.parametrize(("prepared", "remedy"), [(24, "pass --crop 24 or more"), (23, "prepare images of 24x24 or more")])
+@pytest.mark.parametrize(
+    ("prepared", "remedy"), [(24, "pass --crop 24 or more"), (23, "prepare images of 24x24 or more")]
+)
 def test_the_remedy_for_a_small_crop_is_one_that_the_images_allow(prepared: int, remedy: str) -> None:
     with pytest.raises(UserError, match=f"16x16 pixels .*must be multiples of 4 from 24 up.: {remedy}"):
         check_sizes(Sizes(4, 24), (16, 16), prepared)

@@ -62,7 +62,9 @@ def test_a_run_without_its_evaluations_knows_its_best_from_the_checkpoint(tmp_pa
     assert begun["best"] == {"step": 1, "Dist": 3.0}
     assert judged(tmp_path / "worse", 3.5, begun=begun).checkpointer.best is None
     assert judged(tmp_path / "equal", 3.0, begun=begun).checkpointer.best is None
-    assert judged(tmp_path / "better", 3.5, 2.0, begun=begun).checkpointer.best == tmp_path / "better/checkpoints/step_4"
+    assert (
+        judged(tmp_path / "better", 3.5, 2.0, begun=begun).checkpointer.best == tmp_path / "better/checkpoints/step_4"
+    )
 
 
 def test_mlflow_shows_losses_first() -> None:

@@ -74,14 +74,18 @@ def test_the_same_command_goes_on_and_ends(recorded: RunFolder) -> None:
 def test_what_was_left_open_stays_as_it_was(recorded: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Options that are newer than the run have their defaults; a machine that would choose another precision, and draw
     street scenes where no data is named, goes on with the run's own. A run folder that is lost, too."""
-    rewrite(recorded, lambda config: [config.pop(name) for name in ("method.bank.size", "model.antialias", "engine.tf32")])
+    rewrite(
+        recorded, lambda config: [config.pop(name) for name in ("method.bank.size", "model.antialias", "engine.tf32")]
+    )
     shutil.copytree("run", "explicit", symlinks=True)
     shutil.copytree(recorded.checkpoints, "mirror", ignore=shutil.ignore_patterns("best"))
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     train(parse_arguments([*OPTIONS, "--run-dir", "run"]))
     saved = read_yaml(recorded.config_file)
     assert (saved["engine.precision"], saved["data.root"], saved["method.bank.size"]) == ("fp32", "data", 0)
-    words = "as the run began, since nothing else was asked for: --precision fp32 (this machine would choose bf16), --data"
+    words = (
+        "as the run began, since nothing else was asked for: --precision fp32 (this machine would choose bf16), --data"
+    )
     assert words in recorded.log_file.read_text()
     train(parse_arguments([*OPTIONS, "--run-dir", "explicit", "--data", "data", "--precision", "fp32"]))
     assert rows(recorded) == rows(RunFolder(Path("explicit")))  # it also computed in what it says
@@ -106,9 +110,13 @@ def test_a_later_format_is_refused(recorded: RunFolder) -> None:
     state = json.loads((newest / "state.json").read_text())
     write_state(newest, state | {"format": FORMAT + 1})
     for use in (lambda: train(line), lambda: load_translator(recorded.path), lambda: Checkpoint(newest)):
-        with pytest.raises(UserError, match=f"step_2 has the format {FORMAT + 1}, and this version reads up to {FORMAT}"):
+        with pytest.raises(
+            UserError, match=f"step_2 has the format {FORMAT + 1}, and this version reads up to {FORMAT}"
+        ):
             use()
     write_state(newest, state)
     recorded.config_file.write_text(f"format: {FORMAT + 1}\n" + recorded.config_file.read_text())
-    with pytest.raises(UserError, match=f"run/config.yaml has the format {FORMAT + 1}, .* use the version that wrote it"):
+    with pytest.raises(
+        UserError, match=f"run/config.yaml has the format {FORMAT + 1}, .* use the version that wrote it"
+    ):
         train(line)

@@ -109,7 +109,9 @@ class Engine:
                             "start with the deepspeed launcher, or leave it out")  # fmt: skip
         for name in ("triton", "graphs"):
             if getattr(config, name) and self.device.type != "cuda":
-                raise UserError(f"--engine.{name} true needs a GPU, and this run is on a {self.device.type}: leave it out")
+                raise UserError(
+                    f"--engine.{name} true needs a GPU, and this run is on a {self.device.type}: leave it out"
+                )
 
     def _connect(self) -> None:
         """Join the other processes."""
