@@ -107,8 +107,8 @@ def check_same(run: str, saved: Mapping[str, Any], config: TrainingConfig) -> No
     A precision left to the machine agrees with any: the run goes on in its own."""
     before, now = completed(type(config), saved), flatten(config)
     if unknown := sorted(before.keys() - now.keys()):
-        raise UserError(f"{run} has the option {unknown[0]}, which this version does not know: "
-                        "continue it with the version that began it, or name another --run-dir")  # fmt: skip
+        raise UserError(f"{run} has the option {unknown[0]}, which is unknown here, so another program or version began it: "
+                        "continue it with that, or name another --run-dir")  # fmt: skip
     for name in differing(type(config), before, now):
         if (name, now[name]) != (PRECISION, "auto"):
             raise UserError(f"{run} has {name} = {before[name]}, not {now[name]}: "

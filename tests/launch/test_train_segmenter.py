@@ -109,7 +109,7 @@ def test_the_run_of_a_translator(tmp_path: Path) -> None:
     write_root(LocalStorage(tmp_path / "data"))
     Path("run").mkdir()
     Path("run/config.yaml").write_text(to_yaml(flatten(translator_config())))
-    refused("the run in run knows no option domain, so another program or version made it: name another --run-dir",
+    refused("the run in run has the option .*, which is unknown here, so another program or version began it",
             "--data", str(tmp_path / "data"), "--run-dir", "run")  # fmt: skip
 
 

@@ -60,7 +60,7 @@ def reach(net: nn.Module, width: int) -> tuple[int, int]:
     [("drn-d-22", None, 8), ("deeplab", None, 8), ("deeplab", 32, 8), ("deeplab", 16, 8), ("deeplab", 8, 2), ("deeplab", 4, 1)],
 )  # fmt: skip
 def test_logits_of_any_image_size(network: str, output_stride: int | None, stride: int, size: tuple[int, int]) -> None:
-    net = SegmenterModelConfig(network=network, width=0.125, output_stride=output_stride).build(19)
+    net = SegmenterModelConfig(network=network, width=0.25, output_stride=output_stride).build(19)
     expected = (2, 19, *(math.ceil(side / stride) for side in size))
     assert net(images(2, 3, *size)).shape == expected
 
