@@ -13,7 +13,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -87,13 +87,20 @@ def build(cls: type[Config], *layers: Mapping[str, Any]) -> Config:
     renamed = _renamed(cls)
     values: dict[str, Any] = {}
     for layer in layers:
+        check_names(cls, (renamed.get(name, name) for name in layer))
         for name, value in layer.items():
             name = renamed.get(name, name)
-            if name not in known:
-                raise UserError(f"unknown option {name!r}{_nearest(name, known)}: see --help for all options")
             field, kind = known[name]
             values[name] = _coerce(name, value, kind, field.metadata.get("choices"))
     return _assemble(cls, values)
+
+
+def check_names(cls: type, names: Iterable[str]) -> None:
+    """UserError, with the nearest known one, for a name that is no leaf of a configuration class."""
+    known = {name: field for name, field, _ in leaves(cls)}
+    for name in names:
+        if name not in known:
+            raise UserError(f"unknown option {name!r}{_nearest(name, known)}: see --help for all options")
 
 
 def _assemble(cls: type[Config], values: Mapping[str, Any], prefix: str = "") -> Config:

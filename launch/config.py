@@ -2,21 +2,24 @@
 command line."""
 
 import argparse
+import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from typing import Any, ClassVar, Protocol
 
-from infra.config import OptionParser, add_options, build, flatten, option, read_yaml
+from infra.config import OptionParser, add_options, build, check_names, completed, flatten, option, read_yaml
 from infra.errors import UserError
 from pipelines.loader import DataConfig
 from trainer.engines import EngineConfig
 from trainer.evaluation.config import EvaluationConfig
 from trainer.loop import LoopConfig
-from trainer.methods import METHODS
-from trainer.methods.cut import CutConfig
-from trainer.networks.config import ModelConfig
+from trainer.methods import METHODS, MethodConfig, SrunitConfig
+from trainer.methods.former import todays_names
 from trainer.optim import OptimConfig
 from trainer.tasks import TASKS, overview, preset
+
+DEFAULT_TASK, DEFAULT_METHOD = "gta2city", "srunit"
+METHODS_SECTION = "methods."  # of a file: options by method
 
 
 class TrainingConfig(Protocol):
@@ -40,8 +43,10 @@ class TrainingConfig(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class JobConfig:
+    """Of any method; `job_class` gives the tree with the options of one."""
+
     task: str = option(
-        "gta2city", "the pair of domains: a preset of everything below", flag="--task", choices=tuple(TASKS)
+        DEFAULT_TASK, "the pair of domains: a preset of everything below", flag="--task", choices=tuple(TASKS)
     )
     seed: int = option(
         0, "fixes initialisation, sample order, crops, flips and every draw of the method", flag="--seed"
@@ -51,8 +56,7 @@ class JobConfig:
         flag="--run-dir", resumable=True,
     )  # fmt: skip
     data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    method: CutConfig = field(default_factory=CutConfig)
+    method: MethodConfig = field(default_factory=SrunitConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -60,8 +64,26 @@ class JobConfig:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        if self.method.all_negatives and self.optim.accumulation > 1:
+        if getattr(self.method, "all_negatives", False) and self.optim.accumulation > 1:
             raise UserError("method.all_negatives needs the whole global batch at once: leave out optim.accumulation")
+
+
+@functools.cache
+def job_class(method: str) -> type[JobConfig]:
+    """The tree whose section `method` has the options of this one."""
+    if method not in METHODS:
+        raise UserError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
+    config = METHODS[method].config
+    name = option(method, "the method, whose options are those of the section method", flag="--method",
+                  choices=tuple(METHODS))  # fmt: skip
+    section = make_dataclass(config.__name__, [("name", str, name)], bases=(config,), frozen=True, kw_only=True)
+    return make_dataclass(
+        "JobConfig",
+        [("method", section, field(default_factory=section))],
+        bases=(JobConfig,),
+        frozen=True,
+        kw_only=True,
+    )
 
 
 def check_seed(seed: int) -> None:
@@ -70,12 +92,12 @@ def check_seed(seed: int) -> None:
 
 
 def presets(task: str, method: str) -> dict[str, Any]:
-    """The layer under the user's own options: what the method's paper does, then what it does for this task."""
+    """The layer under the user's own options: what the method's paper does, then what is done for this task, and then what
+    the method's paper does for this task."""
     if task not in TASKS:
         raise UserError(f"unknown task {task!r}: choose one of {', '.join(TASKS)}")
-    if method not in METHODS:
-        raise UserError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
-    return {"task": task, "method.name": method, **METHODS[method], **preset(task)}
+    family = METHODS[method]
+    return {"task": task, **family.options, **preset(task), **family.on_tasks.get(task, {})}
 
 
 def make_config(*layers: Mapping[str, Any]) -> JobConfig:
@@ -83,29 +105,57 @@ def make_config(*layers: Mapping[str, Any]) -> JobConfig:
     merged: dict[str, Any] = {}
     for layer in layers:
         merged |= layer
-    chosen = presets(str(merged.get("task", "gta2city")), str(merged.get("method.name", "srunit")))
-    return build(JobConfig, chosen, merged)
+    method = str(merged.get("method.name", DEFAULT_METHOD))
+    cls = job_class(method)
+    chosen = [_of_method(layer, method) for layer in layers]
+    return build(cls, presets(str(merged.get("task", DEFAULT_TASK)), method), *chosen)
+
+
+def _of_method(layer: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """A layer without what it has for other methods alone: a file may say `methods: {srunit: {robust: {beta: 0.001}}}`.
+    UserError if a method that it names has no such option."""
+    result = {name: value for name, value in layer.items() if not name.startswith(METHODS_SECTION)}
+    for name, value in layer.items():
+        if name.startswith(METHODS_SECTION):
+            other, _, rest = name.removeprefix(METHODS_SECTION).partition(".")
+            check_names(job_class(other), [f"method.{rest}"])
+            if other == method:
+                result[f"method.{rest}"] = value
+    return result
 
 
 def parse_arguments(arguments: Sequence[str]) -> JobConfig:
     """The job that a command line describes: presets < --config FILE < options."""
-    early = OptionParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--task", default="gta2city")
-    early.add_argument("--method", "--method.name", default="srunit")
-    known, _ = early.parse_known_args(arguments)
-    shown = known.task in TASKS and known.method in METHODS
-    defaults = flatten(make_config({"task": known.task, "method.name": known.method}) if shown else make_config())
-
     parser = OptionParser(
-        usage="%(prog)s [--task TASK] [--data ROOT] [options]",
-        description="Train an unpaired image-to-image translator. Values in [brackets] are the defaults of the task and "
-        "method named on this line.",
+        usage="%(prog)s [--task TASK] [--method METHOD] [--data ROOT] [options]",
+        description="Train an unpaired image-to-image translator. The options of the section method are those of the method "
+        "named on this line or in its --config; values in [brackets] are its defaults for the task.",
         epilog=f"tasks:\n{overview()}\n\n"
         "example: deepspeed launch/train.py --task gta2city --data data/gta2city --beta 1e-4 --T 0.1",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    return make_config(*read_options(parser, JobConfig, defaults, arguments))
+    config = make_config(task_and_method(arguments))
+    file, given = read_options(parser, type(config), flatten(config), arguments)
+    return make_config(todays_names(file), given)
+
+
+def task_and_method(arguments: Sequence[str]) -> dict[str, Any]:
+    """What a command line, or the file that it names, says of these two: a layer."""
+    early = OptionParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--task", default=argparse.SUPPRESS)
+    early.add_argument("--method", "--method.name", dest="method.name", default=argparse.SUPPRESS)
+    early.add_argument("--config", default=argparse.SUPPRESS)
+    known = vars(early.parse_known_args(arguments)[0])
+    path = known.pop("config", None)
+    named = (todays_names(read_yaml(path)) if path else {}) | known
+    return {name: named[name] for name in ("task", "method.name") if name in named}
+
+
+def of_any_age(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A translator's flat configuration that some version saved whole, as this version would have saved it."""
+    named = todays_names(saved)
+    return completed(job_class(str(named["method.name"])), named)
 
 
 def read_options(

@@ -22,9 +22,10 @@ from pipelines.loader import UnpairedLoader
 from pipelines.manifest import DOMAINS
 from trainer.engines import Engine
 from trainer.evaluation.config import EvaluationConfig
-from trainer.methods import Cut
+from trainer.methods import Method
 from trainer.pyfunc import save_pyfunc_model
 from trainer.samples import sample_grid
+from trainer.translation import Translation
 from trainer.translator import Translator, load_translator
 
 
@@ -51,9 +52,8 @@ class TranslatorJob(Job[JobConfig]):
     def loader(self, **options: Any) -> UnpairedLoader:
         return UnpairedLoader(str(self.config.data.root), self.config.data, **options)
 
-    def method(self) -> Cut:
-        config = self.config
-        return Cut(config.method, config.model, seed=config.seed, global_batch=config.optim.global_batch)
+    def method(self) -> Method[Any, Any]:
+        return self.config.method.build(seed=self.config.seed, global_batch=self.config.optim.global_batch)
 
     def sample_picture(self) -> Draw:
         """A grid of test sources (train, where there are no test images) from all over the split, each beside its
@@ -69,6 +69,7 @@ class TranslatorJob(Job[JobConfig]):
         target_images = [targets.read(place)[0] for place in places]
 
         def draw(network: nn.Module, device: torch.device) -> np.ndarray:
+            assert isinstance(network, Translation)
             return sample_grid(Translator(network, device), source_images, target_images)
 
         return draw
@@ -85,6 +86,7 @@ class TranslatorJob(Job[JobConfig]):
         evaluator = Evaluator(str(data.root), self.config.task, engine, config, data.cache_dir, progress=False)
 
         def evaluate(network: nn.Module, device: torch.device) -> Outcome | None:
+            assert isinstance(network, Translation)
             return evaluator(Translator(network, device))
 
         return Judging(config.every, evaluate, evaluator.best_figure(config.best))
@@ -93,7 +95,8 @@ class TranslatorJob(Job[JobConfig]):
         return {}
 
     def publish(self, folder: RunFolder, checkpoint: Path, tracker: Tracker) -> None:
-        save_pyfunc_model(folder.model, checkpoint, "generator", load_translator)
+        networks = [name for name, _ in self.config.method.translation().named_children()]
+        save_pyfunc_model(folder.model, checkpoint, networks, load_translator)
         tracker.model("generator", folder.model)
 
 

@@ -28,10 +28,11 @@ from infra.config import completed, differing, flatten, read_yaml, to_yaml
 from infra.errors import UserError
 from infra.storage import replacing, why_unwritable
 from launch.config import TrainingConfig
+from trainer.methods.former import todays_names
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
-PRECISION = "engine.precision"
+METHOD, PRECISION = "method.name", "engine.precision"
 PACKAGES = ("torch", "deepspeed", "nvidia-dali-cuda130", "webdataset", "mlflow", "ray", "boto3", "numpy")
 
 
@@ -105,7 +106,10 @@ class RunFolder:
 def check_same(run: str, saved: Mapping[str, Any], config: TrainingConfig) -> None:
     """UserError if a run was of another configuration, given flat as it was saved, than the one that is to continue it.
     A precision left to the machine agrees with any: the run goes on in its own."""
-    before, now = completed(type(config), saved), flatten(config)
+    before, now = completed(type(config), todays_names(saved)), flatten(config)
+    if before.get(METHOD) != now.get(METHOD) and METHOD in before and METHOD in now:
+        raise UserError(f"{run} has {METHOD} = {before[METHOD]}, not {now[METHOD]}: "
+                        "repeat its options to continue it, or name another --run-dir")  # fmt: skip
     if unknown := sorted(before.keys() - now.keys()):
         raise UserError(f"{run} has the option {unknown[0]}, which is unknown here, so another program or version began it: "
                         "continue it with that, or name another --run-dir")  # fmt: skip

@@ -120,7 +120,7 @@ class SegmenterJob(Job[SegmenterConfig]):
 
         def draw(network: nn.Module, device: torch.device) -> np.ndarray:
             segmenter = as_segmenter(
-                network,
+                network.get_submodule("segmenter"),
                 name=self.run_name,
                 input_size=split.image_size,
                 label_space=str(split.label_space),
@@ -147,7 +147,7 @@ class SegmenterJob(Job[SegmenterConfig]):
             tracker.metrics(Checkpoint(checkpoint).state["step"], {f"eval/{name}": scores[name] for name in SHOWN})
             with replacing(folder.evaluation_file) as file:
                 file.write((json.dumps(scores, indent=1) + "\n").encode())
-        save_pyfunc_model(folder.model, checkpoint, "segmenter", load_trained)
+        save_pyfunc_model(folder.model, checkpoint, ["segmenter"], load_trained)
         tracker.model("segmenter", folder.model)
 
     def _score(self, segmenter: Segmenter) -> dict[str, Any]:

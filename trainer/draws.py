@@ -19,44 +19,47 @@ def generator(device: torch.device | str, *counter: int | str) -> torch.Generato
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
+class Stream:
+    """The numbers of one named stream, from its start: each call draws on."""
+
+    def __init__(self, device: torch.device | str, *counter: int | str) -> None:
+        self._device, self._generator = device, generator(device, *counter)
+
+    def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """N(0, 1), of this shape."""
+        return torch.randn(shape, generator=self._generator, device=self._device, dtype=dtype)
+
+    def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """U[0, 1), of this shape."""
+        return torch.rand(shape, generator=self._generator, device=self._device, dtype=dtype)
+
+    def integers(self, high: int, *shape: int) -> Tensor:
+        """int64 of range(high), of this shape."""
+        return torch.randint(high, shape, generator=self._generator, device=self._device)
+
+    def permutation(self, length: int) -> Tensor:
+        """range(length) in a random order, int64."""
+        return torch.randperm(length, generator=self._generator, device=self._device)
+
+    def coin(self) -> bool:
+        """A fair one."""
+        return bool(self.uniform() < 0.5)
+
+
 @dataclass(frozen=True)
 class Draws:
-    """The draws of one training step."""
+    """The draws of one training step, as streams with names.
+
+    A stream is for the whole global batch, or for one slot of it if the slot is the last part of its name: so what it
+    draws depends neither on the ranks nor on micro-batches. Two things that draw must not share a name.
+    """
 
     seed: int
     step: int
 
-    def _generator(self, device: torch.device | str, *stream: int | str) -> torch.Generator:
-        return generator(device, self.seed, self.step, *stream)
+    def stream(self, *name: int | str, device: torch.device | str = "cpu") -> Stream:
+        return Stream(device, self.seed, self.step, *name)
 
-    def patch_ids(self, stream: str, tap: int, positions: int, count: int) -> Tensor:
-        """(min(count, positions),) int64 on the CPU: distinct places in [0, positions), shared by the whole batch."""
-        return torch.randperm(positions, generator=self._generator("cpu", stream, "ids", tap))[:count]
-
-    def coin(self, stream: str) -> bool:
-        """One fair coin for the whole global batch."""
-        return bool(torch.rand((), generator=self._generator("cpu", stream, "coin")) < 0.5)
-
-    def choice(self, stream: str, count: int) -> int:
-        """One of range(count), for the whole global batch."""
-        return int(torch.randint(count, (), generator=self._generator("cpu", stream, "choice")))
-
-    def noise(self, tap: int, slots: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The raw draws of tau_k for a batch of features `like` (B, C, H, W), one stream per slot of the global batch.
-
-        Returns normal (B, C, H, W) ~ N(0, 1) and uniform (B, 1, H, W) ~ U[0, 1), float32 (float64 for float64
-        features) on the device of `like`.
-        """
-        _, channels, height, width = like.shape
-        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        normals, uniforms = [], []
-        for slot in slots.tolist():
-            stream = self._generator(like.device, "tau", tap, slot)
-            normals.append(torch.randn(channels, height, width, generator=stream, device=like.device, dtype=dtype))
-            uniforms.append(torch.rand(1, height, width, generator=stream, device=like.device, dtype=dtype))
-        return torch.stack(normals), torch.stack(uniforms)
-
-    def buffer(self, slot: int, capacity: int) -> tuple[float, int]:
-        """The draws of the image buffer for one slot: U[0, 1) and a place in [0, capacity)."""
-        stream = self._generator("cpu", "buffer", slot)
-        return float(torch.rand((), generator=stream)), int(torch.randint(capacity, (), generator=stream))
+    def per_slot(self, slots: Tensor, *name: int | str, device: torch.device | str = "cpu") -> list[Stream]:
+        """A stream for each slot (b,) of a micro-batch."""
+        return [self.stream(*name, slot, device=device) for slot in slots.tolist()]

@@ -57,9 +57,16 @@ class OptimConfig:
         return self.epochs + self.decay_epochs
 
 
-def make_optimiser(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
-    """Adam or SGD as published. One over several networks equals one for each."""
-    shared: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+def make_optimiser(
+    parameters: Iterable[nn.Parameter],
+    config: OptimConfig,
+    *,
+    weight_decay: float | None = None,
+    betas: tuple[float, float] | None = None,
+) -> torch.optim.Optimizer:
+    """Adam or SGD as published. One over several networks equals one for each. What is given replaces the config's."""
+    decay = config.weight_decay if weight_decay is None else weight_decay
+    shared: dict[str, Any] = {"lr": config.lr, "weight_decay": decay}
     if config.kind == "sgd":
         return torch.optim.SGD(parameters, momentum=config.momentum, **shared)
-    return torch.optim.Adam(parameters, betas=(config.beta1, config.beta2), fused=True, **shared)
+    return torch.optim.Adam(parameters, betas=betas or (config.beta1, config.beta2), fused=True, **shared)

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,8 +17,8 @@ EXAMPLE_SIZE = 64, 32  # pixels
 Apply = Callable[[np.ndarray], np.ndarray]
 
 
-def save_pyfunc_model(folder: Path, checkpoint: Path, stem: str, load: Callable[[Path], Apply]) -> None:
-    """Write one network of a checkpoint, its moving average where there is one, as a folder that
+def save_pyfunc_model(folder: Path, checkpoint: Path, networks: Sequence[str], load: Callable[[Path], Apply]) -> None:
+    """Write some networks of a checkpoint, their moving averages where there are any, as a folder that
     `mlflow.pyfunc.load_model` loads.
 
     load: see `trainer.image_model.ImageModel`, whose `predict` says what the model takes and gives.
@@ -40,7 +40,7 @@ def save_pyfunc_model(folder: Path, checkpoint: Path, stem: str, load: Callable[
     gradient = np.linspace(0, 255, height * width * 3).astype(np.uint8).reshape(height, width, 3)
     with tempfile.TemporaryDirectory() as scratch:
         network = Path(scratch) / "network"
-        _write_network(network, Checkpoint(checkpoint), stem)
+        _write_networks(network, Checkpoint(checkpoint), networks)
         mlflow.pyfunc.save_model(
             folder,
             python_model=ImageModel(load),
@@ -52,8 +52,10 @@ def save_pyfunc_model(folder: Path, checkpoint: Path, stem: str, load: Callable[
         )
 
 
-def _write_network(folder: Path, checkpoint: Checkpoint, stem: str) -> None:
-    """A checkpoint of one network, with what it takes to build it."""
+def _write_networks(folder: Path, checkpoint: Checkpoint, networks: Sequence[str]) -> None:
+    """A checkpoint of these networks, with what it takes to build them."""
     state = {name: value for name, value in checkpoint.state.items() if name in FACTS}
-    model = {name: value for name, value in checkpoint.state["config"].items() if name.startswith("model.")}
-    write_checkpoint(folder, {stem: checkpoint.tensors(checkpoint.averaged(stem))}, {**state, "config": model})
+    sections = ("model.", "method.")  # of a segmenter, of a translator
+    config = {name: value for name, value in checkpoint.state["config"].items() if name.startswith(sections)}
+    tensors = {name: checkpoint.tensors(checkpoint.averaged(name)) for name in networks}
+    write_checkpoint(folder, tensors, {**state, "config": config})

@@ -14,14 +14,14 @@ from trainer.checkpoint import Checkpoint
 from trainer.engines import Engine
 from trainer.methods.base import Method
 
-AVERAGED = "{}_ema"  # of the product: generator_ema
+AVERAGED = "{}_ema"  # of a network of the product: generator_ema
 OPTIMISER = "optimiser"
 SLOTS = "slots"
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """After `step` steps: tensors by file and name, and the loss scalers of all phases."""
+    """After `step` steps: tensors by file and name, and the loss scalers of all optimisers."""
 
     step: int
     tensors: dict[str, dict[str, Tensor]]
@@ -31,16 +31,18 @@ class TrainingState:
 def collect_state(method: Method[Any, Any], engine: Engine, averaged: MovingAverage | None, step: int) -> TrainingState:
     """All ranks must call it; only rank 0's result is whole (it alone gets the other ranks' slots). Batch norm's running
     statistics are rank 0's: each rank has those of its own images, and no loss depends on them."""
-    tensors = {name: net.state_dict() for phase in method.phases for name, net in method.networks(phase).items()}
+    optimisers = [spec.name for spec in method.optimisers]
+    tensors = {name: net.state_dict() for each in optimisers for name, net in method.networks(each).items()}
     tensors |= {name: module.state_dict() for name, module in method.memory().items()}
     tensors[OPTIMISER] = {
-        f"{phase}/{parameter}/{key}": value
-        for phase in method.phases
-        for parameter, values in engine.optimiser_state(phase).items()
+        f"{each}/{parameter}/{key}": value
+        for each in optimisers
+        for parameter, values in engine.optimiser_state(each).items()
         for key, value in values.items()
     }
     if averaged is not None:
-        tensors[AVERAGED.format(method.product_name)] = averaged.module.state_dict()
+        for name, network in averaged.module.named_children():
+            tensors[AVERAGED.format(name)] = network.state_dict()
     slots = engine.gather({name: value.cpu() for name, value in method.slot_state().items()})
     tensors[SLOTS] = {name: value for rank in slots or () for name, value in rank.items()}
     return TrainingState(step, tensors, engine.scaler_state())
@@ -50,24 +52,26 @@ def restore_state(
     method: Method[Any, Any], engine: Engine, averaged: MovingAverage | None, checkpoint: Checkpoint
 ) -> None:
     """Put a checkpoint's state in place on this rank. UserError if it is of another architecture or damaged."""
-    for phase in method.phases:
-        for name, network in method.networks(phase).items():
+    optimisers = [spec.name for spec in method.optimisers]
+    for each in optimisers:
+        for name, network in method.networks(each).items():
             checkpoint.load_into(network, name)
     for name, module in method.memory().items():
         checkpoint.load_into(module, name)
     engine.weights_loaded()
-    _restore_optimisers(engine, method.phases, checkpoint.tensors(OPTIMISER))
+    _restore_optimisers(engine, optimisers, checkpoint.tensors(OPTIMISER))
     if averaged is not None:
-        checkpoint.load_into(averaged.module, AVERAGED.format(method.product_name))
+        for name, network in averaged.module.named_children():
+            checkpoint.load_into(network, AVERAGED.format(name))
         averaged.started = True
     method.load_slot_state(checkpoint.tensors(SLOTS))
     engine.load_scaler_state(checkpoint.state["scalers"])
 
 
-def _restore_optimisers(engine: Engine, phases: Sequence[str], flat: dict[str, Tensor]) -> None:
-    nested: dict[str, dict[str, dict[str, Tensor]]] = {phase: {} for phase in phases}
+def _restore_optimisers(engine: Engine, optimisers: Sequence[str], flat: dict[str, Tensor]) -> None:
+    nested: dict[str, dict[str, dict[str, Tensor]]] = {each: {} for each in optimisers}
     for name, value in flat.items():
-        phase, parameter, key = name.split("/")
-        nested[phase].setdefault(parameter, {})[key] = value
-    for phase in phases:
-        engine.load_optimiser_state(phase, nested[phase])
+        each, parameter, key = name.split("/")
+        nested[each].setdefault(parameter, {})[key] = value
+    for each in optimisers:
+        engine.load_optimiser_state(each, nested[each])

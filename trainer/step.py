@@ -1,5 +1,6 @@
 """One optimisation step of a method, phase after phase, on any engine."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -8,50 +9,81 @@ import torch
 from torch import Tensor
 
 from trainer.engines import Engine
-from trainer.methods.base import Losses, Method, StepContext
+from trainer.methods.base import Losses, Method, Phase, StepContext
 
 
 def train_step(method: Method[Any, Any], engine: Engine, batches: Sequence[Any], context: StepContext) -> Losses:
-    """Run the method forward and update its phases one after the other: D on G's detached output, then G against the
-    new D; or a segmenter alone.
+    """Update the phases that this step has, one after the other.
 
-    `batches` are this rank's micro-batches. With one, `forward` runs once and all phases share its graph. With more,
-    the graphs would not fit together, so it runs again for each phase: the same numbers, and for CUT a tenth more
-    arithmetic. Returns this rank's mean of every named loss, on the device. Where the method gives its batches an
-    `amount`, both what is minimised and what is returned count with it: their mean over ranks is that of the global batch.
+    `batches` are this rank's micro-batches. With one, each forward pass runs once and all its phases share its graph.
+    With more, the graphs would not fit together. Then a pass runs anew for each phase up to the one that differentiates
+    it, and later phases take its outputs as that phase saw them: the same numbers, and for CUT a tenth more arithmetic.
+    Returns this rank's mean of every named loss, on the device. Where the method gives its batches an `amount`, both what is
+    minimised and what is returned count with it: their mean over ranks is that of the global batch.
     """
     engine.begin_step()
     reported: list[Losses] = []
     weights = _weights(method, engine, batches)
+    phases = [phase for phase in method.phases if phase.runs_in(context.draws.step)]
 
-    def evaluate(phase: str, outputs: Any, batch: Any, weight: Tensor | None) -> Tensor:
-        value, named = method.loss(phase, outputs, batch, context)
+    def run(name: str, batch: Any) -> Any:
+        with engine.autocast():
+            return method(batch, context, name)
+
+    def evaluate(phase: Phase, outputs: Any, batch: Any, weight: Tensor | None) -> Tensor:
+        value, named = method.loss(phase.name, outputs, batch, context)
         if weight is not None:
             value = value * weight.to(value.dtype)
             named = {name: loss * weight.to(loss.dtype) for name, loss in named.items()}
         reported.append(named)
         return value
 
-    def run(batch: Any) -> Any:
-        with engine.autocast():
-            return method(batch, context)
+    passes = {
+        name: _ForwardPass(partial(run, name), batches, [phase for phase in phases if phase.forward == name])
+        for name in dict.fromkeys(phase.forward for phase in phases)
+    }
 
-    shared = run(batches[0]) if len(batches) == 1 else None
+    def losses(phase: Phase) -> Iterator[Callable[[], Tensor]]:
+        for index, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
+            yield partial(evaluate, phase, passes[phase.forward].outputs(index, phase), batch, weight)
 
-    def losses(phase: str) -> Iterator[Callable[[], Tensor]]:
-        for batch, weight in zip(batches, weights, strict=True):
-            if shared is not None:
-                outputs = shared
-            else:
-                with torch.set_grad_enabled(phase == method.phases[-1]):
-                    outputs = run(batch)
-            yield partial(evaluate, phase, outputs, batch, weight)
-
-    for phase in method.phases:
-        engine.update(phase, losses(phase), len(batches))
+    for phase in phases:
+        engine.update(phase.optimiser, losses(phase), len(batches))
     with torch.no_grad(), engine.autocast():
         method.after_step(batches, context)
     return _mean(reported, len(batches))
+
+
+class _ForwardPass:
+    """The outputs of one forward pass for each micro-batch, run when a phase first needs them. phases: those that do."""
+
+    def __init__(self, run: Callable[[Any], Any], batches: Sequence[Any], phases: Sequence[Phase]) -> None:
+        self._run, self._batches, self._phases = run, batches, phases
+        self._kept: dict[int, Any] = {}
+
+    def outputs(self, index: int, phase: Phase) -> Any:
+        if index in self._kept:
+            return self._kept[index]
+        alone = len(self._batches) == 1
+        with torch.set_grad_enabled(phase.differentiates or (alone and any(p.differentiates for p in self._phases))):
+            outputs = self._run(self._batches[index])
+        if alone:
+            self._kept[index] = outputs
+        elif phase.differentiates and phase is not self._phases[-1]:
+            self._kept[index] = detached(outputs)
+        return outputs
+
+
+def detached(outputs: Any) -> Any:
+    """The same tensors without their graph: of a tensor, a list of them, or a dataclass of both."""
+    if isinstance(outputs, Tensor):
+        return outputs.detach()
+    if isinstance(outputs, list | tuple):
+        return type(outputs)(map(detached, outputs))
+    if dataclasses.is_dataclass(outputs) and not isinstance(outputs, type):
+        fields = {field.name: detached(getattr(outputs, field.name)) for field in dataclasses.fields(outputs)}
+        return dataclasses.replace(outputs, **fields)
+    return outputs
 
 
 def _weights(method: Method[Any, Any], engine: Engine, batches: Sequence[Any]) -> Sequence[Tensor | None]:

@@ -1,44 +1,40 @@
-"""A trained generator as a thing to use: images in, images out; from a run folder or a checkpoint."""
+"""A trained translation as a thing to use: images in, images out; from a run folder or a checkpoint."""
 
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from infra.config import build
+from infra.config import build, completed
 from infra.errors import UserError
 from trainer.checkpoint import Checkpoint, checkpoints_in
-from trainer.networks.config import ModelConfig
-from trainer.networks.sizes import Sizes
+from trainer.methods import METHODS
+from trainer.methods.former import todays_names
+from trainer.translation import Translation
 
 
 class Translator:
-    """Translates images with a generator.
+    """Translates pictures of any size that is not too small."""
 
-    network: (n, 3, h, w) in [-1, 1] to the same shape and range, h and w as its `sizes` have them.
-    """
-
-    def __init__(self, network: nn.Module, device: torch.device | str = "cpu") -> None:
-        self.network, self.device = network, device
-        self._sizes: Sizes = cast(Any, network).sizes
+    def __init__(self, translation: Translation, device: torch.device | str = "cpu") -> None:
+        self.translation, self.device = translation, device
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 RGB, or (N, H, W, 3), to the same shape. Sizes that are no multiple of what
-        the network takes are padded by reflection and cut back."""
+        """(H, W, 3) uint8 RGB, or (N, H, W, 3), to the same shape. Sizes that the networks do not take are padded by
+        reflection and cut back."""
         batch = image if image.ndim == 4 else image[None]
         if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[3] != 3:
             raise UserError(f"an image of type {image.dtype} and shape {image.shape} cannot be translated: "
                             "give uint8 RGB of shape (H, W, 3) or (N, H, W, 3)")  # fmt: skip
         height, width = batch.shape[1:3]
-        multiple, smallest = self._sizes.multiple, self._sizes.smallest
+        multiple, smallest = self.translation.sizes.multiple, self.translation.sizes.smallest
         if min(height, width) < smallest:
             raise UserError(f"an image of {width}x{height} is too small: give {smallest} pixels or more each way")
         x_NCHW = to_tensor(batch).to(self.device)
         padded = nn.functional.pad(x_NCHW, (0, -width % multiple, 0, -height % multiple), mode="reflect")
-        result = to_images(self.network(padded)[:, :, :height, :width])
+        result = to_images(self.translation(padded)[:, :, :height, :width])
         return result if image.ndim == 4 else result[0]
 
 
@@ -68,15 +64,19 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def load_translator(path: Path, device: torch.device | str = "cpu", *, averaged: bool = True) -> Translator:
-    """The generator of a run or checkpoint; its moving average where the run kept one and `averaged` is true.
+    """The translation of a run or checkpoint; its moving average where the run kept one and `averaged` is true.
 
     UserError if there is none, or if it is damaged.
     """
     checkpoint = Checkpoint(find_checkpoint(path))
-    if not checkpoint.has("generator"):
-        raise UserError(f"{path} holds no generator (a segmenter's run has none): give a run folder of launch/train.py")
-    config = build(ModelConfig, checkpoint.config(ModelConfig, "model."))
-    stem = checkpoint.averaged("generator") if averaged else "generator"
-    network = config.generator()
-    checkpoint.load_into(network, stem)
-    return Translator(network.to(device).eval(), device)
+    if "method.name" not in checkpoint.state["config"]:
+        raise UserError(
+            f"{path} holds no translator (a segmenter's run has none): give a run folder of launch/train.py"
+        )
+    config = todays_names(checkpoint.state["config"])
+    section = {name.removeprefix("method."): value for name, value in config.items() if name.startswith("method.")}
+    cls = METHODS[section["name"]].config
+    translation = build(cls, completed(cls, section)).translation()
+    for name, network in translation.named_children():
+        checkpoint.load_into(network, checkpoint.averaged(name) if averaged else name)
+    return Translator(translation.to(device).eval(), device)

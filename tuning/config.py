@@ -4,13 +4,13 @@ import argparse
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any
 
 from infra.config import OptionParser, build, flatten, option, read_yaml
 from infra.errors import UserError
-from launch.config import JobConfig, make_config, read_options
+from launch.config import JobConfig, make_config, read_options, task_and_method
 from launch.data import EMBEDDED_TASK
 from pipelines.manifest import MANIFEST
 from trainer.evaluation.config import BETTER
@@ -77,11 +77,10 @@ class SearchConfig:
                 raise UserError(f"--{name} {value!r} is no name of a folder: use letters, digits, '.', '-' and '_'")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Tree(JobConfig):
+def _tree(job: type[JobConfig]) -> type:
     """All options of the command line: those of the trials, and the search's."""
-
-    search: SearchConfig = field(default_factory=SearchConfig)
+    search = ("search", SearchConfig, field(default_factory=SearchConfig))
+    return make_dataclass("Tree", [search], bases=(job,), frozen=True, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,8 @@ def parse_arguments(arguments: Sequence[str]) -> Request:
         help='what varies: beta-T, taps, lr-batch, or any field as "FIELD=loguniform(1e-5,1e-3)", also uniform, randint '
         "and choice [beta-T]",
     )  # fmt: skip
-    file, given = read_options(parser, _Tree, flatten(SearchConfig()) | flatten(make_config()), arguments)
+    job = make_config(task_and_method(arguments))
+    file, given = read_options(parser, _tree(type(job)), flatten(SearchConfig()) | flatten(job), arguments)
     if given[SPACE] is None:
         del given[SPACE]
     request = _request(file | given)

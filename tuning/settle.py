@@ -46,14 +46,14 @@ def design(request: Request) -> Design:
         else:
             made = Design(space, None, search.trials or TRIALS)
     if search.scheduler == "pbt":
-        _check_pbt(made)
+        _check_pbt(made, type(make_config(options)))
     return made
 
 
-def _check_pbt(made: Design) -> None:
+def _check_pbt(made: Design, job: type[JobConfig]) -> None:
     if made.total < 2 or not made.space:
         raise UserError("pbt needs a space, and trials that take over from each other: give --trials 4, say")
-    adjustable = [name for name, field, _ in leaves(JobConfig) if field.metadata["adjustable"]]
+    adjustable = [name for name, field, _ in leaves(job) if field.metadata["adjustable"]]
     for dimension in made.space:
         if not dimension.is_range or dimension.field not in adjustable:
             raise UserError(f"pbt changes options in the middle of a run, which {dimension.field} does not bear: "
@@ -77,7 +77,9 @@ def settle(request: Request, *, gpu: bool) -> Request:
     every = config.evaluation.every or config.optim.total_epochs / EVALUATIONS
     options |= {"evaluation.best": metric, "evaluation.every": every}
     typed = flatten(make_config(options))  # a command line gives texts
-    options = {name: typed[name] for name in options}
+    options = {
+        name: typed.get(name, value) for name, value in options.items()
+    }  # a file has options of other methods, too
     settled = replace(request, search=replace(request.search, metric=metric), options=options)
     if request.search.scheduler != "none":
         first_decision(settled, design(settled))
@@ -100,10 +102,11 @@ def first_decision(request: Request, made: Design) -> int:
     flats = [flatten(make_config(request.options, ablations.options(row))) for row in rows]
 
     def latest(name: str) -> float:
-        return max(flat[name] for flat in flats)
+        return max(flat[name] for flat in flats if name in flat)
 
-    searched = {name.rpartition(".")[0] for name in flats[0] if len({str(flat[name]) for flat in flats}) > 1}
-    starts = [latest(f"{section}.start") for section in searched if f"{section}.start" in flats[0]]
+    names = {name for flat in flats for name in flat}
+    searched = {name.rpartition(".")[0] for name in names if len({str(flat.get(name)) for flat in flats}) > 1}
+    starts = [latest(f"{section}.start") for section in searched if f"{section}.start" in names]
     start, epochs = max(starts, default=0.0), latest("optim.epochs") + latest("optim.decay_epochs")
     first = 1 + math.ceil(start * epochs / latest("evaluation.every") - ROUNDING)
     if first >= evaluations(request):

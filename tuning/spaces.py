@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from infra.config import flatten
 from infra.errors import UserError
 from launch.config import make_config
 
@@ -89,7 +90,7 @@ def parse_space(texts: Sequence[str], layers: Sequence[Mapping[str, Any]]) -> tu
     dimensions: list[Dimension] = []
     for text in texts:
         if text == TAPS:
-            dimensions.append(_taps(make_config(*layers).method.taps))
+            dimensions.append(_taps(flatten(make_config(*layers)).get("method.taps", ())))
         else:
             expanded += PRESETS.get(text, (text,))
     dimensions += [_parse_dimension(text) for text in expanded]

@@ -19,7 +19,7 @@ from ray.util.queue import Empty, Queue
 from infra.config import flatten, read_yaml, to_yaml
 from infra.errors import Stopped, UserError
 from infra.storage import replacing
-from launch.config import JobConfig, make_config
+from launch.config import JobConfig, make_config, of_any_age
 from launch.job import train
 from launch.observer import Listener
 from launch.run_folder import RunFolder
@@ -195,7 +195,7 @@ def take_over(folder: RunFolder, donor: Path, params: Mapping[str, Any]) -> None
     if all(own[name] == value for name, value in params.items()):
         return
     checkpoint = Checkpoint(donor)
-    config = {**checkpoint.config(JobConfig), **params, "run_dir": own["run_dir"]}
+    config = {**of_any_age(checkpoint.state["config"]), **params, "run_dir": own["run_dir"]}
     tensors = {path.stem: checkpoint.tensors(path.stem) for path in donor.glob("*.safetensors")}
     shutil.rmtree(folder.checkpoints)
     with replacing(folder.config_file) as file:

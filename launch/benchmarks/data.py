@@ -46,7 +46,7 @@ from launch.benchmarks.data_material import (
     write_large_root,
 )
 from launch.benchmarks.local_s3 import local_s3
-from launch.benchmarks.measuring import Figure, Target, cores, interleaved, ratios
+from launch.benchmarks.measuring import Figure, Target, cores, interleaved, pick_device, ratios
 from launch.benchmarks.other_loaders import bare_dali, pillow_dataloader
 from pipelines.loader import DataConfig, UnpairedLoader
 from pipelines.prepare import STREET_SIZE
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> list[Figure]:
 
 def from_cache(material: Material, args: argparse.Namespace) -> list[Figure]:
     """Rates over shards on the disk. Every repetition starts its loader anew and leaves the first steps out."""
-    device = _device(args)
+    device = pick_device(args.device)
     steps = args.epoch // args.batch
     shards = sorted(material.root.rglob("*.tar"))
     loader = _loader(str(material.root), args)
@@ -225,14 +225,7 @@ def memory_and_start(material: Material, args: argparse.Namespace) -> list[Figur
 
 def _loader(root: str, args: argparse.Namespace, cache: Path | None = None) -> UnpairedLoader:
     config = DataConfig(crop=CROP, threads=args.threads, decoder="dali", cache_dir=str(cache) if cache else None)
-    return UnpairedLoader(root, config, seed=0, global_batch=args.batch, device=_device(args))
-
-
-def _device(args: argparse.Namespace) -> torch.device:
-    has_gpu = torch.cuda.is_available()
-    if args.device == "cuda" and not has_gpu:
-        raise UserError("--device cuda needs an NVIDIA GPU and none is to be seen: use auto or cpu")
-    return torch.device("cuda" if has_gpu and args.device != "cpu" else "cpu")
+    return UnpairedLoader(root, config, seed=0, global_batch=args.batch, device=pick_device(args.device))
 
 
 def _run(batches: Iterator[Any], steps: int) -> None:

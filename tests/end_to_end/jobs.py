@@ -20,7 +20,7 @@ BINARIES = Path(sys.executable).parent
 
 # Everything that has state is on: image buffer, moving average, L_robust from the start.
 OPTIONS = [
-    "--task", "gta2city", "--crop", "32", "--ngf", "4", "--model.ndf", "4", "--model.head-dim", "8",
+    "--task", "gta2city", "--crop", "32", "--ngf", "4", "--ndf", "4", "--method.head-dim", "8",
     "--method.patches", "16", "--method.buffer", "4", "--method.robust.start", "0", "--optim.ema", "0.9",
     "--global-batch", "2", "--precision", "fp32", "--max-steps", "8", "--loop.checkpoint-every", "3",
     "--loop.report-every", "1", "--loop.samples-every", "4", "--loop.samples", "2",

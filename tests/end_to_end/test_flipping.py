@@ -16,8 +16,8 @@ from launch.flipping_benchmark import FIGURES, Benchmark, Tier
 
 TRAINING = """
 data: {crop: 32, threads: 1}
-model: {ngf: 2, ndf: 2, blocks: 6, head_dim: 4}
-method: {patches: 8, robust: {per_step: one}}
+method: {patches: 8, generator: {ngf: 2, blocks: 6}, discriminator: {ndf: 2}, head_dim: 4}
+methods: {srunit: {robust: {per_step: one}}}
 optim: {epochs: 0.5, decay_epochs: 0.5}
 loop: {keep: 1, keep_logged: 0}
 evaluation: {every: 1}

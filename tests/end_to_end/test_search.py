@@ -26,8 +26,8 @@ from tuning.folder import SearchFolder
 
 SEARCH = Path(__file__).parents[2] / "tuning" / "search.py"
 TINY = [
-    "--crop", "32", "--data.decoder", "pillow", "--ngf", "2", "--model.ndf", "2", "--model.blocks", "6",
-    "--model.head-dim", "4", "--method.taps", "0,4", "--method.patches", "8", "--method.buffer", "2",
+    "--crop", "32", "--data.decoder", "pillow", "--ngf", "2", "--ndf", "2", "--method.generator.blocks", "6",
+    "--method.head-dim", "4", "--method.taps", "0,4", "--method.patches", "8", "--method.buffer", "2",
     "--precision", "fp32", "--loop.samples", "1", "--loop.report-every", "4",
     "--optim.epochs", "1", "--optim.decay-epochs", "1",
 ]  # fmt: skip

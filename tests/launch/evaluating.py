@@ -31,9 +31,12 @@ def make_run(
     path: Path, data_root: Path, task: str = "gta2city", change: Callable[[ResnetGenerator], object] = lambda _: None
 ) -> Path:
     """A run folder with one checkpoint of a small generator, to which `change` was done."""
-    config = make_config({"task": task, "data.root": str(data_root), "model.ngf": 2, "model.blocks": 6})
+    config = make_config(
+        {"task": task, "data.root": str(data_root), "method.generator.ngf": 2, "method.generator.blocks": 6}
+    )
     torch.manual_seed(0)
-    generator = config.model.generator()
+    generator = config.method.translation().get_submodule("generator")
+    assert isinstance(generator, ResnetGenerator)
     change(generator)
     state = {"step": STEP, "config": flatten(config)}
     Checkpointer(path / "checkpoints", keep=1).save(STEP, {"generator": generator.state_dict()}, state)

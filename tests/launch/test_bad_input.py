@@ -22,13 +22,12 @@ from launch.run_folder import RunFolder, resolved
 from launch.training import check_sizes
 from pipelines.manifest import MANIFEST, Manifest, load_manifest
 from trainer.checkpointer import Checkpointer
-from trainer.methods import Cut
 from trainer.networks.sizes import Sizes
 
 SMALL = [
-    "--crop", "16", "--ngf", "4", "--model.ndf", "4", "--model.blocks", "6", "--model.layers", "1", "--model.head-dim", "8",
-    "--method.patches", "8", "--engine.device", "cpu", "--precision", "fp32", "--max-steps", "2", "--data.decoder", "pillow",
-    "--data.threads", "1", "--loop.samples", "1",
+    "--crop", "16", "--ngf", "4", "--ndf", "4", "--method.generator.blocks", "6", "--method.discriminator.layers", "1",
+    "--method.head-dim", "8", "--method.patches", "8", "--engine.device", "cpu", "--precision", "fp32", "--max-steps", "2",
+    "--data.decoder", "pillow", "--data.threads", "1", "--loop.samples", "1",
 ]  # fmt: skip
 
 
@@ -61,11 +60,11 @@ def refused(words: str, *line: str) -> None:
             r"images of 30x30 pixels .*\(either side must be multiples of 4 from 8 up\): pass --crop 28, or",
         ),
         (
-            ["--crop", "16", "--model.layers", "3"],
+            ["--crop", "16", "--method.discriminator.layers", "3"],
             "either side must be multiples of 4 from 24 up.: pass --crop 24 or more",
         ),
         (
-            ["--crop", "32", "--model.layers", "4"],
+            ["--crop", "32", "--method.discriminator.layers", "4"],
             "from 48 up.: prepare images of 48x48 or more, or give options of smaller",
         ),
         (["--crop", "8", "--method.constraint.smoothness", "1"], "multiples of 4 from 12 up.: pass --crop 12 or more"),
@@ -237,8 +236,8 @@ def config(root: Path, place: Path) -> JobConfig:
 
 def keep(job: JobConfig, folder: Path, **changed: object) -> Path:
     """A checkpoint as a run of this configuration would write it after a step."""
-    method = Cut(job.method, job.model, seed=0, global_batch=1)
-    tensors = {name: getattr(method, name).state_dict() for name in ("generator", "discriminator", "heads")}
+    method = job.method.build(seed=0, global_batch=1)
+    tensors = {name: method.get_submodule(name).state_dict() for name in ("generator", "discriminator", "heads")}
     about = {"step": 1, "scalers": {}, "data": data_identity(str(job.data.root)), "config": flatten(job)}
     return Checkpointer(folder, keep=1).save(1, tensors, {**about, **changed})
 
@@ -289,7 +288,10 @@ def test_a_run_folder_without_rights_is_refused_before_scenes_are_drawn(place: P
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        (["--ngf", "8"], "run has model.ngf = 4, not 8: repeat its options to continue it, or name another --run-dir"),
+        (
+            ["--ngf", "8"],
+            "run has method.generator.ngf = 4, not 8: repeat its options to continue it, or name another --run-dir",
+        ),
         (["--seed", "1"], "run has seed = 0, not 1"),
         (["--method", "fastcut"], "run has optim.epochs = |run has method"),
         (["--method.taps", "0,4"], r"run has method.taps = \[0, 4, 8, 12, 16\], not \(0, 4\)"),
@@ -318,10 +320,10 @@ def test_a_damaged_checkpoint(config: JobConfig) -> None:
 
 
 def test_a_checkpoint_of_another_architecture(config: JobConfig) -> None:
-    other = make_config(flatten(config), {"model.ngf": 8})
+    other = make_config(flatten(config), {"method.generator.ngf": 8})
     line = ["--data", str(config.data.root), "--run-dir", "run"]
     keep(other, Path("run/checkpoints"))
-    refused("step_1 has model.ngf = 8, not 4", *line)
+    refused("step_1 has method.generator.ngf = 8, not 4", *line)
     keep(other, Path("run/checkpoints"), config=flatten(config))
     refused("step_1 holds another architecture: generator model.* is .8,.* there and .4,.* here", *line)
 

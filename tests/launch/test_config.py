@@ -8,8 +8,8 @@ import pytest
 
 from infra.config import build, flatten, leaves, read_yaml, to_yaml
 from infra.errors import UserError
-from launch.config import JobConfig, make_config, parse_arguments
-from trainer.methods import METHODS
+from launch.config import JobConfig, job_class, make_config, parse_arguments
+from trainer.methods import METHODS, CutConfig, SrunitConfig
 from trainer.tasks import TASKS
 
 ROOT = Path(__file__).parents[2]
@@ -43,21 +43,49 @@ def test_the_tasks_of_the_papers() -> None:
 
 def test_the_methods_of_the_papers() -> None:
     cut, fastcut, srunit = (make_config({"method.name": name}).method for name in ("cut", "fastcut", "srunit"))
-    assert (cut.robust.beta, cut.buffer, cut.identity, cut.lambda_nce, cut.flip_equivariance) == (0, 0, True, 1, False)
-    assert (fastcut.robust.beta, fastcut.identity, fastcut.lambda_nce, fastcut.flip_equivariance) == (
-        0,
-        False,
-        10,
-        True,
-    )
+    assert isinstance(cut, CutConfig) and isinstance(fastcut, CutConfig) and isinstance(srunit, SrunitConfig)
+    assert not isinstance(cut, SrunitConfig) and cut.normalisation == fastcut.normalisation == "cut"
+    assert (cut.buffer, cut.identity, cut.lambda_nce, cut.flip_equivariance) == (0, True, 1, False)
+    assert (fastcut.buffer, fastcut.identity, fastcut.lambda_nce, fastcut.flip_equivariance) == (0, False, 10, True)
     robust = srunit.robust
     assert (robust.beta, robust.T, robust.start, robust.per_step, robust.rule) == (1e-4, 0.1, 0.25, "all", "paper")
-    assert srunit.buffer == 50 and srunit.robust_taps == srunit.taps == (0, 4, 8, 12, 16)
+    assert srunit.buffer == 50 and srunit.normalisation == "srunit"
+    assert robust.taps == () and srunit.taps == cut.taps == (0, 4, 8, 12, 16)
 
 
 def test_optimiser_as_published() -> None:
     optim = make_config().optim
     assert (optim.lr, optim.beta1, optim.beta2, optim.global_batch, optim.schedule) == (2e-4, 0.5, 0.999, 1, "linear")
+
+
+def test_an_option_of_another_method_is_unknown() -> None:
+    with pytest.raises(UserError, match=r"unknown option '--beta' .*see --help"):
+        parse_arguments(["--method", "cut", "--beta", "1e-4"])
+    with pytest.raises(UserError, match=r"unknown option 'method.robust.T'"):
+        make_config({"method.name": "fastcut", "method.robust.T": 0.2})
+
+
+def test_a_file_may_have_options_for_each_method(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("method: {patches: 64}\nmethods: {srunit: {robust: {T: 0.2}}, cut: {buffer: 3}}\n")
+    srunit, cut, fastcut = (flat("--config", str(file), "--method", name) for name in ("srunit", "cut", "fastcut"))
+    assert (srunit["method.robust.T"], srunit["method.buffer"], srunit["method.patches"]) == (0.2, 50, 64)
+    assert (cut["method.buffer"], fastcut["method.buffer"], cut["method.patches"]) == (3, 0, 64)
+    file.write_text("methods: {cut: {robust: {T: 0.2}}}\n")
+    with pytest.raises(UserError, match=r"unknown option 'method.robust.T'"):
+        parse_arguments(["--config", str(file)])
+    file.write_text("methods: {cute: {buffer: 2}}\n")
+    with pytest.raises(UserError, match="unknown method 'cute': choose one of cut, fastcut, srunit"):
+        parse_arguments(["--config", str(file)])
+
+
+def test_help_has_the_options_of_the_method_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("method: {name: cut}\n")
+    for line, shown in ([], True), (["--config", str(file)], False), (["--method", "cut"], False):
+        with pytest.raises(SystemExit):
+            parse_arguments([*line, "--help"])
+        assert ("--method.robust.start" in capsys.readouterr().out) == shown
 
 
 # ---- precedence ---------------------------------------------------------------------------------------------------
@@ -89,10 +117,10 @@ def test_the_file_may_name_task_and_method_and_the_command_line_others(tmp_path:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_resolved_configuration_read_back_is_the_same(tmp_path: Path, method: str) -> None:
-    config = make_config({"method.name": method, "method.robust.taps": "4,8", "loop.max_steps": 5, "data.flip": False})
+    config = make_config({"method.name": method, "method.taps": "4,8", "loop.max_steps": 5, "data.flip": False})
     file = tmp_path / "config.yaml"
     file.write_text(to_yaml(flatten(config)))
-    assert build(JobConfig, read_yaml(file)) == config
+    assert build(type(config), read_yaml(file)) == config
     assert parse_arguments(["--config", str(file)]) == config
 
 
@@ -106,7 +134,8 @@ SHORT_FLAGS = [
     ("--crop", "data.crop", "128", 128),
     ("--on-bad-sample", "data.on_bad_sample", "skip", "skip"),
     ("--on-bad-shard", "data.on_bad_shard", "skip", "skip"),
-    ("--ngf", "model.ngf", "16", 16),
+    ("--ngf", "method.generator.ngf", "16", 16),
+    ("--ndf", "method.discriminator.ndf", "16", 16),
     ("--method", "method.name", "cut", "cut"),
     ("--beta", "method.robust.beta", "3e-4", 3e-4),
     ("--T", "method.robust.T", "0.05", 0.05),
@@ -123,12 +152,12 @@ def test_a_short_flag_reaches_its_leaf(flag: str, name: str, text: str, value: A
 
 
 def test_no_short_flag_is_left_untested() -> None:
-    flags = [f.metadata["flag"] for _, f, _ in leaves(JobConfig) if f.metadata["flag"]]
+    flags = [f.metadata["flag"] for _, f, _ in leaves(job_class("srunit")) if f.metadata["flag"]]
     assert sorted(flags) == sorted(flag for flag, *_ in SHORT_FLAGS)
 
 
 def test_every_leaf_has_a_long_option_and_a_help_text() -> None:
-    for name, field, _ in leaves(JobConfig):
+    for name, field, _ in leaves(job_class("srunit")):
         value = flatten(make_config())[name]
         text = (
             ",".join(map(str, value))
@@ -148,7 +177,13 @@ def test_the_launcher_may_add_its_rank() -> None:
 @pytest.mark.parametrize(
     ("line", "shown"),
     [
-        ((), ("epochs (of the source) at the full learning rate [10.0]", "preset of the options below [srunit]")),
+        (
+            (),
+            (
+                "epochs (of the source) at the full learning rate [10.0]",
+                "the method, whose options are those of the section method [srunit]",
+            ),
+        ),
         (
             ("--method", "fastcut"),
             ("weight of PatchNCE [10.0]", "the pair of domains: a preset of everything below [gta2city]"),
@@ -194,8 +229,8 @@ def test_help_shows_the_defaults_of_the_task_and_method_named(line, shown, capsy
         (["--seed", "-1"], "seed -1 is negative"),
         (["--seed", "1.5"], "seed = '1.5' is not a whole number"),
         (["--crop", "0"], "crop is 0: give at least 1"),
-        (["--ngf", "0"], "model.ngf.*must be 1 or more"),
-        (["--model.blocks", "7"], "model.blocks = 7 is unknown: choose one of 6, 9"),
+        (["--ngf", "0"], "--ngf 0 counts channels: it must be 1 or more"),
+        (["--method.generator.blocks", "7"], "method.generator.blocks = 7 is unknown: choose one of 6, 9"),
         (["--max-steps", "0"], "--max-steps 0 trains nothing"),
         (["--global-batch", "0"], "global_batch.*must be 1 or more"),
         (["--optim.lr", "0"], "Adam needs lr > 0"),

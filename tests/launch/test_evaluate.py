@@ -212,7 +212,7 @@ def test_mlflow_may_be_away(monkeypatch, run: Path, capsys) -> None:
         (["RUN", "--segmenter", "NOWHERE"], "have no labels to compare a segmenter's with"),
         (["RUN", "--inception", "NOWHERE"], "cannot read the Inception weights"),
         (["RUN", "--inception", "OTHER"], "is not the published Inception for FID: its SHA-256 begins with"),
-        (["SEGMENTER"], "holds no generator (a segmenter's run has none)"),
+        (["SEGMENTER"], "holds no translator (a segmenter's run has none)"),
         ([], "RUN_OR_CHECKPOINT"),
     ],
     ids=str,

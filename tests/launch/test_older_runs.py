@@ -20,9 +20,10 @@ from trainer.translator import load_translator
 
 RECORDED = Path(__file__).parent / "recorded_run"
 OPTIONS = [
-    "--global-batch", "2", "--crop", "16", "--ngf", "1", "--model.ndf", "1", "--model.blocks", "6", "--model.layers", "1",
-    "--model.head-dim", "2", "--method.taps", "0,4", "--method.patches", "8", "--method.buffer", "2", "--optim.epochs", "2",
-    "--optim.decay-epochs", "2", "--optim.ema", "0.9", "--evaluation.every", "1", "--loop.keep", "1", "--loop.samples", "1",
+    "--global-batch", "2", "--crop", "16", "--ngf", "1", "--ndf", "1", "--method.generator.blocks", "6",
+    "--method.discriminator.layers", "1", "--method.head-dim", "2", "--method.taps", "0,4", "--method.patches", "8",
+    "--method.buffer", "2", "--optim.epochs", "2", "--optim.decay-epochs", "2", "--optim.ema", "0.9",
+    "--evaluation.every", "1", "--loop.keep", "1", "--loop.samples", "1",
     "--loop.report-every", "1", "--loop.keep-logged", "0",
 ]  # fmt: skip
 
@@ -65,7 +66,9 @@ def test_the_same_command_goes_on_and_ends(recorded: RunFolder) -> None:
     assert [row["step"] for row in rows(recorded)] == [1, 2, 3, 4] and rows(recorded)[:2] == before
     assert [row["step"] for row in recorded.evaluations()] == [1, 2, 3, 4] and recorded.evaluations()[:2] == evaluated
     new = load_translator(recorded.path)
-    assert any(not torch.equal(a, b) for a, b in zip(old.network.parameters(), new.network.parameters(), strict=True))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(old.translation.parameters(), new.translation.parameters(), strict=True)
+    )
     assert recorded.config_file.read_text().startswith(f"format: {FORMAT}\n")
     state = json.loads((recorded.checkpoints / "step_4" / "state.json").read_text())
     assert state["format"] == FORMAT and (recorded.model / "MLmodel").is_file()
@@ -98,7 +101,8 @@ def test_what_was_left_open_stays_as_it_was(recorded: RunFolder, monkeypatch: py
 
 def test_a_file_of_options_may_have_a_format_or_not(recorded: RunFolder) -> None:
     config = parse_arguments(["--config", "run/config.yaml"])
-    assert flatten(config) == flatten(parse_arguments([*OPTIONS, "--data", "data", "--run-dir", "run", "--precision", "fp32",
+    assert flatten(config) == flatten(parse_arguments([*OPTIONS, "--data", "data", "--run-dir", "run", "--precision",
+    "fp32",
         "--max-steps", "2", "--loop.report-every", "10", "--loop.keep-logged", "1"]))  # fmt: skip
     Path("new.yaml").write_text(to_yaml(flatten(config)))
     assert parse_arguments(["--config", "new.yaml"]) == config

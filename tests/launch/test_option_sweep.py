@@ -34,8 +34,8 @@ from trainer.loop import DIVERGED
 LEFT_OUT: dict[str, set[Any]] = {"engine.compile": {True}, "engine.kind": {"deepspeed"}, "loop.max_steps": {None}}
 # Sizes: large ones would work, but not in a moment.
 SMALL = {
-    "model.ngf", "model.ndf", "model.layers", "model.head_dim", "model.width", "optim.global_batch", "optim.accumulation",
-    "data.threads", "loop.max_steps",
+    "method.generator.ngf", "method.discriminator.ndf", "method.discriminator.layers", "method.head_dim", "model.width",
+    "optim.global_batch", "optim.accumulation", "data.threads", "loop.max_steps",
 }  # fmt: skip
 TEXTS = (
     "",
@@ -108,8 +108,8 @@ TINY = [
 ]  # fmt: skip
 TRANSLATOR = Script(
     translator.parse_arguments, job.train, translator.JobConfig,
-    [*TINY, "--data", "data/gta2city", "--crop", "16", "--ngf", "4", "--model.ndf", "4", "--model.blocks", "6",
-     "--model.layers", "1", "--model.head-dim", "8", "--method.patches", "8", "--method.robust.start", "0"],
+    [*TINY, "--data", "data/gta2city", "--crop", "16", "--ngf", "4", "--ndf", "4", "--method.generator.blocks", "6",
+     "--method.discriminator.layers", "1", "--method.head-dim", "8", "--method.patches", "8", "--method.robust.start", "0"],
 )  # fmt: skip
 SEGMENTER = Script(
     segmenter_job.parse_arguments, segmenter_job.train, segmenter_job.SegmenterConfig,

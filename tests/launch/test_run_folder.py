@@ -37,7 +37,8 @@ def test_an_option_that_is_newer_than_the_run_has_its_default() -> None:
 
 def test_an_option_that_this_version_does_not_know_is_named() -> None:
     with pytest.raises(
-        UserError, match="the run has the option method.magic, which is unknown here, so another program or version began it"
+        UserError,
+        match="the run has the option method.magic, which is unknown here, so another program or version began it",
     ):
         check_same("the run", saved(**{"method.magic": 1}), now())
 

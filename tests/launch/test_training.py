@@ -7,17 +7,16 @@ import pytest
 
 from launch.config import make_config
 from launch.training import losses_not_reached
-from trainer.methods import Cut
-from trainer.networks.config import ModelConfig
 from trainer.optim import OptimConfig
 from trainer.schedule import Schedule
+
+TINY = {"method.generator.ngf": 2, "method.generator.blocks": 6, "method.discriminator.ndf": 2, "method.head_dim": 2}
 
 
 def said(steps: int, *layers: dict[str, Any]) -> list[str]:
     """Of a run of 100 images, 10 epochs and so many steps."""
-    method = make_config(*layers).method
     trainer: Any = SimpleNamespace(
-        method=Cut(method, ModelConfig(ngf=2, ndf=2, blocks=6, head_dim=2), seed=0, global_batch=1),
+        method=make_config(TINY, *layers).method.build(seed=0, global_batch=1),
         schedule=Schedule(OptimConfig(epochs=5, decay_epochs=5), 100),
         total_steps=steps,
     )
@@ -41,5 +40,5 @@ def test_a_run_without_such_a_loss_or_with_it_from_the_start_says_nothing(option
 
 
 def test_the_losses_that_srunit_is_compared_with_begin_late_too() -> None:
-    (words,) = said(10, {"method.name": "cut", "method.constraint.smoothness": 1.0})
+    (words,) = said(10, {"method.robust.beta": 0.0, "method.constraint.smoothness": 1.0})
     assert "before the loss of method.constraint.start = 0.25 begins (step 251)" in words

@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from infra.config import build
 from infra.errors import UserError
+from tests.trainer import drawn
+from tests.trainer.small import method_config
 from tests.trainer.test_methods import Pairs, Ranks, at, close, make, pairs, play
 from trainer.checkpoint import Checkpoint
 from trainer.checkpointer import Checkpointer
 from trainer.draws import Draws
 from trainer.engines import Engine, EngineConfig
 from trainer.losses import patch_nce, self_distances, smoothness_loss
-from trainer.methods import ABLATIONS, METHODS, Cut, CutConfig
+from trainer.methods import ABLATIONS, Cut, MethodConfig
 from trainer.methods.base import StepContext
-from trainer.networks.config import ModelConfig
 from trainer.optim import OptimConfig
 from trainer.state import collect_state, restore_state
 from trainer.step import train_step
@@ -62,7 +62,7 @@ def slow_patches(method: Cut, batch: Pairs, stream: str, distance: Callable[...,
         for x, slot in zip(batch.source, batch.slots, strict=True):
             feature = layers[: tap + 1](x[None])
             translated = layers[: tap + 1](layers(x[None]))
-            places = Draws(0, 0).patch_ids(stream, tap, feature[0, 0].numel(), method.config.patches)
+            places = drawn.patch_ids(Draws(0, 0), stream, tap, feature[0, 0].numel(), method.config.patches)
             terms += [distance(k, slot[None], divmod(int(i), feature.shape[3]), feature, translated) for i in places]
         means.append(torch.stack(terms).mean())
     return torch.stack(means).mean()
@@ -76,7 +76,7 @@ def projected(method: Cut, k: int, feature: Tensor, place: tuple[int, int]) -> T
 def perturbed(method: Cut, k: int, slot: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
     """G_1^k of the translation of a perturbed feature, and the norm of the perturbation."""
     tap, layers = method.config.taps[k], method.generator.model
-    normal, uniform = Draws(0, 0).noise(tap, slot, feature)
+    normal, uniform = drawn.noise(Draws(0, 0), tap, slot, feature)
     norm = 1e-7 + (method.config.robust.T - 1e-7) * uniform
     again = layers[: tap + 1](layers[tap + 1 :](feature + norm * normal / normal.norm(dim=1, keepdim=True)))
     return again, norm
@@ -157,7 +157,7 @@ def test_the_statistics_of_e1_stand_still_from_its_start_on() -> None:
 def test_e2_compares_pairs_of_patches_and_trains_g_alone() -> None:
     method, batch = backbone(constraint__smoothness=3.0, patches=256), pairs(2)
     losses, gradients = play(method, batch, at())
-    corners = Draws(0, 0).patch_ids("smoothness", 0, 25 * 25, 256)
+    corners = drawn.patch_ids(Draws(0, 0), "smoothness", 0, 25 * 25, 256)
     expected = smoothness_loss(batch.source, method.generator(batch.source), corners)
     assert losses["smoothness"].item() == pytest.approx(expected.item()) and len(corners) == 256
     without = play(backbone(patches=256), batch, at())[1]
@@ -169,9 +169,9 @@ def test_e2_compares_pairs_of_patches_and_trains_g_alone() -> None:
 def test_e2_sees_the_source_as_g_saw_it() -> None:
     method, batch = backbone(constraint__smoothness=1.0, flip_equivariance=True), pairs(1)
     mirrored = Pairs(batch.source.flip(3), batch.target.flip(3), batch.slots)
-    steps = [next(step for step in range(100) if Draws(0, step).coin("flip") == side) for side in (True, False)]
+    steps = [next(step for step in range(100) if drawn.coin(Draws(0, step), "flip") == side) for side in (True, False)]
     there, here = (at(step) for step in steps)
-    corners = there.draws.patch_ids("smoothness", 0, 25 * 25, 6)
+    corners = drawn.patch_ids(there.draws, "smoothness", 0, 25 * 25, 6)
     expected = smoothness_loss(mirrored.source, method.generator(mirrored.source), corners)
     assert play(method, batch, there)[0]["smoothness"].item() == pytest.approx(expected.item())
     assert play(method, mirrored, here)[0]["smoothness"].item() != pytest.approx(expected.item())  # other corners
@@ -214,7 +214,7 @@ def test_separate_encoders_learn_each_their_own_side() -> None:
     queries = method.output_encoder.encode(outputs.fake, method.config.taps)
     keys = method.generator.encode(batch.source, method.config.taps)
     ids = [
-        at().draws.patch_ids("nce", tap, f.shape[2] * f.shape[3], 20)
+        drawn.patch_ids(at().draws, "nce", tap, f.shape[2] * f.shape[3], 20)
         for tap, f in zip(method.config.taps, keys, strict=True)
     ]
     rows = zip(method.output_heads(queries, ids), method.heads(keys, ids), strict=True)
@@ -256,7 +256,10 @@ def test_the_bank_keeps_the_newest_patches_of_a_slow_encoder() -> None:
 
     for stream, images in (("nce", pairs(2).source), ("identity", pairs(2).target)):
         features = method.bank.encoder.encode(images, (0, 4))
-        ids = [at().draws.patch_ids(stream, tap, f[0, 0].numel(), 20) for tap, f in zip((0, 4), features, strict=True)]
+        ids = [
+            drawn.patch_ids(at().draws, stream, tap, f[0, 0].numel(), 20)
+            for tap, f in zip((0, 4), features, strict=True)
+        ]
         for tap, rows in zip((0, 4), method.bank.heads(features, ids), strict=True):
             bank = method.bank.negatives(stream, tap)
             torch.testing.assert_close(bank[10:], rows)
@@ -269,7 +272,7 @@ def test_the_bank_gives_the_negatives(internal: bool) -> None:
     assert method.bank is not None
     losses, gradients = play(method, batch, at())
     features = [method.generator.encode(image, (4,)) for image in (method.generator(batch.source), batch.source)]
-    ids = [at().draws.patch_ids("nce", 4, features[0][0][0, 0].numel(), 20)]
+    ids = [drawn.patch_ids(at().draws, "nce", 4, features[0][0][0, 0].numel(), 20)]
     query, key = (method.heads(each, ids)[0] for each in features)
     expected = patch_nce(query, key, 2 if internal else 40, external=method.bank.negatives("nce", 4)).mean()
     assert losses["NCE"].item() == pytest.approx(expected.item())
@@ -347,8 +350,8 @@ def test_accumulation_equals_one_batch(options: dict[str, Any]) -> None:
     for expected, given in zip(*losses, strict=True):
         close(given, expected, 1e-8)
     close(methods[1].state_dict(), methods[0].state_dict(), 1e-7)
-    for phase in methods[0].phases:  # as DDP wants it: every parameter of a phase takes part in its loss
-        assert all(p.grad is not None for p in methods[0].networks(phase).parameters()), phase
+    for spec in methods[0].optimisers:  # as DDP wants it: every parameter of an optimiser takes part in its loss
+        assert all(p.grad is not None for p in methods[0].networks(spec.name).parameters()), spec.name
 
 
 @pytest.mark.parametrize("options", [VARIANTS[0], VARIANTS[3], VARIANTS[5]], ids=["constraints", "separate", "bank"])
@@ -365,11 +368,10 @@ def test_a_checkpoint_continues_to_the_bit(options: dict[str, Any], tmp_path: Pa
     close(other.state_dict(), method.state_dict(), 0)
 
 
-def build_row(options: dict[str, Any]) -> CutConfig:
-    def layer(flat: dict[str, Any]) -> dict[str, Any]:
-        return {name.removeprefix("method."): value for name, value in flat.items() if name.startswith("method.")}
-
-    return build(CutConfig, {"patches": 20}, layer(METHODS[options["method.name"]]), layer(options))
+def build_row(options: dict[str, Any], **others: Any) -> MethodConfig:
+    given = {name.removeprefix("method."): value for name, value in options.items()}
+    name = given.pop("name")
+    return method_config(name, **{"patches": 20} | given | others)
 
 
 ROWS = [(table, row) for table, rows in ABLATIONS.items() for row in rows]
@@ -377,10 +379,9 @@ ROWS = [(table, row) for table, rows in ABLATIONS.items() for row in rows]
 
 @pytest.mark.parametrize(("table", "row"), ROWS)
 def test_every_row_trains_in_bf16(table: str, row: str) -> None:
-    config = build_row(
-        {**ABLATIONS[table][row], "method.bank.size": min(64, build_row(ABLATIONS[table][row]).bank.size)}
-    )
-    method = Cut(config, ModelConfig(ngf=2, ndf=2, blocks=6, head_dim=8), seed=0, global_batch=4)
+    options: dict[str, Any] = ABLATIONS[table][row]
+    small = {"bank.size": min(64, options.get("method.bank.size", 0)), "generator.ngf": 2, "discriminator.ndf": 2}
+    method = build_row(options, **small).build(seed=0, global_batch=4)
     engine = engine_of(method, 1, "bf16")
     for step, progress in enumerate((0.0, 1.0)):
         batch = pairs(2, seed=step)

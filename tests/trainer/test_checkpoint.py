@@ -15,12 +15,12 @@ from torch import Tensor
 from infra.config import FORMAT
 from infra.errors import UserError
 from infra.storage import LocalStorage
+from tests.trainer.small import small_method
 from trainer.checkpoint import Checkpoint
 from trainer.checkpointer import Checkpointer
 from trainer.engines import Engine, EngineConfig
 from trainer.loop import LoopConfig, Observer, Trainer
-from trainer.methods import Cut, CutConfig
-from trainer.networks.config import ModelConfig
+from trainer.networks.config import GeneratorConfig
 from trainer.optim import OptimConfig
 from trainer.state import TrainingState
 
@@ -249,9 +249,9 @@ def test_a_file_with_the_right_hash_that_is_no_safetensors_is_named(tmp_path: Pa
     ],
 )
 def test_another_architecture_is_named(tmp_path: Path, other: dict[str, Any], words: str) -> None:
-    small = ModelConfig(ngf=4, blocks=6)
-    path = Checkpointer(tmp_path, 1).save(3, {"generator": small.generator().state_dict()}, STATE)
-    network = ModelConfig(**{"ngf": 4, "blocks": 6} | other).generator()
+    small = GeneratorConfig(ngf=4, blocks=6)
+    path = Checkpointer(tmp_path, 1).save(3, {"generator": small.build().state_dict()}, STATE)
+    network = GeneratorConfig(**{"ngf": 4, "blocks": 6} | other).build()
     before = network.model[1].weight.clone()
     with pytest.raises(UserError, match=f"{path} holds another architecture: {words}"):
         Checkpoint(path).load_into(network, "generator")
@@ -288,10 +288,10 @@ class Keeper(Observer):
         self.checkpointer.save(state.step, state.tensors, {"step": state.step, "scalers": state.scalers})
 
 
-def train(folder: Path, steps: int, **model: int) -> Keeper:
+def train(folder: Path, steps: int, **model: Any) -> Keeper:
     """Train to that step, from the newest checkpoint in the folder if there is one."""
-    sizes = ModelConfig(**{"ngf": 4, "ndf": 4, "blocks": 6, "layers": 1, "head_dim": 8} | model)
-    method = Cut(CutConfig(taps=(0, 4, 12), patches=8, buffer=2), sizes, seed=0, global_batch=2)
+    options = {"taps": (0, 4, 12), "patches": 8, "buffer": 2, "discriminator__layers": 1} | model
+    method = small_method(global_batch=2, **options)
     engine = Engine(EngineConfig(device="cpu", precision="fp32"))
     optim = OptimConfig(global_batch=2, ema=0.9, epochs=1, decay_epochs=1)
     engine.prepare(method, optim)
@@ -319,4 +319,4 @@ def test_a_restored_run_ends_bit_for_bit_as_the_uninterrupted_one(tmp_path: Path
 def test_a_run_does_not_restore_another_architecture(tmp_path: Path) -> None:
     train(tmp_path, 1)
     with pytest.raises(UserError, match=rf"{tmp_path}/step_1 holds another architecture: discriminator "):
-        train(tmp_path, 2, ndf=8)
+        train(tmp_path, 2, discriminator__ndf=8)

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tests.trainer.small import small_method
 from trainer.draws import Draws
 from trainer.engines import EngineConfig, make_engine
-from trainer.methods import Cut, CutConfig
+from trainer.methods import Cut
 from trainer.methods.base import Losses, StepContext
-from trainer.methods.config import ConstraintConfig, RobustConfig
 from trainer.networks import norm
-from trainer.networks.config import ModelConfig
 from trainer.networks.norm import norm_activation, plain_norm_activation
 from trainer.networks.padding import Pad2d
 from trainer.networks.resample import BlurDownsample, BlurUpsample
@@ -235,14 +234,12 @@ class Step:
     """One step on two pairs of 32x32, from weights large enough that every path matters."""
 
     def __init__(
-        self, *, dtype: torch.dtype = torch.float32, model: dict[str, Any] | None = None,
-        constraint: ConstraintConfig | None = None, **engine: Any,
-    ) -> None:  # fmt: skip
+        self, *, dtype: torch.dtype = torch.float32, options: dict[str, Any] | None = None, **engine: Any
+    ) -> None:
         self.engine = make_engine(EngineConfig(kind="single", device="cpu", **engine))
-        robust = RobustConfig(beta=0.01, least=0.05, start=0.0)
-        config = CutConfig(robust=robust, constraint=constraint or ConstraintConfig(), patches=16, buffer=2)
-        sizes = {"ngf": 8, "ndf": 8, "head_dim": 16, "blocks": 6, **(model or {})}
-        self.method = Cut(config, ModelConfig(**sizes), seed=0, global_batch=2)
+        robust = {"robust__beta": 0.01, "robust__least": 0.05, "robust__start": 0.0}
+        sizes = {"generator__ngf": 8, "discriminator__ndf": 8, "head_dim": 16, "patches": 16, "buffer": 2}
+        self.method = small_method(global_batch=2, **robust, **sizes, **(options or {}))
         for parameter in self.method.parameters():
             parameter.data = parameter.data * 20 if parameter.ndim > 1 else parameter.data + 0.1
         self.method.to(dtype)
@@ -302,7 +299,7 @@ def test_an_image_of_one_colour_does_no_harm() -> None:
 def test_checkpointing_changes_no_bit_and_keeps_less() -> None:
     results, kept = [], []
     for checkpointing in (False, True):
-        step, sizes = Step(precision="fp32", model={"checkpointing": checkpointing}), []
+        step, sizes = Step(precision="fp32", options={"generator__checkpointing": checkpointing}), []
         with torch.autograd.graph.saved_tensors_hooks(lambda x, s=sizes: s.append(x.numel()) or x, lambda x: x):
             step.method.generator(step.batch.source)
         losses = step.take()
@@ -363,8 +360,8 @@ def test_the_lipschitz_penalty_is_compatible_with_compiling(monkeypatch: pytest.
     compiled, parts = nn.Module.compile, Cut.compiled_parts
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compiled(self, backend="aot_eager", **options))
     monkeypatch.setattr(Cut, "compiled_parts", lambda self: parts(self)[-1:])  # for the time that it takes
-    constraint = ConstraintConfig(lipschitz=10.0, start=0.0)
-    expected = Step(precision="fp32", constraint=constraint).take()
-    losses = Step(precision="fp32", constraint=constraint, compile=True).take()
+    options = {"constraint__lipschitz": 10.0, "constraint__start": 0.0}
+    expected = Step(precision="fp32", options=options).take()
+    losses = Step(precision="fp32", options=options, compile=True).take()
     assert losses["lipschitz"].item() == pytest.approx(expected["lipschitz"].item(), rel=1e-4)
     assert losses["D_real"].item() == pytest.approx(expected["D_real"].item(), rel=1e-4)

@@ -7,12 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.trainer.small import small_method
 from trainer.draws import Draws
 from trainer.engines import EngineConfig, make_engine
-from trainer.methods import Cut, CutConfig
 from trainer.methods.base import StepContext
-from trainer.methods.config import RobustConfig
-from trainer.networks.config import ModelConfig
 from trainer.optim import OptimConfig
 from trainer.step import train_step
 
@@ -30,8 +28,8 @@ def losses_of(steps: int, beta: float, **options: Any) -> list[dict[str, float]]
     """The losses of so many steps on two pairs of 128x128, all with the published initialisation: nothing is learnt.
     options: of the engine."""
     engine = make_engine(EngineConfig(kind="single", **options))
-    config = CutConfig(robust=RobustConfig(beta=beta, start=0.0))
-    method = Cut(config, ModelConfig(ngf=16, ndf=16), seed=0, global_batch=2)
+    sizes = {"generator__ngf": 16, "generator__blocks": 9, "discriminator__ndf": 16, "head_dim": 256}
+    method = small_method(global_batch=2, robust__beta=beta, robust__start=0.0, **sizes)
     engine.prepare(method, OptimConfig(lr=1e-12))
     images = torch.rand(2, 2, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
     batch = Pairs(images[0].to(engine.device), images[1].to(engine.device), torch.arange(2))

@@ -3,7 +3,7 @@ import random
 import torch
 from torch import Tensor
 
-from trainer.image_buffer import ImageBuffer
+from trainer.methods.parts.image_buffers import ImageBuffer
 
 
 def image(value: float) -> Tensor:

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from infra.errors import Stopped
+from tests.trainer.small import small_method
 from trainer.engines import Engine, EngineConfig
 from trainer.loop import LoopConfig, Observer, Trainer
-from trainer.methods import Cut, CutConfig
-from trainer.networks.config import ModelConfig
 from trainer.optim import OptimConfig
 from trainer.schedule import Schedule
 from trainer.state import TrainingState
@@ -73,8 +72,7 @@ class Recorder(Observer):
 
 
 def make(steps: int = 6, *, ema: float = 0.0, evaluate_every: float = 0.0, **options: Any) -> Trainer:
-    config = CutConfig(taps=(0, 4), patches=8, buffer=2)
-    method = Cut(config, ModelConfig(ngf=4, ndf=4, blocks=6, layers=1, head_dim=8), seed=0, global_batch=1)
+    method = small_method(taps=(0, 4), patches=8, buffer=2, discriminator__layers=1)
     engine = Engine(EngineConfig(device="cpu", precision="fp32"))
     optim = OptimConfig(epochs=1, decay_epochs=1, ema=ema)
     engine.prepare(method, optim)
@@ -226,7 +224,9 @@ def test_the_moving_average_is_one() -> None:
     average = seen[0]
     for later in seen[1:]:
         average = 0.5 * average + 0.5 * later
-    torch.testing.assert_close(trainer.product.model[1].weight, average)
+    torch.testing.assert_close(trainer.product.generator.model[1].weight, average)
     assert not torch.equal(average, seen[-1])
-    assert torch.equal(recorder.states[-1].tensors["generator_ema"]["model.1.weight"], trainer.product.model[1].weight)
+    assert torch.equal(
+        recorder.states[-1].tensors["generator_ema"]["model.1.weight"], trainer.product.generator.model[1].weight
+    )
     assert make().product is not None and make().averaged is None

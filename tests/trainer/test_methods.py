@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from infra.config import build
 from infra.errors import UserError
-from trainer.draws import Draws, generator
+from tests.trainer import drawn
+from tests.trainer.small import small_method
+from trainer.draws import Draws, Stream, generator
 from trainer.engines import Engine, EngineConfig
 from trainer.losses import patch_nce
-from trainer.methods import METHODS, Cut, CutConfig
+from trainer.methods import METHODS, Cut
 from trainer.methods.base import StepContext
 from trainer.networks import init_weights
-from trainer.networks.config import ModelConfig
 from trainer.optim import OptimConfig
 from trainer.step import train_step
 
@@ -43,13 +43,9 @@ def pairs(count: int = 4, size: int = 32, seed: int = 0) -> Pairs:
     return Pairs(source, target, torch.arange(count))
 
 
-def make(name: str = "srunit", global_batch: int = 4, seed: int = 0, **options: Any) -> Cut:
-    """A small method in float64. options: those of CutConfig, "__" for a dot."""
-    preset = {key.removeprefix("method."): value for key, value in METHODS[name].items() if key.startswith("method.")}
-    given = {key.replace("__", "."): value for key, value in options.items()}
-    config = build(CutConfig, {"name": name, "patches": 20, "buffer": 4}, preset, given)
-    model = ModelConfig(ngf=4, ndf=4, blocks=6, head_dim=8)
-    method = Cut(config, model, seed=seed, global_batch=global_batch).double()
+def make(name: str = "srunit", global_batch: int = 4, seed: int = 0, **options: Any) -> Any:
+    """A small method in float64. options: its own, "__" for a dot."""
+    method = small_method(name, seed=seed, global_batch=global_batch, **{"patches": 20, "buffer": 4} | options).double()
     with torch.no_grad():  # as after some training, so that no number is as small as with the gain of 0.02
         for parameter in method.parameters():
             parameter.mul_(10)
@@ -64,8 +60,8 @@ def play(method: Cut, batch: Pairs, context: StepContext) -> tuple[dict[str, Ten
     """Losses by name, and the gradient of every parameter by name, of one step without an update."""
     method.zero_grad()
     outputs = method(batch, context)
-    d_loss, d_named = method.discriminator_loss(outputs, batch, context)
-    g_loss, g_named = method.generator_loss(outputs, batch, context)
+    d_loss, d_named = method.loss("discriminator", outputs, batch, context)
+    g_loss, g_named = method.loss("generator", outputs, batch, context)
     d_loss.backward()
     g_loss.backward()
     return {**d_named, **g_named}, {name: p.grad for name, p in method.named_parameters()}
@@ -89,12 +85,12 @@ def slow_robustness(method: Cut, batch: Pairs, draws: Draws) -> Tensor:
         distances = []
         for i in range(len(batch.source)):
             feature = layers[: tap + 1](batch.source[i : i + 1])
-            normal, uniform = draws.noise(tap, batch.slots[i : i + 1], feature)
+            normal, uniform = drawn.noise(draws, tap, batch.slots[i : i + 1], feature)
             norm = 1e-7 + (config.robust.T - 1e-7) * uniform
             tau = norm * normal / normal.norm(dim=1, keepdim=True)
             again = layers[: tap + 1](layers[tap + 1 :](feature + tau))
             width = feature.shape[3]
-            for place in draws.patch_ids("robust", tap, feature.shape[2] * width, config.patches).tolist():
+            for place in drawn.patch_ids(draws, "robust", tap, feature.shape[2] * width, config.patches).tolist():
                 y, x = divmod(place, width)
                 head = method.heads.get_submodule(f"mlp_{k}")
                 rows = [head(each[0, :, y, x]) + 1e-12 for each in (feature, again)]
@@ -123,7 +119,7 @@ def test_one_tap_per_step_is_that_tap_divided_by_all_of_them() -> None:
     batch, chosen = pairs(2), set()
     one = make(robust__per_step="one")
     for step in range(8):
-        tap = TAPS[Draws(0, step).choice("robust", len(TAPS))]
+        tap = TAPS[drawn.choice(Draws(0, step), "robust", len(TAPS))]
         chosen.add(tap)
         alone = make(robust__taps=(tap,))
         named, _ = play(one, batch, at(step))
@@ -144,7 +140,7 @@ def test_the_reported_sum_of_g_leaves_robustness_out_and_the_gradient_does_not()
     named, _ = play(make(lambda_gan=0.5, robust__beta=0.3), batch, at())
     assert float(named["G"]) == pytest.approx(float(named["G_GAN"] + (named["NCE"] + named["NCE_Y"]) / 2))
     method = make(lambda_gan=0.5, robust__beta=0.3)
-    total, _ = method.generator_loss(method(batch, at()), batch, at())
+    total, _ = method.loss("generator", method(batch, at()), batch, at())
     assert total.item() == pytest.approx(float(named["G"] + 0.3 * named["robust"]))
 
 
@@ -232,17 +228,17 @@ def with_gradient(method: Cut) -> set[str]:
 def test_each_loss_reaches_the_networks_of_its_phase_only(name: str) -> None:
     method, batch, context = make(name), pairs(2), at()
     outputs = method(batch, context)
-    method.discriminator_loss(outputs, batch, context)[0].backward()
+    method.loss("discriminator", outputs, batch, context)[0].backward()
     assert with_gradient(method) == set(method.networks("discriminator")) == {"discriminator"}
     method.zero_grad()
-    method.generator_loss(outputs, batch, context)[0].backward()
+    method.loss("generator", outputs, batch, context)[0].backward()
     assert with_gradient(method) == set(method.networks("generator")) == {"generator", "heads"}
     assert all(parameter.grad is None for parameter in method.discriminator.parameters())
 
 
 def test_every_parameter_belongs_to_one_phase() -> None:
     method = make()
-    owned = [id(p) for phase in method.phases for p in method.networks(phase).parameters()]
+    owned = [id(p) for spec in method.optimisers for p in method.networks(spec.name).parameters()]
     assert sorted(owned) == sorted(id(p) for p in method.parameters())
 
 
@@ -259,7 +255,7 @@ def test_whom_robustness_trains(gradient: str, heads_learn: bool) -> None:
 
 
 def step_with_coin(side: bool) -> int:
-    return next(step for step in range(100) if Draws(0, step).coin("flip") == side)
+    return next(step for step in range(100) if drawn.coin(Draws(0, step), "flip") == side)
 
 
 @pytest.mark.parametrize("identity", [False, True])
@@ -275,11 +271,11 @@ def test_flip_equivariance_mirrors_the_input_and_the_features_back(side: bool, i
         queries = [query.flip(3) for query in queries] if side else queries
         keys = method.generator.encode(images, TAPS)
         places = [key.shape[2] * key.shape[3] for key in keys]
-        ids = [at(step).draws.patch_ids(stream, *place, 20) for place in zip(TAPS, places, strict=True)]
+        ids = [drawn.patch_ids(at(step).draws, stream, *place, 20) for place in zip(TAPS, places, strict=True)]
         rows = zip(method.heads(queries, ids), method.heads(keys, ids), strict=True)
         return torch.stack([patch_nce(query, key, 2).mean() for query, key in rows]).mean().item() * 10
 
-    _, named = method.generator_loss(outputs, batch, at(step))
+    _, named = method.loss("generator", outputs, batch, at(step))
     assert float(named["NCE"]) == pytest.approx(contrast(batch.source, outputs.fake, "nce"), rel=1e-10)
     assert (outputs.identity is not None) == ("NCE_Y" in named) == identity
     if outputs.identity is not None:
@@ -331,25 +327,9 @@ class NotedDraws(Draws):
 
     noted: set[tuple[Any, ...]] = field(default_factory=set)
 
-    def patch_ids(self, stream: str, tap: int, positions: int, count: int) -> Tensor:
-        self.noted.add(("ids", stream, tap))
-        return super().patch_ids(stream, tap, positions, count)
-
-    def coin(self, stream: str) -> bool:
-        self.noted.add(("coin", stream))
-        return super().coin(stream)
-
-    def choice(self, stream: str, count: int) -> int:
-        self.noted.add(("choice", stream, count))
-        return super().choice(stream, count)
-
-    def noise(self, tap: int, slots: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        self.noted.add(("noise", tap, *slots.tolist()))
-        return super().noise(tap, slots, like)
-
-    def buffer(self, slot: int, capacity: int) -> tuple[float, int]:
-        self.noted.add(("buffer", slot, capacity))
-        return super().buffer(slot, capacity)
+    def stream(self, *name: int | str, device: Any = "cpu") -> Stream:
+        self.noted.add(name)
+        return super().stream(*name, device=device)
 
 
 def test_the_streams_of_a_step_are_pinned() -> None:
@@ -359,9 +339,9 @@ def test_the_streams_of_a_step_are_pinned() -> None:
     for per_step in "all", "one":
         method = make(robust__per_step=per_step, buffer=8, **every)
         play(method, pairs()[2:], StepContext(NotedDraws(0, 0, noted), 1.0))
-    ids = {("ids", stream, tap) for stream in ("nce", "identity", "robust", "consistency") for tap in TAPS}
-    others = {("ids", "smoothness", 0), ("coin", "flip"), ("choice", "robust", 5), ("buffer", 2, 2), ("buffer", 3, 2)}
-    assert noted == ids | others | {("noise", tap, 2, 3) for tap in TAPS}
+    ids = {(stream, "ids", tap) for stream in ("nce", "identity", "robust", "consistency") for tap in TAPS}
+    others = {("smoothness", "ids", 0), ("flip", "coin"), ("robust", "choice"), ("buffer", 2), ("buffer", 3)}
+    assert noted == ids | others | {("tau", tap, slot) for tap in TAPS for slot in (2, 3)}
 
 
 def test_the_first_weights_come_from_streams_that_are_pinned() -> None:

@@ -21,13 +21,16 @@ from infra.config import flatten
 from trainer.checkpoint import Checkpoint
 from trainer.checkpointer import Checkpointer
 from trainer.image_model import ImageModel, decoded, encoded
-from trainer.networks.config import ModelConfig
+from trainer.methods import SrunitConfig
+from trainer.networks.config import DiscriminatorConfig, GeneratorConfig
 from trainer.pyfunc import save_pyfunc_model
 from trainer.segmentation.config import SegmenterModelConfig
 from trainer.segmentation.trained import load_trained
 from trainer.translator import load_translator
 
-MODEL = ModelConfig(ngf=4, blocks=6)
+METHOD = SrunitConfig(
+    name="srunit", generator=GeneratorConfig(ngf=4, blocks=6), discriminator=DiscriminatorConfig(ndf=4)
+)
 
 
 def picture(height: int = 12, width: int = 20, seed: int = 0) -> np.ndarray:
@@ -38,9 +41,13 @@ def picture(height: int = 12, width: int = 20, seed: int = 0) -> np.ndarray:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With all that a run's checkpoint has."""
     torch.manual_seed(0)
-    tensors = {name: MODEL.generator().state_dict() for name in ("generator", "generator_ema")}
-    tensors |= {"discriminator": MODEL.discriminator().state_dict(), "optimiser": {"x": torch.zeros(9)}, "slots": {}}
-    config = {f"model.{name}": value for name, value in flatten(MODEL).items()} | {"data.root": "s3://private/bucket"}
+    tensors = {name: METHOD.generator.build().state_dict() for name in ("generator", "generator_ema")}
+    tensors |= {
+        "discriminator": METHOD.discriminator.build().state_dict(),
+        "optimiser": {"x": torch.zeros(9)},
+        "slots": {},
+    }
+    config = flatten(METHOD, "method.") | {"data.root": "s3://private/bucket"}
     state = {"step": 7, "scalers": {}, "data": "0" * 64, "config": config, "best": None}
     return Checkpointer(tmp_path_factory.mktemp("run") / "checkpoints", 1).save(7, tensors, state)
 
@@ -50,7 +57,7 @@ def model(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
         folder = tmp_path_factory.mktemp("saved") / "model"
-        save_pyfunc_model(folder, checkpoint, "generator", load_translator)
+        save_pyfunc_model(folder, checkpoint, ["generator"], load_translator)
     return folder
 
 
@@ -63,7 +70,7 @@ def test_it_holds_the_network_alone(model: Path, checkpoint: Path) -> None:
     )
     assert held.keys() == averaged.keys() and all(torch.equal(held[name], averaged[name]) for name in held)
     state = Checkpoint(network).state
-    assert state["step"] == 7 and all(name.startswith("model.") for name in state["config"])
+    assert state["step"] == 7 and all(name.startswith("method.") for name in state["config"])
     assert "private" not in "".join(path.read_text() for path in model.rglob("*.json"))
 
 
@@ -127,7 +134,7 @@ def test_a_segmenters_labels_are_a_grey_png(tmp_path: Path) -> None:
     config = {f"model.{name}": value for name, value in flatten(small).items()}
     state = {"step": 1, "config": config, "image_size": (32, 24), "label_space": "cityscapes19"}
     path = Checkpointer(tmp_path, 1).save(1, {"segmenter": small.build(19).eval().state_dict()}, state)
-    save_pyfunc_model(tmp_path / "model", path, "segmenter", load_trained)
+    save_pyfunc_model(tmp_path / "model", path, ["segmenter"], load_trained)
     (text,) = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(np.array([encoded(picture(24, 32))], object))
     labels = Image.open(io.BytesIO(base64.b64decode(text)))
     assert labels.mode == "L" and np.array_equal(labels, load_trained(path)(picture(24, 32)))

@@ -24,7 +24,7 @@ pytestmark = [
 # (kind, operator, start of the place) of what is known and has a reason, in steps whose name begins so.
 ALLOWED: dict[str, list[tuple[str, str, str]]] = {
     # The perturbation is drawn contiguous, so that its numbers do not depend on the layout, and joins the features here.
-    "": [("layout", "aten.add.Tensor", "trainer/methods/cut.py:Cut._robustness")],
+    "": [("layout", "aten.add.Tensor", "trainer/methods/parts/robustness.py:Robustness.value")],
     # The gradient of a gradient goes through the plain norm, where torch's gradient of a mean is contiguous.
     "E6": [("layout", "", "trainer/networks/norm.py:_NormActivation.backward"), ("layout", "", "torch")],
     # Torch's cross entropy and its resizing of scores, and its gradient of a mean over an image, are contiguous.

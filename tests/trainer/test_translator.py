@@ -9,9 +9,10 @@ import torch
 from infra.config import flatten
 from infra.errors import UserError
 from trainer.checkpointer import Checkpointer
-from trainer.networks.config import ModelConfig
-from trainer.networks.generator import ResnetGenerator
+from trainer.methods import SrunitConfig
+from trainer.networks.config import GeneratorConfig
 from trainer.pyfunc import save_pyfunc_model
+from trainer.translation import OneGenerator
 from trainer.translator import (
     Translator,
     find_checkpoint,
@@ -20,12 +21,12 @@ from trainer.translator import (
     to_tensor,
 )
 
-MODEL = ModelConfig(ngf=4, blocks=6)
+METHOD = SrunitConfig(name="srunit", generator=GeneratorConfig(ngf=4, blocks=6))
 
 
-def generator(seed: int) -> ResnetGenerator:
+def translation(seed: int) -> OneGenerator:
     torch.manual_seed(seed)
-    return MODEL.generator().eval()
+    return OneGenerator(METHOD.generator.build()).eval()
 
 
 def picture(height: int = 12, width: int = 20, seed: int = 0) -> np.ndarray:
@@ -37,9 +38,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with two checkpoints; the newer has a moving average."""
     folder = tmp_path_factory.mktemp("run")
     checkpointer = Checkpointer(folder / "checkpoints", keep=2)
-    config = {f"model.{name}": value for name, value in flatten(MODEL).items()} | {"seed": 0}
-    checkpointer.save(9, {"generator": generator(1).state_dict()}, {"step": 9, "config": config})
-    newer = {"generator": generator(2).state_dict(), "generator_ema": generator(3).state_dict()}
+    config = flatten(METHOD, "method.") | {"seed": 0}
+    checkpointer.save(9, {"generator": translation(1).generator.state_dict()}, {"step": 9, "config": config})
+    newer = {"generator": translation(2).generator.state_dict(), "generator_ema": translation(3).generator.state_dict()}
     checkpointer.save(10, newer, {"step": 10, "config": config})
     return folder
 
@@ -54,7 +55,7 @@ def test_pixels_survive_the_way_to_tensors_and_back() -> None:
 
 @pytest.mark.parametrize("size", [(12, 20), (13, 18), (5, 5), (8, 7), (31, 6)])
 def test_any_size_comes_back_at_its_size(size: tuple[int, int]) -> None:
-    network = generator(0)
+    network = translation(0)
     image = picture(*size)
     padded = np.pad(image, ((0, -size[0] % 4), (0, -size[1] % 4), (0, 0)), mode="reflect")
     with torch.no_grad():
@@ -65,7 +66,7 @@ def test_any_size_comes_back_at_its_size(size: tuple[int, int]) -> None:
 
 
 def test_a_batch_is_its_images() -> None:
-    translator = Translator(generator(0))
+    translator = Translator(translation(0))
     images = np.stack([picture(seed=seed) for seed in range(3)])
     each = np.stack([translator(image) for image in images])
     assert np.abs(translator(images).astype(int) - each).max() <= 1  # a rounding at most
@@ -84,19 +85,19 @@ def test_a_batch_is_its_images() -> None:
 )
 def test_what_is_no_rgb_image_is_named(image: np.ndarray) -> None:
     with pytest.raises(UserError, match="cannot be translated: give uint8 RGB of shape"):
-        Translator(generator(0))(image)
+        Translator(translation(0))(image)
 
 
 @pytest.mark.parametrize("size", [(4, 8), (8, 1)])
 def test_an_image_that_is_too_small_is_named(size: tuple[int, int]) -> None:
     with pytest.raises(UserError, match=f"an image of {size[1]}x{size[0]} is too small: give 5 pixels"):
-        Translator(generator(0))(picture(*size))
+        Translator(translation(0))(picture(*size))
 
 
 def test_a_run_is_its_newest_checkpoint_and_the_moving_average_in_it(run: Path) -> None:
     image, newest = picture(), run / "checkpoints" / "step_10"
     assert find_checkpoint(run) == find_checkpoint(newest) == newest
-    averaged, plain, older = (Translator(generator(seed))(image) for seed in (3, 2, 1))
+    averaged, plain, older = (Translator(translation(seed))(image) for seed in (3, 2, 1))
     assert np.array_equal(load_translator(run)(image), averaged)
     assert np.array_equal(load_translator(newest, averaged=False)(image), plain)
     assert np.array_equal(load_translator(run / "checkpoints" / "step_9")(image), older)
@@ -117,7 +118,7 @@ def test_mlflow_predicts_the_same_pixels(run: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     folder = tmp_path / "model"
     for _ in range(2):  # the second takes the place of the first
-        save_pyfunc_model(folder, run / "checkpoints" / "step_10", "generator", load_translator)
+        save_pyfunc_model(folder, run / "checkpoints" / "step_10", ["generator"], load_translator)
     model = mlflow.pyfunc.load_model(str(folder))
     translator = load_translator(run)
     for image in (picture(13, 18), np.stack([picture(), picture(seed=1)])):

@@ -4,9 +4,10 @@ from tuning.folder import Record
 
 BETA, T = "method.robust.beta", "method.robust.T"
 TINY = {
-    "data.crop": 32, "data.decoder": "pillow", "model.ngf": 2, "model.ndf": 2, "model.blocks": 6, "model.head_dim": 4,
-    "method.taps": (0, 4), "method.patches": 8, "method.buffer": 2, "engine.precision": "fp32", "loop.samples": 1,
-    "loop.checkpoint_every": 4, "evaluation.every": 0.5, "optim.epochs": 1.0, "optim.decay_epochs": 1.0,
+    "data.crop": 32, "data.decoder": "pillow", "method.generator.ngf": 2, "method.discriminator.ndf": 2,
+    "method.generator.blocks": 6, "method.head_dim": 4, "method.taps": (0, 4), "method.patches": 8, "method.buffer": 2,
+    "engine.precision": "fp32", "loop.samples": 1, "loop.checkpoint_every": 4, "evaluation.every": 0.5,
+    "optim.epochs": 1.0, "optim.decay_epochs": 1.0,
 }  # fmt: skip
 
 

@@ -38,13 +38,13 @@ def test_a_request_survives_its_file(tmp_path: Path) -> None:
         (["--trails", "3"], "did you mean '--trials'"),
         (["--metric", "accuracy"], "accuracy.*choose one of mIoU"),
         (["--searcher", "bayes"], "choose one of grid, random, optuna"),
-        (["--ngf", "x"], "model.ngf = 'x' is not a whole number"),
+        (["--ngf", "x"], "method.generator.ngf = 'x' is not a whole number"),
         (["--run-dir", "runs/x"], "a run folder of its own"),
         (["--name", "../x"], "no name of a folder"),
         (["--gpus-per-trial", "0.5", "--ranks-per-trial", "2"], "cannot share a GPU"),
         (["--ablations", "srunit", "--space", "taps"], "exclude each other"),
         (["--resume", "x", "--trials", "3"], "trials has no place beside it"),
-        (["--resume", "x", "--ngf", "3"], "model.ngf has no place beside it"),
+        (["--resume", "x", "--ngf", "3"], "method.generator.ngf has no place beside it"),
     ],
 )
 def test_what_cannot_be_asked_is_a_sentence(arguments: list[str], complaint: str) -> None:
@@ -70,7 +70,7 @@ def test_how_many_trials() -> None:
         (["--trials", "1"], "trials that take over from each other"),
         (["--ablations", "srunit"], "pbt needs a space"),
         (["--space", "taps"], "which method.robust.taps does not bear"),
-        (["--space", "model.ngf=randint(4,8)"], "which model.ngf does not bear.*method.robust.beta.*optim.lr"),
+        (["--space", "method.head_dim=randint(4,8)"], "which method.head_dim does not bear.*method.robust.beta.*optim.lr"),
         (["--space", "optim.lr=choice(1e-4,1e-3)"], "which optim.lr does not bear"),
         *(
             (["--space", f"{field}={distribution}"], f"which {field} does not bear")

@@ -65,7 +65,7 @@ def test_the_csv_has_every_trial(folder: SearchFolder) -> None:
 
 def test_the_best_options_are_a_configuration(folder: SearchFolder) -> None:
     run = RunFolder(folder.run_dir(1))
-    config = make_config({"method.name": "cut", BETA: 2e-4, T: 0.12, "run_dir": str(run.path), "data.root": "data/x"})
+    config = make_config({"method.buffer": 3, BETA: 2e-4, T: 0.12, "run_dir": str(run.path), "data.root": "data/x"})
     run.path.mkdir()
     run.config_file.write_text(to_yaml(flatten(config)))
     write_best(folder, records()[1])

@@ -11,14 +11,13 @@ from torch import Tensor
 
 from infra.config import flatten, leaves, read_yaml
 from infra.errors import UserError
-from launch.config import JobConfig, make_config
+from launch.config import JobConfig, job_class, make_config
 from launch.job import train
 from launch.run_folder import RunFolder
 from trainer.checkpoint import Checkpoint
 from trainer.checkpointer import Checkpointer
 from trainer.engines import Engine, EngineConfig
 from trainer.loop import LoopConfig, Observer, Trainer
-from trainer.methods import Cut
 from trainer.state import TrainingState
 from tuning.spaces import Params
 from tuning.trial import take_over
@@ -65,7 +64,7 @@ def test_a_listener_hears_of_earlier_evaluations_again(data: str, tmp_path: Path
 
 # ---- what may change in the middle of a run ---------------------------------------------------------------------------
 
-ADJUSTABLE = {name: kind for name, field, kind in leaves(JobConfig) if field.metadata["adjustable"]}
+ADJUSTABLE = {name: kind for name, field, kind in leaves(job_class("srunit")) if field.metadata["adjustable"]}
 IN_USE = TINY | {
     "method.bank.size": 16, "method.robust.start": 0.0, "method.constraint.start": 0.0, "method.constraint.smoothness": 1.0,
     "method.constraint.consistency": 1.0, "method.constraint.lipschitz": 1.0, "optim.weight_decay": 0.01,
@@ -90,7 +89,7 @@ class Keeper(Observer):
 def trained(options: Params, before: Checkpoint | None, steps: int) -> TrainingState:
     """A run of these options until so many steps, on noise, from its beginning or a checkpoint."""
     config = make_config(options)
-    method = Cut(config.method, config.model, seed=0, global_batch=1)
+    method = config.method.build(seed=0, global_batch=1)
     engine = Engine(EngineConfig(device="cpu", precision="fp32"))
     engine.prepare(method, config.optim)
     trainer = Trainer(method, engine, config.optim, LoopConfig(max_steps=steps), seed=0, source_samples=8)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from infra.config import option
 from infra.errors import UserError
-from trainer.methods.base import Method
+from trainer.methods.base import Method, OptimiserSpec
 from trainer.networks.norm import InstanceNorm2d
 from trainer.optim import OptimConfig, make_optimiser
 
@@ -60,7 +60,7 @@ class EngineConfig:
             raise UserError("ZeRO with fp16 is not supported: give --precision bf16, or --engine.zero-stage 0")
 
 
-class Phase(nn.Module):
+class LossModule(nn.Module):
     """The networks of one optimiser, as the module that DDP and DeepSpeed wrap.
 
     Its forward evaluates a loss that depends on these networks, however it comes about: the generators run once per
@@ -95,7 +95,9 @@ class Engine:
             _tune_cuda(config.tf32)
         if self.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(_threads_per_rank())
-        self.phases: dict[str, nn.Module] = {}
+        # All by the name of an optimiser.
+        self.specs: dict[str, OptimiserSpec] = {}
+        self.modules: dict[str, nn.Module] = {}
         self.parameters: dict[str, dict[str, nn.Parameter]] = {}
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
         self.scalers: dict[str, torch.amp.GradScaler] = {}
@@ -121,7 +123,7 @@ class Engine:
     # ---- training -------------------------------------------------------------------------------------------------
 
     def prepare(self, method: Method[Any, Any], optim: OptimConfig) -> None:
-        """Move a method's networks to the device and make one optimiser per phase. All ranks must hold equal weights."""
+        """Move a method's networks to the device and make its optimisers. All ranks must hold equal weights."""
         if self.device.type == "cpu":
             _keep_freed_memory()
         method.to(self.device)
@@ -131,18 +133,22 @@ class Engine:
         if self.config.compile:
             for part in method.compiled_parts():
                 part.compile(dynamic=False, mode="reduce-overhead" if self.config.graphs else None)
-        for phase in method.phases:
-            networks = method.networks(phase)
-            self.parameters[phase] = dict(networks.named_parameters())
-            self.optimisers[phase] = make_optimiser(networks.parameters(), optim)
-            self.scalers[phase] = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-            self.phases[phase] = self._wrap(Phase(networks), phase, optim)
+        for spec in method.optimisers:
+            networks = method.networks(spec.name)
+            self.specs[spec.name] = spec
+            self.parameters[spec.name] = dict(networks.named_parameters())
+            self.optimisers[spec.name] = make_optimiser(
+                networks.parameters(), optim, weight_decay=spec.weight_decay, betas=spec.betas
+            )
+            self.scalers[spec.name] = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+            self.modules[spec.name] = self._wrap(LossModule(networks), spec, optim)
+        self.set_learning_rate(optim.lr)
 
     def _lay_out(self, method: Method[Any, Any]) -> None:
         if self.config.memory_format == "channels_last":
             method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def _wrap(self, module: Phase, phase: str, optim: OptimConfig) -> nn.Module:
+    def _wrap(self, module: LossModule, spec: OptimiserSpec, optim: OptimConfig) -> nn.Module:
         return module
 
     def use_precision(self, precision: str) -> None:
@@ -158,26 +164,30 @@ class Engine:
         """The precision of everything that runs forward."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
-    def update(self, phase: str, losses: Iterable[Loss], count: int) -> None:
-        """One optimiser step on the mean of `count` micro-batch losses (and over all ranks)."""
-        optimiser, scaler = self.optimisers[phase], self.scalers[phase]
+    def update(self, name: str, losses: Iterable[Loss], count: int) -> None:
+        """One step of an optimiser on the mean of `count` micro-batch losses (and over all ranks)."""
+        optimiser, scaler, clip = self.optimisers[name], self.scalers[name], self.specs[name].clip
         optimiser.zero_grad(set_to_none=True)
         for index, loss in enumerate(losses):
-            with self._gradients_stay_here(phase) if index < count - 1 else nullcontext():
+            with self._gradients_stay_here(name) if index < count - 1 else nullcontext():
                 with self.autocast():
-                    value = self.phases[phase](loss)
+                    value = self.modules[name](loss)
                 scaler.scale(value / count).backward()
+        if clip is not None:
+            scaler.unscale_(optimiser)
+            nn.utils.clip_grad_norm_(self.parameters[name].values(), clip)
         scaler.step(optimiser)
         scaler.update()
 
-    def _gradients_stay_here(self, phase: str) -> AbstractContextManager:
+    def _gradients_stay_here(self, name: str) -> AbstractContextManager:
         """While a micro-batch other than the last runs backward: no communication yet."""
         return nullcontext()
 
     def set_learning_rate(self, rate: float) -> None:
-        for optimiser in self.optimisers.values():
+        """The run's; each optimiser takes its own factor of it."""
+        for name, optimiser in self.optimisers.items():
             for group in optimiser.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * self.specs[name].rate
 
     # ---- what travels between ranks, and into checkpoints -----------------------------------------------------------
 
@@ -197,33 +207,33 @@ class Engine:
         """Rank 0's value, everywhere."""
         return value
 
-    def optimiser_state(self, phase: str) -> OptimiserState:
+    def optimiser_state(self, name: str) -> OptimiserState:
         """The optimiser's state by parameter name: of Adam exp_avg, exp_avg_sq (both like the parameter) and step
         (scalar), of SGD momentum_buffer. Empty before its first step (fp16 may skip some) and without momentum. All
         ranks must call it; every rank gets the whole."""
-        optimiser = self.optimisers[phase]
+        optimiser = self.optimisers[name]
         return {
-            name: {key: value.detach().cpu() for key, value in optimiser.state[parameter].items()}
-            for name, parameter in self.parameters[phase].items()
+            place: {key: value.detach().cpu() for key, value in optimiser.state[parameter].items()}
+            for place, parameter in self.parameters[name].items()
             if parameter in optimiser.state
         }
 
-    def load_optimiser_state(self, phase: str, state: OptimiserState) -> None:
-        optimiser = self.optimisers[phase]
-        for name, values in state.items():
-            parameter = self.parameters[phase][name]
+    def load_optimiser_state(self, name: str, state: OptimiserState) -> None:
+        optimiser = self.optimisers[name]
+        for place, values in state.items():
+            parameter = self.parameters[name][place]
             optimiser.state[parameter] = {
                 key: _like(value, parameter) if key != "step" else _step(value, optimiser, self.device)
                 for key, value in values.items()
             }
 
     def scaler_state(self) -> dict[str, Any]:
-        return {phase: scaler.state_dict() for phase, scaler in self.scalers.items()}
+        return {name: scaler.state_dict() for name, scaler in self.scalers.items()}
 
     def load_scaler_state(self, state: dict[str, Any]) -> None:
-        for phase, scaler in self.scalers.items():
-            if state.get(phase):
-                scaler.load_state_dict(state[phase])
+        for name, scaler in self.scalers.items():
+            if state.get(name):
+                scaler.load_state_dict(state[name])
 
     def weights_loaded(self) -> None:
         """Called after weights were copied into the networks: engines that hold a second copy refresh it."""

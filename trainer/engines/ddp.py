@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from infra.errors import UserError
-from trainer.engines.base import Engine, Phase
+from trainer.engines.base import Engine, LossModule
+from trainer.methods.base import OptimiserSpec
 from trainer.optim import OptimConfig
 
 
@@ -33,13 +34,13 @@ class DdpEngine(Engine):
             raise UserError(f"the {self.world_size} processes cannot reach each other ({error}): check the launcher's "
                             "--master_addr and number of nodes, or give it another --master_port") from None  # fmt: skip
 
-    def _wrap(self, module: Phase, phase: str, optim: OptimConfig) -> nn.Module:
-        # Every network of a phase takes part in its loss. Buffers are constants (blur kernels), or batch norm's running
+    def _wrap(self, module: LossModule, spec: OptimiserSpec, optim: OptimConfig) -> nn.Module:
+        # Every network of an optimiser takes part in its losses. Buffers are constants (blur kernels), or batch norm's running
         # statistics, which no rank trains with.
         return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
 
-    def _gradients_stay_here(self, phase: str) -> AbstractContextManager:
-        return self.phases[phase].no_sync()  # type: ignore[operator]
+    def _gradients_stay_here(self, name: str) -> AbstractContextManager:
+        return self.modules[name].no_sync()  # type: ignore[operator]
 
     def mean(self, values: Tensor) -> Tensor:
         values = values.clone()

@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from trainer.engines.base import Loss, OptimiserState, Phase, _like
+from trainer.engines.base import Loss, LossModule, OptimiserState, _like
 from trainer.engines.ddp import DdpEngine
-from trainer.methods.base import Method
+from trainer.methods.base import Method, OptimiserSpec
 from trainer.optim import OptimConfig
 
 
@@ -50,27 +50,27 @@ class DeepSpeedEngine(DdpEngine):
     def _lay_out(self, method: Method[Any, Any]) -> None:
         """Not before DeepSpeed has broadcast the weights."""
 
-    def _wrap(self, module: Phase, phase: str, optim: OptimConfig) -> nn.Module:
+    def _wrap(self, module: LossModule, spec: OptimiserSpec, optim: OptimConfig) -> nn.Module:
         import deepspeed
 
         settings: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": optim.global_batch // (self.world_size * optim.accumulation),
             "gradient_accumulation_steps": optim.accumulation,
-            "gradient_clipping": 0.0,
+            "gradient_clipping": spec.clip or 0.0,
             "zero_optimization": {"stage": self.config.zero_stage},
             "zero_allow_untested_optimizer": True,  # torch's SGD, whose state is as plain as Adam's
-            # bf16 needs no help: this engine's own autocast runs inside the phase. Only fp16 needs DeepSpeed's scaler.
+            # bf16 needs no help: this engine's own autocast runs inside the loss. Only fp16 needs DeepSpeed's scaler.
             "torch_autocast": {"enabled": self.dtype == torch.float16, "dtype": "float16"},
         }
         wrapped, *_ = deepspeed.initialize(
-            model=module, optimizer=self.optimisers[phase], config=settings, dist_init_required=False
+            model=module, optimizer=self.optimisers[spec.name], config=settings, dist_init_required=False
         )
         if wrapped.torch_autocast_z0_gradscaler is not None:
-            self.scalers[phase] = wrapped.torch_autocast_z0_gradscaler
+            self.scalers[spec.name] = wrapped.torch_autocast_z0_gradscaler
         return wrapped
 
-    def update(self, phase: str, losses: Iterable[Loss], count: int) -> None:
-        engine: Any = self.phases[phase]
+    def update(self, name: str, losses: Iterable[Loss], count: int) -> None:
+        engine: Any = self.modules[name]
         for loss in losses:
             value = engine(partial(self._under_autocast, loss))
             engine.backward(value)  # divides by the number of micro-batches
@@ -81,54 +81,54 @@ class DeepSpeedEngine(DdpEngine):
         with self.autocast():
             return loss()
 
-    def optimiser_state(self, phase: str) -> OptimiserState:
+    def optimiser_state(self, name: str) -> OptimiserState:
         if self.config.zero_stage == 0:
-            return super().optimiser_state(phase)
+            return super().optimiser_state(name)
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        partitions = self._zero_state(phase)
+        partitions = self._zero_state(name)
         if not partitions:
             return {}
         counts = {key: value.detach().cpu() for key, value in partitions[0].items() if _is_count(key)}
         spread = [key for key in partitions[0] if not _is_count(key)]
         return {
-            name: {key: safe_get_full_optimizer_state(parameter, key).cpu() for key in spread}
+            place: {key: safe_get_full_optimizer_state(parameter, key).cpu() for key in spread}
             | {key: value.clone() for key, value in counts.items()}
-            for name, parameter in self.parameters[phase].items()
+            for place, parameter in self.parameters[name].items()
         }
 
-    def load_optimiser_state(self, phase: str, state: OptimiserState) -> None:
+    def load_optimiser_state(self, name: str, state: OptimiserState) -> None:
         if self.config.zero_stage == 0:
-            return super().load_optimiser_state(phase, state)
+            return super().load_optimiser_state(name, state)
         from deepspeed.utils import safe_set_full_optimizer_state
 
         if not state:
             return
-        self._make_zero_state(phase)
-        for name, parameter in self.parameters[phase].items():
-            for key, value in state[name].items():
+        self._make_zero_state(name)
+        for place, parameter in self.parameters[name].items():
+            for key, value in state[place].items():
                 if not _is_count(key):
                     safe_set_full_optimizer_state(parameter, _like(value, parameter), key)
         any_parameter = next(iter(state.values()))
-        for partition in self._zero_state(phase):
+        for partition in self._zero_state(name):
             for key in filter(_is_count, partition):
                 partition[key].copy_(any_parameter[key])
 
-    def _make_zero_state(self, phase: str) -> None:
+    def _make_zero_state(self, name: str) -> None:
         """Have the optimiser make its state on the flat partitions by a step at rate 0, which changes no weight (without
         gradients alone, weight decay would)."""
         self.set_learning_rate(0.0)
-        zero: Any = self.phases[phase].optimizer
+        zero: Any = self.modules[name].optimizer
         for partition in zero.single_partition_of_fp32_groups:
             partition.grad = torch.zeros_like(partition)
-        self.optimisers[phase].step()
+        self.optimisers[name].step()
         for partition in zero.single_partition_of_fp32_groups:
             partition.grad = None
         zero._lazy_init_hp_params_optimizer_state()
 
-    def _zero_state(self, phase: str) -> list[dict[str, Tensor]]:
+    def _zero_state(self, name: str) -> list[dict[str, Tensor]]:
         """The optimiser's state of the flat partitions that this rank holds."""
-        return [held for held in self.optimisers[phase].state.values() if held]
+        return [held for held in self.optimisers[name].state.values() if held]
 
     def weights_loaded(self) -> None:
         if self.config.zero_stage == 0:

@@ -1,21 +1,25 @@
-"""Translation methods, and for each name the preset of options that its paper gives."""
+"""Translation methods by name: the class of their options, and the presets that their papers give."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.methods.ablations import ABLATIONS
 from trainer.methods.base import Method
-from trainer.methods.config import CutConfig
-from trainer.methods.cut import Cut
+from trainer.methods.config import MethodConfig
+from trainer.methods.cut import FASTCUT, Cut, CutConfig
+from trainer.methods.srunit import Srunit, SrunitConfig
 
-__all__ = ["ABLATIONS", "METHODS", "Cut", "CutConfig", "Method"]
+__all__ = ["ABLATIONS", "METHODS", "Cut", "CutConfig", "Family", "Method", "MethodConfig", "Srunit", "SrunitConfig"]
 
-METHODS: dict[str, dict[str, Any]] = {
-    "cut": {"method.robust.beta": 0.0, "method.buffer": 0, "method.normalisation": "cut"},
-    "fastcut": {
-        "method.robust.beta": 0.0, "method.buffer": 0, "method.normalisation": "cut",
-        "method.identity": False, "method.lambda_nce": 10.0, "method.flip_equivariance": True,
-        "optim.epochs": 150.0, "optim.decay_epochs": 50.0,
-    },
-    # The paper's defaults are those of CutConfig itself (Sec. 5.3 and Appendix F).
-    "srunit": {},
-}  # fmt: skip
+
+@dataclass(frozen=True)
+class Family:
+    """options: of the whole tree, under those of the task. on_tasks: over those of a task, by its name."""
+
+    config: type[MethodConfig]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    on_tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+METHODS = {"cut": Family(CutConfig), "fastcut": Family(CutConfig, FASTCUT), "srunit": Family(SrunitConfig)}

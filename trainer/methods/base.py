@@ -1,9 +1,9 @@
-"""What every method gives: a forward pass, a loss for each phase of a step, and the networks each phase trains."""
+"""What every method gives: forward passes, a loss for each phase of a step, and the networks that each optimiser trains."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -43,35 +43,68 @@ Outputs = TypeVar("Outputs")
 Losses = dict[str, Tensor]
 
 
+@dataclass(frozen=True, kw_only=True)
+class OptimiserSpec:
+    """What one optimiser trains, and how it differs from the run's options (`OptimConfig`).
+
+    name: in checkpoints and logs. networks: attributes of the method, and files of a checkpoint. rate: factor of the
+    learning rate. clip: largest norm of all its gradients together; none: without. The others replace the run's.
+    """
+
+    name: str
+    networks: tuple[str, ...]
+    rate: float = 1.0
+    clip: float | None = None
+    weight_decay: float | None = None
+    betas: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One update within a step: a loss, taken on a forward pass, and the optimiser that it moves.
+
+    optimiser: by name; phases that share one share its moments. forward: the pass that the loss is taken on, by the
+    name that `Method.forward` knows; phases that name the same one share its outputs. differentiates: gradients flow
+    through that pass; otherwise its outputs are constants.
+    every, at: it runs in steps (counted from 0) whose number modulo `every` is one of `at`.
+    """
+
+    name: str
+    optimiser: str
+    forward: str = "translate"
+    differentiates: bool = False
+    every: int = 1
+    at: tuple[int, ...] = (0,)
+
+    def runs_in(self, step: int) -> bool:
+        return step % self.every in self.at
+
+
 class Method(nn.Module, ABC, Generic[Data, Outputs]):
     """What is trained, and how. A method knows nothing of engines, devices, loggers or files.
 
-    A step calls `forward`, then for each phase in turn `loss`, after which the phase's optimiser updates its networks.
-    The last phase trains the networks that `forward` runs; those before it take its outputs as constants.
+    A step goes through the phases in order: each takes its loss on the outputs of its forward pass, and its optimiser
+    updates its networks (trainer/step.py).
 
-    phases: the names of the optimisers in the order of their updates, ("discriminator", "generator") for a game.
-    product_name: the network that the whole run is for, by its name as an attribute and in a checkpoint.
+    product: the module that the whole run is for, whose children are networks by their names in a checkpoint.
     """
 
-    phases: ClassVar[tuple[str, ...]]
-    product_name: ClassVar[str]
+    phases: tuple[Phase, ...]
+    optimisers: tuple[OptimiserSpec, ...]
+    product: nn.Module
+
+    def networks(self, optimiser: str) -> nn.ModuleDict:
+        """The networks that an optimiser trains, by the name they have in a checkpoint."""
+        (spec,) = (spec for spec in self.optimisers if spec.name == optimiser)
+        return nn.ModuleDict({name: self.get_submodule(name) for name in spec.networks})
 
     @abstractmethod
-    def networks(self, phase: str) -> nn.ModuleDict:
-        """The networks that this phase's optimiser owns, by the name they have in a checkpoint."""
-
-    @abstractmethod
-    def forward(self, batch: Data, context: StepContext) -> Outputs:
-        """Run a batch through the networks of the last phase and keep what the losses need, with its graph."""
+    def forward(self, batch: Data, context: StepContext, name: str = "translate") -> Outputs:
+        """Run a batch through the networks, in the pass of this name, and keep what the losses need, with its graph."""
 
     @abstractmethod
     def loss(self, phase: str, outputs: Outputs, batch: Data, context: StepContext) -> tuple[Tensor, Losses]:
         """The scalar that a phase minimises, and the named scalars to report (detached)."""
-
-    @property
-    def product(self) -> nn.Module:
-        """The network that the run is for: a generator (b, 3, h, w) -> (b, 3, h, w) in [-1, 1], or a segmenter."""
-        return self.get_submodule(self.product_name)
 
     def late_losses(self) -> dict[str, float]:
         """What begins late, by the option that says when: the share of all epochs that is done by then."""
@@ -89,7 +122,7 @@ class Method(nn.Module, ABC, Generic[Data, Outputs]):
 
     def compiled_parts(self) -> list[nn.Module]:
         """The modules that torch.compile takes as a whole: those that are called with features and return features."""
-        return [network for phase in self.phases for network in self.networks(phase).values()]
+        return [network for spec in self.optimisers for network in self.networks(spec.name).values()]
 
     def slot_state(self) -> dict[str, Tensor]:
         """State that belongs to slots of the global batch (image buffers), "name/slot" -> tensor. Ranks own

@@ -1,4 +1,4 @@
-"""The sizes of the networks, and the networks of those sizes."""
+"""The sizes of the networks that several methods use, and the networks of those sizes."""
 
 from dataclasses import dataclass
 
@@ -9,25 +9,33 @@ from trainer.networks.generator import ResnetGenerator
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class GeneratorConfig:
     ngf: int = option(64, "channels of the generator's first convolution", flag="--ngf")
-    ndf: int = option(64, "channels of the discriminator's first convolution")
-    blocks: int = option(9, "residual blocks of the generator", choices=(6, 9))
-    layers: int = option(3, "strided layers of the PatchGAN discriminator (3: it sees 70x70 pixels)")
+    blocks: int = option(9, "residual blocks", choices=(6, 9))
     antialias: bool = option(True, "blur before resampling, as CUT does (CycleGAN does not)")
-    head_dim: int = option(256, "channels of the projection heads")
     checkpointing: bool = option(
         False, "run residual blocks once more in the backward pass instead of keeping their features", resumable=True
     )
 
     def __post_init__(self) -> None:
-        if min(self.ngf, self.ndf, self.layers, self.head_dim) < 1:
-            raise UserError("model.ngf, model.ndf, model.layers and model.head_dim are counts: they must be 1 or more")
+        if self.ngf < 1:
+            raise UserError(f"--ngf {self.ngf} counts channels: it must be 1 or more")
 
-    def generator(self) -> ResnetGenerator:
+    def build(self) -> ResnetGenerator:
         return ResnetGenerator(
             ngf=self.ngf, blocks=self.blocks, antialias=self.antialias, checkpointing=self.checkpointing
         )
 
-    def discriminator(self) -> PatchDiscriminator:
+
+@dataclass(frozen=True, kw_only=True)
+class DiscriminatorConfig:
+    ndf: int = option(64, "channels of the discriminator's first convolution", flag="--ndf")
+    layers: int = option(3, "strided layers of the PatchGAN (3: it sees 70x70 pixels)")
+    antialias: bool = option(True, "blur before resampling, as CUT does (CycleGAN does not)")
+
+    def __post_init__(self) -> None:
+        if min(self.ndf, self.layers) < 1:
+            raise UserError("--ndf and method.discriminator.layers are counts: they must be 1 or more")
+
+    def build(self) -> PatchDiscriminator:
         return PatchDiscriminator(ndf=self.ndf, layers=self.layers, antialias=self.antialias)

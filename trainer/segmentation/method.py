@@ -5,7 +5,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.methods.base import Losses, Method, StepContext
+from trainer.methods.base import Losses, Method, OptimiserSpec, Phase, StepContext
 from trainer.networks.sizes import Sizes
 from trainer.segmentation.segmenter import IGNORE
 
@@ -40,17 +40,15 @@ class Segmentation(Method[LabelledBatch, Tensor]):
     """segmenter: (b, 3, h, w) in [-1, 1] to class scores (b, C, h', w') at any resolution; its `stride` is in pixels per
     deepest feature."""
 
-    phases = ("segmenter",)
-    product_name = "segmenter"
+    phases = (Phase(name="segmenter", optimiser="segmenter", forward="segment", differentiates=True),)
+    optimisers = (OptimiserSpec(name="segmenter", networks=("segmenter",)),)
 
     def __init__(self, segmenter: nn.Module) -> None:
         super().__init__()
         self.segmenter = segmenter
+        self.product = nn.ModuleDict({"segmenter": segmenter})
 
-    def networks(self, phase: str) -> nn.ModuleDict:
-        return nn.ModuleDict({"segmenter": self.segmenter})
-
-    def forward(self, batch: LabelledBatch, context: StepContext) -> Tensor:
+    def forward(self, batch: LabelledBatch, context: StepContext, name: str = "segment") -> Tensor:
         return self.segmenter(batch.images)
 
     def sizes(self, images: int) -> Sizes:

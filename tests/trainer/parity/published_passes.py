@@ -8,7 +8,6 @@ networks, heads, losses, optimiser and order of the step are the project's own.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -16,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.methods import cut
+from trainer.methods import Cut, Srunit, cut
 from trainer.methods.base import Batch, Losses, StepContext
-from trainer.methods.cut import Cut, CutOutputs
+from trainer.methods.parts import contrast
+from trainer.methods.parts.contrast import Contrast
+from trainer.methods.parts.part import Outputs
 from trainer.networks import ResnetGenerator, heads, norm, padding, resample
 
 
@@ -63,23 +64,22 @@ def unmend(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(padding.Pad2d, "forward", stock_pad)
     patch.setattr(resample._Blur, "apply", stock_blur)
     patch.setattr(resample._Spread, "apply", stock_spread)
-    patch.setattr(cut, "split_batch", slices)
+    for module in (cut, contrast):
+        patch.setattr(module, "split_batch", slices)
     patch.setattr(heads, "sample_patches", sample_patches)
     patch.setattr(ResnetGenerator, "perturbed_features", one_by_one)
 
 
-class PublishedPasses(Cut):
-    """Cut, but source and target are encoded apart, in SRUNIT's code also translated apart, and where L_robust trains
-    G alone its gradient travels in a backward of its own."""
+def publish(method: Cut) -> None:
+    """Have a method take the passes of the published code: source and target are encoded apart, in SRUNIT's code also
+    translated apart, and where L_robust trains G alone its gradient travels in a backward of its own."""
+    method.contrast.__class__ = PublishedContrast
+    if isinstance(method, Srunit):
+        method.__class__ = PublishedSrunit
 
-    def forward(self, batch: Batch, context: StepContext) -> CutOutputs:
-        if self.config.name != "srunit":
-            return super().forward(batch, context)
-        fake, source_features = self.generator.forward_with_features(batch.source, self.config.taps)
-        identity, target_features = self.generator.forward_with_features(batch.target, self.config.taps)
-        return CutOutputs(fake, identity, source_features, target_features, flipped=False)
 
-    def _contrast(self, outputs: CutOutputs, batch: Batch, context: StepContext) -> tuple[Tensor, Tensor | None]:
+class PublishedContrast(Contrast):
+    def values(self, outputs: Outputs, batch: Batch, context: StepContext) -> tuple[Tensor, Tensor | None]:
         def nce(made: Tensor, original: Tensor, stream: str) -> Tensor:
             queries = self.generator.encode(made, self.config.taps)
             queries = [query.flip(3) for query in queries] if outputs.flipped else queries
@@ -92,13 +92,18 @@ class PublishedPasses(Cut):
             identity = nce(outputs.identity, batch.target, "identity")
         return nce(outputs.fake, batch.source, "nce"), identity
 
-    def generator_loss(self, outputs: CutOutputs, batch: Batch, context: StepContext) -> tuple[Tensor, Losses]:
-        robust = self.config.robust
-        if robust.gradient == "both" or not robust.beta:
-            return super().generator_loss(outputs, batch, context)
-        full, self.config = self.config, replace(self.config, robust=replace(robust, beta=0.0))
+
+class PublishedSrunit(Srunit):
+    def forward(self, batch: Batch, context: StepContext, name: str = "translate") -> Outputs:
+        fake, source_features = self.generator.forward_with_features(batch.source, self.config.taps)
+        identity, target_features = self.generator.forward_with_features(batch.target, self.config.taps)
+        return Outputs(fake, identity, source_features, target_features, flipped=False)
+
+    def loss(self, phase: str, outputs: Outputs, batch: Batch, context: StepContext) -> tuple[Tensor, Losses]:
+        if phase != "generator" or self.config.robust.gradient == "both" or not self.parts:
+            return super().loss(phase, outputs, batch, context)
+        (robust,) = self.parts
         loss, named = super().generator_loss(outputs, batch, context)
-        self.config = full
         loss.backward(retain_graph=True)
-        term = self._robustness(outputs, batch, context)
-        return robust.beta * term, named | {"robust": term.detach()}
+        term = robust.value(outputs, batch, context)
+        return robust.weight * term, {name: value.detach() for name, value in (named | {"robust": term}).items()}

@@ -3,20 +3,21 @@
 Everything that varies is read from the recording: options, sizes of the networks, batch, steps, starting point, draws.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from infra.config import build
-from launch.config import JobConfig
+from launch.config import JobConfig, make_config
 from tests.trainer.parity.recorded import Recording, assert_same
 from trainer.draws import Draws
 from trainer.engines import EngineConfig, make_engine
-from trainer.methods import METHODS, Cut
+from trainer.methods import Cut, CutConfig
 from trainer.methods.base import StepContext
-from trainer.methods.config import PAPER_TAPS
+from trainer.methods.parts.contrast import PAPER_TAPS
 from trainer.networks.norm import InstanceNorm2d
 from trainer.step import train_step
 
@@ -31,21 +32,23 @@ class RecordedDraws(Draws):
     def recorded(self, name: str) -> Tensor:
         return self.recording[f"s{self.step}_{name}"]
 
-    def patch_ids(self, stream: str, tap: int, positions: int, count: int) -> Tensor:
-        taps = len(self.taps)
-        first = {"nce": 0, "identity": taps, "robust": 2 * taps}[stream]  # drawn one after the other
-        ids = self.recorded(f"ids{first if stream == 'robust' else first + self.taps.index(tap)}")
-        assert len(ids) == min(count, positions)
-        return ids
-
-    def coin(self, stream: str) -> bool:
-        return bool(self.recorded("flipdraw0") < 0.5)
-
-    def choice(self, stream: str, count: int) -> int:
-        return int(self.recorded("choice0"))
-
-    def noise(self, tap: int, slots: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        return self.recorded("normal0"), self.recorded("uniform0")
+    def stream(self, *name: int | str, device: Any = "cpu") -> Any:
+        match name:
+            case (stream, "ids", tap):
+                taps = len(self.taps)
+                first = {"nce": 0, "identity": taps, "robust": 2 * taps}[stream]  # drawn one after the other
+                ids = self.recorded(f"ids{first if stream == 'robust' else first + self.taps.index(tap)}")
+                return SimpleNamespace(permutation=lambda positions: ids)
+            case ("flip", "coin"):
+                return SimpleNamespace(coin=lambda: bool(self.recorded("flipdraw0") < 0.5))
+            case ("robust", "choice"):
+                return SimpleNamespace(integers=lambda high: self.recorded("choice0"))
+            case ("tau", _, int(slot)):
+                draws = {kind: self.recorded(f"{kind}0")[slot] for kind in ("normal", "uniform")}
+                return SimpleNamespace(
+                    normal=lambda *shape, dtype: draws["normal"], uniform=lambda *shape, dtype: draws["uniform"]
+                )
+        raise AssertionError(f"the published code draws no {name}")
 
 
 @dataclass(frozen=True)
@@ -82,13 +85,12 @@ def job_of(recording: Recording) -> JobConfig:
     taps = tuple(int(tap) for tap in given["nce_layers"].split(",")) if "nce_layers" in given else PAPER_TAPS
     blocks = {key.split(".")[1] for key in start["G"] if "conv_block" in key}
     antialias = {letter: any(key.endswith("filt") for key in start[letter]) for letter in "GD"}
-    assert antialias["G"] == antialias["D"]  # one option of ours
-    options: dict[str, Any] = METHODS[name] | {
+    options: dict[str, Any] = {
         "method.name": name, "method.taps": taps, "method.buffer": 0,
         "method.patches": max(len(ids) for key, ids in recording.under("s0_").items() if key.startswith("ids")),
-        "model.ngf": len(start["G"]["model.1.weight"]), "model.blocks": len(blocks),
-        "model.ndf": len(start["D"]["model.0.weight"]), "model.antialias": antialias["G"],
-        "model.head_dim": len(start["F"]["mlp_0.0.weight"]),
+        "method.generator.ngf": len(start["G"]["model.1.weight"]), "method.generator.blocks": len(blocks),
+        "method.generator.antialias": antialias["G"], "method.discriminator.ndf": len(start["D"]["model.0.weight"]),
+        "method.discriminator.antialias": antialias["D"], "method.head_dim": len(start["F"]["mlp_0.0.weight"]),
         "optim.lr": recording.plain("lr"), "optim.global_batch": recording["real_A"].shape[1],
         "optim.beta1": recording.plain("betas")[0], "optim.beta2": recording.plain("betas")[1],
     }  # fmt: skip
@@ -105,19 +107,22 @@ def job_of(recording: Recording) -> JobConfig:
         "lambda_GAN": ("method.lambda_gan", float), "lambda_NCE": ("method.lambda_nce", float),
     }  # fmt: skip
     options |= {ours: read(given[theirs]) for theirs, (ours, read) in published.items() if theirs in given}
-    return build(JobConfig, options)
+    return make_config(options)
 
 
 def is_true(word: str) -> bool:
     return word.lower() in ("true", "1", "yes")
 
 
-def replay(recording: Recording, kind: type[Cut], memory_format: str) -> None:
-    """Train as recorded, and compare each step's losses, translation and gradients and the weights at the end."""
+def replay(recording: Recording, memory_format: str, change: Callable[[Cut], None] = lambda method: None) -> None:
+    """Train as recorded, with a method that is changed first, and compare each step's losses, translation and gradients and
+    the weights at the end."""
     job = job_of(recording)
     sources, targets = recording["real_A"], recording["real_B"]
     engine = make_engine(EngineConfig(kind="single", device="cpu", precision="fp32", memory_format=memory_format))
-    method = kind(job.method, job.model, seed=0, global_batch=job.optim.global_batch).double()
+    assert isinstance(job.method, CutConfig)
+    method = job.method.build(seed=0, global_batch=job.optim.global_batch).double()
+    change(method)
     networks = {"G": method.generator, "D": method.discriminator, "F": method.heads}
     for letter, weights in start_of(recording).items():
         networks[letter].load_state_dict(weights)
@@ -139,7 +144,7 @@ def replay(recording: Recording, kind: type[Cut], memory_format: str) -> None:
         assert_same(fake, recording[f"s{step}_fake_B"], 1e-9)
         losses = train_step(method, engine, [Pair(source, target)], context)
         recorded = recording.under(f"s{step}_loss_")
-        if job.method.robust.beta == 0:
+        if not any(part.name == "robust" for part in method.parts):
             recorded.pop("reg", None)
         for name, value in recorded.items():
             assert_same(losses["robust" if name == "reg" else name], value, 1e-9)

@@ -2,10 +2,9 @@
 
 import pytest
 
-from tests.trainer.parity.published_passes import PublishedPasses, stock_norm_is_wrong, unmend
+from tests.trainer.parity.published_passes import publish, stock_norm_is_wrong, unmend
 from tests.trainer.parity.recorded import Recording, each
 from tests.trainer.parity.replay import replay
-from trainer.methods import Cut
 
 TRACES = "trace_[!i]*.npz"  # all but trace_init
 
@@ -23,7 +22,7 @@ def has_right_gradients(recording: Recording) -> bool:
 @each(TRACES, has_right_gradients)
 @pytest.mark.parametrize("memory_format", ["channels_last", "contiguous"])
 def test_training_steps(recording: Recording, memory_format: str) -> None:
-    replay(recording, Cut, memory_format)
+    replay(recording, memory_format)
 
 
 @each(TRACES, trains_g)
@@ -31,4 +30,4 @@ def test_training_steps_in_the_published_passes(recording: Recording, monkeypatc
     if not (has_right_gradients(recording) or stock_norm_is_wrong()):
         pytest.skip("recorded with a fault of torch 2.13's instance norm that this torch does not have")
     unmend(monkeypatch)
-    replay(recording, PublishedPasses, "contiguous")  # as the recordings have it, since the fault depends on it
+    replay(recording, "contiguous", publish)  # as the recordings have it, since the fault depends on it

@@ -9,8 +9,8 @@ from torch import nn
 
 from pipelines.images import multiple_of, resize, to_array
 from tests.trainer.parity.recorded import Recording, assert_same, each
-from trainer.image_buffer import ImageBuffer
 from trainer.losses import adversarial_loss, patch_nce, perturbation, robustness_loss
+from trainer.methods.parts.image_buffers import ImageBuffer
 from trainer.networks import PatchDiscriminator, ProjectionHeads, ResnetGenerator, init_weights
 from trainer.networks.heads import sample_patches
 from trainer.networks.norm import InstanceNorm2d

@@ -13,7 +13,7 @@ from infra.config import flatten
 from infra.errors import UserError
 from trainer.checkpointer import Checkpointer
 from trainer.draws import generator
-from trainer.networks.config import ModelConfig
+from trainer.networks.config import GeneratorConfig
 from trainer.pyfunc import save_pyfunc_model
 from trainer.segmentation import load_segmenter
 from trainer.segmentation.config import SegmenterModelConfig, init_weights
@@ -76,11 +76,11 @@ def test_images_of_other_sizes_are_seen_at_the_size_of_training(run: Path) -> No
 
 
 def test_a_run_of_the_other_kind_is_named(run: Path, tmp_path: Path) -> None:
-    generator_only = {"generator": ModelConfig(ngf=2, blocks=6).generator().state_dict()}
+    generator_only = {"generator": GeneratorConfig(ngf=2, blocks=6).build().state_dict()}
     Checkpointer(tmp_path / "other" / "checkpoints", keep=1).save(1, generator_only, {"step": 1, "config": {}})
     with pytest.raises(UserError, match="other holds no segmenter: give a run folder of launch/train_segmenter.py"):
         load_trained(tmp_path / "other")
-    with pytest.raises(UserError, match="run holds no generator .a segmenter's run has none.: give a run folder of"):
+    with pytest.raises(UserError, match="run holds no translator .a segmenter's run has none.: give a run folder of"):
         load_translator(run)
 
 
@@ -93,7 +93,7 @@ def test_mlflow_predicts_the_same_labels(run: Path, tmp_path: Path, monkeypatch:
     import mlflow.pyfunc
 
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    save_pyfunc_model(tmp_path / "model", run / "checkpoints" / "step_10", "segmenter", load_trained)
+    save_pyfunc_model(tmp_path / "model", run / "checkpoints" / "step_10", ["segmenter"], load_trained)
     model = mlflow.pyfunc.load_model(str(tmp_path / "model"))
     one, other = picture(), picture(seed=1)
     expected = [load_trained(run)(image) for image in (one, other)]

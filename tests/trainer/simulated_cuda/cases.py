@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,12 +32,13 @@ from trainer.evaluation.fidelity import Features
 from trainer.evaluation.inception import InceptionV3
 from trainer.exact import exact_arithmetic
 from trainer.loop import LoopConfig, Trainer
-from trainer.methods import ABLATIONS, METHODS, Cut, CutConfig
-from trainer.networks.config import ModelConfig
+from trainer.methods import ABLATIONS, METHODS, Cut
+from trainer.networks.config import GeneratorConfig
 from trainer.optim import OptimConfig
 from trainer.segmentation.config import SegmenterModelConfig
 from trainer.segmentation.method import RECIPES, Segmentation
 from trainer.segmentation.segmenter import Segmenter
+from trainer.translation import OneGenerator
 from trainer.translator import Translator
 
 SIZE = 64  # of the images, both ways
@@ -46,21 +48,23 @@ EPOCHS = 10  # of one step each
 
 
 def translating(
-    options: dict[str, Any], engine: dict[str, Any], *, batch: int = 1, accumulation: int = 1,
-    model: dict[str, Any] | None = None, steps: tuple[int, ...] = (5,), ema: float = 0.0, buffer: int = 0,
-    continued: bool = False,
+    method: str, options: dict[str, Any], engine: dict[str, Any], *, batch: int = 1, accumulation: int = 1,
+    steps: tuple[int, ...] = (5,), ema: float = 0.0, buffer: int = 0, continued: bool = False,
 ) -> list[Finding]:  # fmt: skip
     """Steps of a method, in the middle of its schedule unless `steps` says otherwise. options: by dotted name.
     continued: after another step and a restart of the optimisers from their states."""
-    given = {"method.taps": TAPS, "method.patches": 16} | options | {"method.buffer": buffer}
-    config = build(
-        CutConfig, {name.removeprefix("method."): value for name, value in given.items() if "method." in name}
-    )
-    sizes = ModelConfig(**{"ngf": 8, "ndf": 8, "head_dim": 16, "blocks": 1, "layers": 1} | (model or {}))
+    family = METHODS[method]
+    given = {"method.taps": TAPS, "method.patches": 16, "method.head_dim": 16, "method.generator.ngf": 8,
+             "method.discriminator.ndf": 8, "method.discriminator.layers": 1}  # fmt: skip
+    given |= {**family.options, **options, "method.buffer": buffer}
+    section = {name.removeprefix("method."): value for name, value in given.items() if name.startswith("method.")}
+    section.pop("name", None)
+    config: Any = build(family.config, section)
+    config = replace(config, generator=replace(config.generator, blocks=1))
 
-    def make() -> tuple[Cut, list[Any]]:
-        method = Cut(config, sizes, seed=0, global_batch=batch * accumulation)
-        return method, [_pairs(range(part * batch, (part + 1) * batch)) for part in range(accumulation)]
+    def make() -> tuple[Any, list[Any]]:
+        made = config.build(seed=0, global_batch=batch * accumulation)
+        return made, [_pairs(range(part * batch, (part + 1) * batch)) for part in range(accumulation)]
 
     return _train(make, engine, OptimConfig(epochs=EPOCHS, decay_epochs=0, global_batch=1, ema=ema), steps, continued)
 
@@ -89,14 +93,15 @@ def _train(
             trainer.averaged.started = True  # as from the second step on
         if isinstance(method, Cut):  # fill the image buffers: only full ones give back earlier images
             fake = torch.empty(1, SIZE, SIZE, 3, device=DEVICE).permute(0, 3, 1, 2)
+            buffers = method.adversary.buffers
             for batch in batches:
                 for slot in batch.slots.tolist():
-                    for _ in range(method._capacity):
-                        method._image_buffer(slot, DEVICE).query(fake[0], 0.0, 0)
+                    for _ in range(buffers.capacity):
+                        buffers._buffer(slot, DEVICE).query(fake[0], 0.0, 0)
         if continued:
             trainer._step(steps[0], batches)
-            for phase in method.phases:
-                runs.load_optimiser_state(phase, runs.optimiser_state(phase))
+            for spec in method.optimisers:
+                runs.load_optimiser_state(spec.name, runs.optimiser_state(spec.name))
         with watch.notes() as found:
             for step in steps:
                 trainer._step(step, batches)
@@ -120,7 +125,7 @@ def judging() -> list[Finding]:
     picture = np.zeros((SIZE, SIZE + 2, 3), np.uint8)
     with simulated_cuda() as watch:
         networks = (
-            ModelConfig(ngf=8, blocks=6).generator(),
+            OneGenerator(GeneratorConfig(ngf=8, blocks=6).build()),
             SegmenterModelConfig(width=0.25).build(CLASSES),
             InceptionV3(),
         )
@@ -147,14 +152,13 @@ def in_a_step(owner: Any, name: str, value: Any) -> list[Finding]:
     kept = getattr(owner, name)
     setattr(owner, name, value)
     try:
-        return translating(CUT, BF16, buffer=2)
+        return translating("cut", {}, BF16, buffer=2)
     finally:
         setattr(owner, name, kept)
 
 
 BF16, FP16, FP32 = ({"precision": precision} for precision in ("bf16", "fp16", "fp32"))
 CONTIGUOUS = {"memory_format": "contiguous"}  # which is ZeRO-1's layout, too
-CUT, FASTCUT = METHODS["cut"], METHODS["fastcut"]
 
 # Rows of the ablation tables that differ from others in numbers alone.
 NOTHING_NEW = ("CUT", "SRUNIT", "no id", "no id, 15 neg", "last", "ext only, last")
@@ -162,30 +166,38 @@ NOTHING_NEW = ("CUT", "SRUNIT", "no id", "no id, 15 neg", "last", "ext only, las
 
 def row(options: dict[str, Any]) -> Callable[[], list[Finding]]:
     """A row of an ablation table, with a small bank."""
-    given = METHODS[options["method.name"]] | options
+    given = dict(options)
     if "method.bank.size" in given:
         given["method.bank.size"] = 64
     # E1 measures both domains first, and then acts.
-    return partial(translating, given, BF16, steps=(0, 5) if "method.constraint.self_distance" in given else (5,))
+    return partial(
+        translating,
+        given["method.name"],
+        given,
+        BF16,
+        steps=(0, 5) if "method.constraint.self_distance" in given else (5,),
+    )
 
 
 STEPS: dict[str, Callable[[], list[Finding]]] = {
-    "CUT bf16": partial(translating, CUT, BF16),
-    "CUT fp16": partial(translating, CUT, FP16),
-    "CUT fp32 contiguous": partial(translating, CUT, FP32 | CONTIGUOUS | {"tf32": False}),
-    "CUT strided bf16": partial(translating, CUT | {"method.taps": (0, 4, 7, 10)}, BF16, model={"antialias": False}),
-    "CUT all negatives bf16": partial(translating, CUT | {"method.all_negatives": True}, BF16),
-    "FastCUT bf16, continued": partial(translating, FASTCUT, BF16, continued=True),
-    "SRUNIT bf16": partial(translating, {}, BF16),
-    "SRUNIT bf16 contiguous": partial(translating, {}, BF16 | CONTIGUOUS),
-    "SRUNIT fp32": partial(translating, {}, FP32),
+    "CUT bf16": partial(translating, "cut", {}, BF16),
+    "CUT fp16": partial(translating, "cut", {}, FP16),
+    "CUT fp32 contiguous": partial(translating, "cut", {}, FP32 | CONTIGUOUS | {"tf32": False}),
+    "CUT strided bf16": partial(
+        translating, "cut", {"method.taps": (0, 4, 7, 10), "method.generator.antialias": False,
+                             "method.discriminator.antialias": False}, BF16),
+    "CUT all negatives bf16": partial(translating, "cut", {"method.all_negatives": True}, BF16),
+    "FastCUT bf16, continued": partial(translating, "fastcut", {}, BF16, continued=True),
+    "SRUNIT bf16": partial(translating, "srunit", {}, BF16),
+    "SRUNIT bf16 contiguous": partial(translating, "srunit", {}, BF16 | CONTIGUOUS),
+    "SRUNIT fp32": partial(translating, "srunit", {}, FP32),
     "SRUNIT one tap, two pairs, moving average bf16": partial(
-        translating, {"method.robust.per_step": "one"}, BF16, batch=2, buffer=4, ema=0.999),
+        translating, "srunit", {"method.robust.per_step": "one"}, BF16, batch=2, buffer=4, ema=0.999),
     "SRUNIT accumulation, checkpointing, buffer bf16": partial(
-        translating, {}, BF16, accumulation=2, buffer=4, model={"checkpointing": True}),
+        translating, "srunit", {"method.generator.checkpointing": True}, BF16, accumulation=2, buffer=4),
     **{f"{name} bf16": row(options) for table in ABLATIONS.values() for name, options in table.items()
        if name not in NOTHING_NEW},
-    "E6 fp16 contiguous": partial(translating, ABLATIONS["srunit"]["E6"], FP16 | CONTIGUOUS),
+    "E6 fp16 contiguous": partial(translating, "srunit", ABLATIONS["srunit"]["E6"], FP16 | CONTIGUOUS),
     "deeplab bf16": partial(segmenting, "deeplab", BF16),
     "deeplab fp32 contiguous": partial(segmenting, "deeplab", FP32 | CONTIGUOUS),
     "drn-d-22 fp16": partial(segmenting, "drn-d-22", FP16),

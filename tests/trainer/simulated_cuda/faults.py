@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.image_buffer import ImageBuffer
-from trainer.methods import Cut
+from trainer.methods.parts import contrast
+from trainer.methods.parts.image_buffers import ImageBuffer
 from trainer.networks import norm
 from trainer.networks.padding import Pad2d
 
@@ -88,7 +88,7 @@ HARMLESS: dict[str, Callable[[torch.device], Any]] = {
     "padding": lambda device: _backward(Pad2d(1)(_maps(device))),
 }
 
-_query, _patch_ids = ImageBuffer.query, Cut._patch_ids
+_query, _patch_ids = ImageBuffer.query, contrast.patch_ids
 
 
 def _curious_query(self: ImageBuffer, image: Tensor, uniform: float, index: int) -> Tensor:
@@ -98,7 +98,7 @@ def _curious_query(self: ImageBuffer, image: Tensor, uniform: float, index: int)
 # Name -> the kind of finding, the function in which it is, and what is put in place of what.
 IN_A_STEP: dict[str, tuple[str, str, tuple[Any, str, Any]]] = {
     "a step's patch ids stay on the host": (
-        "error", "sample_patches", (Cut, "_patch_ids", lambda *args: [ids.cpu() for ids in _patch_ids(*args)])),
+        "error", "sample_patches", (contrast, "patch_ids", lambda *args: [ids.cpu() for ids in _patch_ids(*args)])),
     "the image buffer looks at its images": (
         "synchronisation", "_curious_query", (ImageBuffer, "query", _curious_query)),
     "norms go to group norm": ("types", "_normalise", (norm, "_in_groups", lambda x: True)),

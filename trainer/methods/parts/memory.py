@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.draws import generator
-from trainer.methods.config import BankConfig
 from trainer.networks import ProjectionHeads, ResnetGenerator
 
 
@@ -21,7 +20,8 @@ class MemoryBank(nn.Module):
 
     def __init__(
         self,
-        config: BankConfig,
+        size: int,
+        momentum: float,
         encoder: ResnetGenerator,
         heads: ProjectionHeads,
         *,
@@ -32,11 +32,11 @@ class MemoryBank(nn.Module):
     ) -> None:
         """encoder: the layers of G up to the deepest tap, with weights of its own. heads: copied."""
         super().__init__()
-        self.momentum, self.streams, self.taps = config.momentum, tuple(streams), tuple(taps)
+        self.momentum, self.streams, self.taps = momentum, tuple(streams), tuple(taps)
         self.encoder, self.heads = encoder.requires_grad_(False), copy.deepcopy(heads).requires_grad_(False)
         for stream in self.streams:
             for tap in self.taps:
-                draw = torch.randn(config.size, dim, generator=generator("cpu", seed, "bank", stream, tap))
+                draw = torch.randn(size, dim, generator=generator("cpu", seed, "bank", stream, tap))
                 self.register_buffer(f"{stream}_{tap}", F.normalize(draw, dim=1))
 
     def negatives(self, stream: str, tap: int) -> Tensor:

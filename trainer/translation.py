@@ -1,0 +1,47 @@
+"""What a training makes: a module that translates images, with what its users need to know of it."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from trainer.networks import ResnetGenerator
+from trainer.networks.sizes import Sizes
+
+
+class Translation(nn.Module, ABC):
+    """Translates (b, 3, h, w) in [-1, 1] to the same shape and range.
+
+    Its children are networks, by the names of their files in a checkpoint.
+    code: the length of the style vector that `forward` takes, or None. directions: those that `forward` knows.
+    """
+
+    code: int | None = None
+    directions: tuple[str, ...] = ("AtoB",)
+
+    @property
+    @abstractmethod
+    def sizes(self) -> Sizes:
+        """The images whose translation has their size. Others are padded to a multiple and cut back."""
+
+    @abstractmethod
+    def forward(self, x_NCHW: Tensor, code: Tensor | None = None, direction: str = "AtoB") -> Tensor:
+        """code: (b, self.code), where there are styles."""
+
+    def code_of(self, x_NCHW: Tensor) -> Tensor | None:
+        """The styles (b, self.code) of example images; None where there are none."""
+        return None
+
+
+class OneGenerator(Translation):
+    """One generator, one direction, no styles: CUT and what follows it."""
+
+    def __init__(self, generator: ResnetGenerator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    @property
+    def sizes(self) -> Sizes:
+        return self.generator.sizes
+
+    def forward(self, x_NCHW: Tensor, code: Tensor | None = None, direction: str = "AtoB") -> Tensor:
+        return self.generator(x_NCHW)
