@@ -13,7 +13,6 @@ import csv
 import io
 import json
 import os
-import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from tqdm import tqdm
 
 from infra.errors import UserError
 from infra.storage import replacing
+from infra.tables import mean_spread
 from pipelines.dataset import Samples
 from trainer.samples import stack
 from trainer.translator import load_translator
@@ -170,7 +170,7 @@ class Benchmark:
         for strength in STRENGTHS:
             for method in self.methods:
                 runs = [figures for cell, figures in results.items() if cell[:2] == (strength, method)]
-                cells = [_spread([run[f] * scale for run in runs]) for f, scale in FIGURES.items()]
+                cells = [mean_spread([run[f] * scale for run in runs]) for f, scale in FIGURES.items()]
                 lines.append(f"| {strength} | {method} | {' | '.join(cells)} | {_worst(runs)} |")
         return "\n".join(lines) + "\n"
 
@@ -190,11 +190,6 @@ class Benchmark:
 
 def _last_evaluation(run_dir: Path) -> dict[str, Any]:
     return json.loads((run_dir / "evaluations.jsonl").read_text().splitlines()[-1])
-
-
-def _spread(values: Sequence[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
 
 
 def _worst(runs: Sequence[dict[str, Any]]) -> str:

@@ -1,10 +1,10 @@
 """The papers' ablations as trials, each row with several seeds, and the table of what they measured."""
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from infra.tables import mean_spread
 from trainer.methods import ABLATIONS
 
 Params = dict[str, Any]
@@ -75,6 +75,5 @@ def render(table: Table, measured: Sequence[tuple[Params, Mapping[str, Any]]]) -
 
 
 def _cell(values: Sequence[float], paper: float | None) -> str:
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    measured = f"{statistics.mean(values):.1f}{spread}" if values else "–"
+    measured = mean_spread(values)
     return measured if paper is None else f"{measured} ({paper:g})"

@@ -72,16 +72,6 @@ def test_a_step_that_fails_is_named_with_its_log(tiny: Tier, monkeypatch) -> Non
         Benchmark(tiny, Path("out"), [1e-4], seeds=1, parallel=1).run()
 
 
-def test_mean_and_spread() -> None:
-    assert flipping_benchmark._spread([1.0]) == "1.0" and flipping_benchmark._spread([1.0, 3.0]) == "2.0 ± 1.4"
-    runs = [
-        {"flips": [{"true": "sky", "seen": "vegetation", "excess": 0.5, "of_all": 0.1}]},
-        {"flips": [{"true": "road", "seen": "car", "excess": 0.3, "of_all": 0.12}]},
-        {"flips": [{"true": "sky", "seen": "vegetation", "excess": 0.4, "of_all": 0.08}]},
-    ]
-    assert flipping_benchmark._worst(runs) == "sky → vegetation 30% of sky"
-
-
 @pytest.mark.parametrize("options", [{"seeds": 0, "parallel": 1}, {"seeds": 1, "parallel": 0}])
 def test_impossible_numbers(tiny: Tier, options: dict[str, int]) -> None:
     with pytest.raises(UserError, match="are impossible: give 1 or more"):
@@ -91,3 +81,12 @@ def test_impossible_numbers(tiny: Tier, options: dict[str, int]) -> None:
 def test_an_impossible_beta(tiny: Tier) -> None:
     with pytest.raises(UserError, match="beta is -1: give 0 or more"):
         Benchmark(tiny, Path("out"), [0.0, -1.0], seeds=1, parallel=1)
+
+
+def test_the_worst_flip_is_that_of_most_pixels_over_all_runs() -> None:
+    runs = [
+        {"flips": [{"true": "sky", "seen": "vegetation", "excess": 0.5, "of_all": 0.1}]},
+        {"flips": [{"true": "road", "seen": "car", "excess": 0.3, "of_all": 0.12}]},
+        {"flips": [{"true": "sky", "seen": "vegetation", "excess": 0.4, "of_all": 0.08}]},
+    ]
+    assert flipping_benchmark._worst(runs) == "sky → vegetation 30% of sky"

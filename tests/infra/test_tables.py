@@ -1,0 +1,13 @@
+"""Tables of text."""
+
+from infra.tables import markdown, mean_spread, plain
+
+
+def test_mean_and_spread() -> None:
+    assert mean_spread([1.0]) == "1.0" and mean_spread([1.0, 3.0]) == "2.0 ± 1.4"
+    assert mean_spread([]) == "–" and mean_spread([0.25], digits=2) == "0.25"
+
+
+def test_columns_are_aligned() -> None:
+    assert plain(("", "mIoU"), [("CUT", "21.5"), ("SRUNIT", "3")]) == "        mIoU\nCUT     21.5\nSRUNIT     3"
+    assert markdown(("", "mIoU"), [("CUT", "21.5")]) == "|  | mIoU |\n| --- | --- |\n| CUT | 21.5 |"
