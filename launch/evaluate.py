@@ -5,7 +5,7 @@ from pathlib import Path
 
 from infra.console import setup_logging
 from infra.errors import exits_cleanly
-from launch.evaluate_job import evaluate
+from launch.runs.evaluate import evaluate
 from trainer.evaluation.config import EvaluationConfig
 
 DESCRIPTION = """Evaluate a trained translator on the test images of its data, in fp32 whatever it was trained in.

@@ -3,8 +3,8 @@
 import sys
 
 from infra.errors import exits_cleanly
-from launch.config import parse_arguments
-from launch.job import train
+from launch.runs.config import parse_arguments
+from launch.runs.translator import train
 
 
 @exits_cleanly

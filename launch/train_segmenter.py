@@ -3,7 +3,7 @@
 import sys
 
 from infra.errors import exits_cleanly
-from launch.segmenter_job import parse_arguments, train
+from launch.runs.segmenter import parse_arguments, train
 
 
 @exits_cleanly

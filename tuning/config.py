@@ -10,8 +10,8 @@ from typing import Any
 
 from infra.config import OptionParser, build, flatten, option, read_yaml
 from infra.errors import UserError
-from launch.config import JobConfig, make_config, read_options, task_and_method
-from launch.data import EMBEDDED_TASK
+from launch.runs.config import JobConfig, make_config, read_options, task_and_method
+from launch.runs.data import EMBEDDED_TASK
 from pipelines.manifest import MANIFEST
 from trainer.evaluation.config import BETTER
 from tuning.ablations import TABLES

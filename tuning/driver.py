@@ -19,7 +19,7 @@ from infra.console import setup_logging
 from infra.errors import Stopped, UserError
 from infra.storage import replacing
 from infra.tracking import Tracker, store_uri, ui_command
-from launch.config import make_config
+from launch.runs.config import make_config
 from trainer.evaluation.config import BETTER
 from tuning import ablations
 from tuning.cluster import Share, connected, share_out, this_machine

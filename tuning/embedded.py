@@ -9,7 +9,7 @@ from typing import Any
 
 from infra.config import read_yaml
 from infra.storage import open_storage
-from launch.segmenter_job import make_config, train
+from launch.runs.segmenter import make_config, train
 from pipelines.prepare import Encoding, prepare
 from pipelines.sources.drawn import SOURCE_LAYOUT, mismatched, street_scenes
 

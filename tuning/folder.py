@@ -1,7 +1,7 @@
 """The folder of a search, which is its whole memory: Ray keeps nothing that a restart would need.
 
 search.yaml        what was asked for, with everything filled in
-trials/0003/       run folder of a trial (launch/run_folder.py)
+trials/0003/       run folder of a trial (launch/runs/folder.py)
 trials/0003.json   the trial's record
 trials.csv         all records as a table
 best.yaml          options of the best trial, for launch/train.py --config

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from infra.tracking import store_uri
-from launch.run_folder import RunFolder
+from launch.runs.folder import RunFolder
 from tuning.folder import SearchFolder
 
 log = logging.getLogger(__name__)

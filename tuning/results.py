@@ -7,7 +7,7 @@ from typing import Any
 
 from infra.config import read_yaml, to_yaml
 from infra.storage import replacing
-from launch.run_folder import RunFolder
+from launch.runs.folder import RunFolder
 from trainer.evaluation.config import BETTER
 from tuning.folder import Record, SearchFolder
 

@@ -9,7 +9,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 
-from launch.run_folder import RunFolder
+from launch.runs.folder import RunFolder
 from tuning.folder import SearchFolder
 from tuning.spaces import Dimension
 

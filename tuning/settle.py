@@ -7,9 +7,9 @@ from typing import Any
 
 from infra.config import flatten, leaves
 from infra.errors import UserError
-from launch.config import JobConfig, make_config
-from launch.data import find_data
-from launch.evaluation import Evaluator
+from launch.runs.config import JobConfig, make_config
+from launch.runs.data import find_data
+from launch.runs.evaluation import Evaluator
 from trainer.engines import Engine, EngineConfig
 from tuning import ablations, embedded
 from tuning.config import QUIET, Request

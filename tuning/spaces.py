@@ -16,7 +16,7 @@ import numpy as np
 
 from infra.config import flatten
 from infra.errors import UserError
-from launch.config import make_config
+from launch.runs.config import make_config
 
 if TYPE_CHECKING:  # importing it takes half a second
     import optuna

@@ -19,10 +19,10 @@ from ray.util.queue import Empty, Queue
 from infra.config import flatten, read_yaml, to_yaml
 from infra.errors import Stopped, UserError
 from infra.storage import replacing
-from launch.config import JobConfig, make_config, of_any_age
-from launch.job import train
-from launch.observer import Listener
-from launch.run_folder import RunFolder
+from launch.runs.config import JobConfig, make_config, of_any_age
+from launch.runs.folder import RunFolder
+from launch.runs.recorder import Listener
+from launch.runs.translator import train
 from trainer.checkpoint import Checkpoint
 from trainer.checkpointer import Checkpointer
 from trainer.evaluation.config import BETTER

@@ -38,7 +38,7 @@ from launch.benchmarks import measuring
 from launch.benchmarks.measuring import Figure, Target, pick_device, ratios
 from launch.benchmarks.profiling import KINDS
 from launch.benchmarks.stepping import OutOfMemory, Stepper
-from launch.config import make_config
+from launch.runs.config import make_config
 from pipelines.prepare import Encoding, prepare
 from pipelines.sources.drawn import street_scenes
 from trainer.methods import METHODS

@@ -17,7 +17,7 @@ from launch.benchmarks.measuring import matmul_tflops, seconds_per_run
 from launch.benchmarks.profiling import time_shares
 from launch.benchmarks.published import PublishedStep
 from launch.benchmarks.work import PROGRESS, flops_of
-from launch.config import JobConfig, make_config
+from launch.runs.config import JobConfig, make_config
 from pipelines.loader import UnpairedLoader
 from trainer.draws import Draws
 from trainer.engines import make_engine

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from infra import tables
 from infra.errors import exits_cleanly
-from launch.config import JobConfig, make_config
+from launch.runs.config import JobConfig, make_config
 from trainer.draws import Draws
 from trainer.engines import Engine, EngineConfig
 from trainer.methods.base import Method, StepContext

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from infra.config import read_yaml, to_yaml
 from infra.errors import UserError
 from infra.storage import open_storage
-from launch.config import make_config
+from launch.runs.config import make_config
 from pipelines.prepare import Encoding, prepare
 from pipelines.sources.drawn import street_scenes
 from tuning.config import parse_arguments

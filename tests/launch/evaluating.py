@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from infra.config import flatten, to_yaml
 from infra.storage import LocalStorage
 from launch import evaluate as cli
-from launch.config import make_config
+from launch.runs.config import make_config
 from pipelines.dataset import Samples
 from pipelines.prepare import Encoding, prepare
 from pipelines.sources.drawn import street_scenes

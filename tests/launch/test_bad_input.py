@@ -15,11 +15,11 @@ from infra.config import flatten
 from infra.errors import UserError
 from infra.storage import LocalStorage, S3Storage
 from launch import train as script
-from launch.config import JobConfig, make_config, parse_arguments
-from launch.data import data_identity
-from launch.job import train
-from launch.run_folder import RunFolder, resolved
-from launch.training import check_sizes
+from launch.runs.config import JobConfig, make_config, parse_arguments
+from launch.runs.data import data_identity
+from launch.runs.folder import RunFolder, resolved
+from launch.runs.training import check_sizes
+from launch.runs.translator import train
 from pipelines.manifest import MANIFEST, Manifest, load_manifest
 from trainer.checkpointer import Checkpointer
 from trainer.networks.sizes import Sizes

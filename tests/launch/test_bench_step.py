@@ -14,7 +14,7 @@ from launch.benchmarks.published import PublishedStep
 from launch.benchmarks.step import COLUMNS, goals_of, table
 from launch.benchmarks.stepping import Stepper
 from launch.benchmarks.work import all_reduce_bytes, flops_of, parameters, step_flops
-from launch.config import JobConfig, make_config
+from launch.runs.config import JobConfig, make_config
 from trainer.draws import Draws
 from trainer.engines import make_engine
 from trainer.methods import Srunit, SrunitConfig

@@ -8,7 +8,7 @@ import pytest
 
 from infra.config import build, flatten, leaves, read_yaml, to_yaml
 from infra.errors import UserError
-from launch.config import JobConfig, job_class, make_config, parse_arguments
+from launch.runs.config import JobConfig, job_class, make_config, parse_arguments
 from trainer.methods import METHODS, CutConfig, SrunitConfig
 from trainer.tasks import TASKS
 

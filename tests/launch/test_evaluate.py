@@ -14,7 +14,7 @@ from torch import nn
 
 from infra.storage import LocalStorage
 from infra.tracking import Tracker
-from launch import evaluation
+from launch.runs import evaluation
 from pipelines.dataset import Samples
 from pipelines.manifest import DOMAINS
 from pipelines.prepare import Encoding, prepare

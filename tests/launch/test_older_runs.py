@@ -12,9 +12,9 @@ import torch
 
 from infra.config import FORMAT, flatten, read_yaml, to_yaml
 from infra.errors import UserError
-from launch.config import parse_arguments
-from launch.job import train
-from launch.run_folder import RunFolder
+from launch.runs.config import parse_arguments
+from launch.runs.folder import RunFolder
+from launch.runs.translator import train
 from trainer.checkpoint import Checkpoint
 from trainer.translator import load_translator
 

@@ -23,10 +23,9 @@ from infra.config import flatten, leaves
 from infra.errors import Stopped, UserError
 from infra.storage import LocalStorage
 from infra.tracking import Tracker
-from launch import config as translator
 from launch import evaluate as evaluate_script
-from launch import job, segmenter_job
 from launch import prepare as prepare_script
+from launch.runs import config, segmenter, translator
 from pipelines.manifest import MANIFEST
 from trainer.loop import DIVERGED
 
@@ -107,12 +106,12 @@ TINY = [
     "--loop.samples", "1",
 ]  # fmt: skip
 TRANSLATOR = Script(
-    translator.parse_arguments, job.train, translator.JobConfig,
+    config.parse_arguments, translator.train, config.JobConfig,
     [*TINY, "--data", "data/gta2city", "--crop", "16", "--ngf", "4", "--ndf", "4", "--method.generator.blocks", "6",
      "--method.discriminator.layers", "1", "--method.head-dim", "8", "--method.patches", "8", "--method.robust.start", "0"],
 )  # fmt: skip
 SEGMENTER = Script(
-    segmenter_job.parse_arguments, segmenter_job.train, segmenter_job.SegmenterConfig,
+    segmenter.parse_arguments, segmenter.train, segmenter.SegmenterConfig,
     [*TINY, "--data", "data/gta2city", "--model.width", "0.1", "--global-batch", "2", "--crop", "16"],
 )  # fmt: skip
 
@@ -126,8 +125,8 @@ def workplace(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     manifest = dataclasses.replace(manifest, splits=manifest.splits | tests, paired=True)
     storage.write(MANIFEST, manifest.to_json().encode())
     (place / "file").write_text("text")
-    monkeypatch.setattr("launch.training.Tracker.start", lambda *_, **__: Tracker.disabled())
-    for module in (job, segmenter_job):
+    monkeypatch.setattr("launch.runs.training.Tracker.start", lambda *_, **__: Tracker.disabled())
+    for module in (translator, segmenter):
         monkeypatch.setattr(module, "save_pyfunc_model", lambda *_: None)
     return place
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from infra.errors import UserError
-from launch.evaluation import PICTURES, Outcome
-from launch.report import scalars, table, write
+from launch.runs.evaluation import PICTURES, Outcome
+from launch.runs.report import scalars, table, write
 
 NOT_AVAILABLE = "not available: no Inception weights were given (--inception FILE)"
 

@@ -7,8 +7,8 @@ import pytest
 
 from infra.config import flatten
 from infra.errors import UserError
-from launch.config import JobConfig, make_config
-from launch.run_folder import RunFolder, check_same
+from launch.runs.config import JobConfig, make_config
+from launch.runs.folder import RunFolder, check_same
 
 
 def test_an_evaluation_cut_short_by_a_kill_is_left_out(tmp_path: Path) -> None:

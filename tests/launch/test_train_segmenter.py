@@ -9,8 +9,8 @@ from shardmaker import write_root, write_split
 from infra.config import flatten, leaves, to_yaml
 from infra.errors import UserError
 from infra.storage import LocalStorage
-from launch.config import make_config as translator_config
-from launch.segmenter_job import SegmenterConfig, make_config, parse_arguments, train
+from launch.runs.config import make_config as translator_config
+from launch.runs.segmenter import SegmenterConfig, make_config, parse_arguments, train
 from pipelines.manifest import MANIFEST, Manifest
 from trainer.segmentation.method import RECIPES
 

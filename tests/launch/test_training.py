@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from launch.config import make_config
-from launch.training import losses_not_reached
+from launch.runs.config import make_config
+from launch.runs.training import losses_not_reached
 from trainer.optim import OptimConfig
 from trainer.schedule import Schedule
 

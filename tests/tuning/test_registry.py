@@ -6,7 +6,7 @@ import mlflow
 import pytest
 from made import records
 
-from launch.run_folder import RunFolder
+from launch.runs.folder import RunFolder
 from tuning.folder import Record, SearchFolder
 from tuning.registry import end_runs
 

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.text import Annotation
 
 from infra.config import flatten, read_yaml, to_yaml
-from launch.config import make_config
-from launch.run_folder import RunFolder
+from launch.runs.config import make_config
+from launch.runs.folder import RunFolder
 from tuning import ablations
 from tuning.folder import Record, SearchFolder
 from tuning.landscape import landscape

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import tuning.settle
-from launch.config import make_config
+from launch.runs.config import make_config
 from tuning import embedded
 from tuning.config import parse_arguments
 from tuning.settle import evaluations, settle

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from infra.config import flatten, leaves, read_yaml
 from infra.errors import UserError
-from launch.config import JobConfig, job_class, make_config
-from launch.job import train
-from launch.run_folder import RunFolder
+from launch.runs.config import JobConfig, job_class, make_config
+from launch.runs.folder import RunFolder
+from launch.runs.translator import train
 from trainer.checkpoint import Checkpoint
 from trainer.checkpointer import Checkpointer
 from trainer.engines import Engine, EngineConfig

@@ -11,10 +11,10 @@ from made import BETA, TINY
 
 import tuning.trial
 from infra.errors import Stopped, UserError
-from launch.config import JobConfig, make_config
-from launch.job import train
-from launch.observer import Listener
-from launch.run_folder import RunFolder
+from launch.runs.config import JobConfig, make_config
+from launch.runs.folder import RunFolder
+from launch.runs.recorder import Listener
+from launch.runs.translator import train
 from tuning.config import parse_arguments
 from tuning.folder import SearchFolder
 from tuning.settle import design, first_decision, settle

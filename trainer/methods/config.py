@@ -13,7 +13,7 @@ from trainer.translation import Translation
 class MethodConfig(ABC):
     """The section `method` of the configuration tree: the options of one method, networks included."""
 
-    name: str = option("", "the method")  # the tree of a job adds the choices (launch/config.py)
+    name: str = option("", "the method")  # the tree of a job adds the choices (launch/runs/config.py)
 
     @abstractmethod
     def translation(self) -> Translation:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from launch.config import JobConfig, make_config
+from launch.runs.config import JobConfig, make_config
 from tests.trainer.parity.recorded import Recording, assert_same
 from trainer.draws import Draws
 from trainer.engines import EngineConfig, make_engine

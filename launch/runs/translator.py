@@ -11,12 +11,12 @@ from torch import nn
 from infra.config import flatten
 from infra.errors import UserError
 from infra.tracking import Tracker
-from launch.config import JobConfig
-from launch.data import find_data
-from launch.evaluation import Evaluator, Outcome
-from launch.observer import Draw, Judging, Listener
-from launch.run_folder import RunFolder
-from launch.training import Job, run
+from launch.runs.config import JobConfig
+from launch.runs.data import find_data
+from launch.runs.evaluation import Evaluator, Outcome
+from launch.runs.folder import RunFolder
+from launch.runs.recorder import Draw, Judging, Listener
+from launch.runs.training import Job, run
 from pipelines.dataset import Samples
 from pipelines.loader import UnpairedLoader
 from pipelines.manifest import DOMAINS

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 from infra.config import completed, differing, flatten, read_yaml, to_yaml
 from infra.errors import UserError
 from infra.storage import replacing, why_unwritable
-from launch.config import TrainingConfig
+from launch.runs.config import TrainingConfig
 from trainer.methods.former import todays_names
 
 Config = TypeVar("Config", bound=TrainingConfig)

@@ -11,9 +11,9 @@ from infra.console import setup_logging
 from infra.errors import Stopped, UserError
 from infra.storage import LocalStorage, Storage, open_storage, why_unwritable
 from infra.tracking import Status, Tracker
-from launch.data import data_identity, images_by_split
-from launch.observer import Draw, Judging, Listener, RankObserver, RunObserver
-from launch.run_folder import PRECISION, Config, RunFolder, check_same, default_run_dir, resolved
+from launch.runs.data import data_identity, images_by_split
+from launch.runs.folder import PRECISION, Config, RunFolder, check_same, default_run_dir, resolved
+from launch.runs.recorder import Draw, Judging, Listener, RankObserver, RunObserver
 from pipelines.health import DataHealth
 from pipelines.loader import Loader
 from trainer.checkpoint import Checkpoint
@@ -54,7 +54,7 @@ class Job(ABC, Generic[Config]):
 
     @abstractmethod
     def find_data(self, before: str | None) -> str:
-        """The data root, which may have to be made first; before: see `launch.data.find_data`. Called on rank 0 alone."""
+        """The data root, which may have to be made first; before: see `launch.runs.data.find_data`. Called on rank 0 alone."""
 
     @abstractmethod
     def loader(self, **options: Any) -> Loader[Any]:

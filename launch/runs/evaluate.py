@@ -7,10 +7,10 @@ from pathlib import Path
 from infra.console import setup_logging
 from infra.errors import UserError
 from infra.tracking import Tracker
-from launch.config import JobConfig
-from launch.evaluation import Evaluator, Outcome
-from launch.report import log_outcome, table, write
-from launch.run_folder import RunFolder
+from launch.runs.config import JobConfig
+from launch.runs.evaluation import Evaluator, Outcome
+from launch.runs.folder import RunFolder
+from launch.runs.report import log_outcome, table, write
 from trainer.checkpoint import Checkpoint
 from trainer.engines import Engine, make_engine
 from trainer.engines.base import EngineConfig

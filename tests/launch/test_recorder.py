@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from infra.tracking import Tracker
-from launch.evaluation import Outcome
-from launch.observer import Judging, RankObserver, RunObserver, grouped, left_out
-from launch.run_folder import RunFolder
+from launch.runs.evaluation import Outcome
+from launch.runs.folder import RunFolder
+from launch.runs.recorder import Judging, RankObserver, RunObserver, grouped, left_out
 from pipelines.health import DataHealth
 from trainer.checkpoint import Checkpoint
 from trainer.checkpointer import Checkpointer

@@ -15,11 +15,11 @@ from torch import nn
 from infra.config import OptionParser, build, flatten, option
 from infra.storage import open_storage, replacing
 from infra.tracking import Tracker
-from launch.config import check_seed, read_options
-from launch.data import EMBEDDED_TASK, find_data
-from launch.observer import Draw
-from launch.run_folder import RunFolder
-from launch.training import Job, run
+from launch.runs.config import check_seed, read_options
+from launch.runs.data import EMBEDDED_TASK, find_data
+from launch.runs.folder import RunFolder
+from launch.runs.recorder import Draw
+from launch.runs.training import Job, run
 from pipelines.dataset import Samples
 from pipelines.labelled import LabelledLoader
 from pipelines.labels import CLASSES, colourise

@@ -15,9 +15,9 @@ from torch import nn
 from infra.console import ProgressLine
 from infra.storage import replacing
 from infra.tracking import Journal, Status, Tracker
-from launch.evaluation import Outcome
-from launch.report import log_outcome, summary
-from launch.run_folder import RunFolder
+from launch.runs.evaluation import Outcome
+from launch.runs.folder import RunFolder
+from launch.runs.report import log_outcome, summary
 from pipelines.health import DataHealth
 from trainer.checkpointer import Checkpointer
 from trainer.evaluation.config import BETTER, value_of

@@ -11,7 +11,7 @@ from PIL import Image
 
 from infra.storage import replacing
 from infra.tracking import Tracker
-from launch.evaluation import PICTURES, Outcome
+from launch.runs.evaluation import PICTURES, Outcome
 from trainer.evaluation.flips import Pair
 
 WORST_FLIPS = 5
