@@ -53,7 +53,7 @@ class DataHealth:
         if new:
             log.warning("bad %s %s: %s", kind, name, reason)
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """The counts under the names that metrics have; fetched_MiB in units of 2^20 bytes."""
         with self._guard:
             return {

@@ -4,10 +4,10 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 import torch
@@ -15,7 +15,6 @@ from torch import nn
 
 from infra.config import option
 from infra.errors import Stopped, UserError
-from infra.tracking import Status
 from trainer.average import MovingAverage
 from trainer.checkpoint import Checkpoint
 from trainer.draws import Draws
@@ -56,30 +55,25 @@ class LoopConfig:
             raise UserError(f"--max-steps {self.max_steps} trains nothing: give 1 or more")
 
 
-class Observer:
-    """What watches a run and keeps it; this one does nothing, for the ranks that only compute.
+@dataclass(frozen=True)
+class Evaluation:
+    """metrics: what an evaluation after `step` steps measured, on rank 0. best: the best so far, and keep: so good, or so
+    much asked for, that a checkpoint is to hold what was evaluated; both known to all ranks."""
 
-    Steps are counts of finished steps. All ranks have one, and each method is called on all of them at once.
-    """
+    step: int
+    metrics: Mapping[str, Any]
+    best: bool
+    keep: bool
 
-    def progress(self, rows: Sequence[dict[str, float]]) -> None:
+
+class Recorder(Protocol):
+    """Writes down what a training measures."""
+
+    def record(self, rows: Sequence[Mapping[str, float]]) -> None:
         """A step is done. rows: the metrics of every step since the last synchronisation, or nothing in between."""
 
     def estimate(self, seconds: float) -> None:
         """Once, early: seconds that the rest of the run will take at the pace of its second step."""
-
-    def sample(self, step: int) -> None:
-        """Show what the network does."""
-
-    def evaluate(self, step: int) -> bool:
-        """Judge the network on held-out images; true, on all ranks, if it deserves a checkpoint."""
-        return False
-
-    def save(self, state: TrainingState) -> None:
-        """Keep a checkpoint."""
-
-    def close(self, status: Status) -> None:
-        """The run ends."""
 
 
 class Trainer:
@@ -118,16 +112,61 @@ class Trainer:
     def restore(self, checkpoint: Checkpoint) -> None:
         restore_state(self.method, self.engine, self.averaged, checkpoint)
 
-    def fit(self, steps: Iterable[Sequence[Any]], first_step: int, observer: Observer) -> None:
+    @contextmanager
+    def evaluating(self) -> Iterator[nn.Module]:
+        """The network to judge the run by as it is used after training: batch norm takes its running statistics and leaves
+        them as they are."""
+        product = self.product
+        product.eval()
+        try:
+            yield product
+        finally:
+            product.train()
+
+    def fit(
+        self,
+        steps: Iterable[Sequence[Any]],
+        first_step: int,
+        *,
+        recorder: Recorder,
+        sample: Callable[[int], None],
+        evaluate: Callable[[int], Evaluation] | None,
+        save: Callable[[TrainingState, Evaluation | None], None],
+    ) -> None:
         """Train from `first_step` (the number of steps already done) to the end.
 
-        Raises Stopped after SIGTERM (with a checkpoint saved) and when a loss is no longer a finite number.
+        sample, evaluate, save: draw what the network does, evaluate it, and keep a checkpoint (with the evaluation of the
+        same step, if there was one) after so many steps. All four are called on all ranks at once. Raises Stopped after
+        SIGTERM (with a checkpoint saved) and when a loss is no longer a finite number.
         """
         with self._on_terminate():
             self._since = time.perf_counter()
             for step, batches in zip(range(first_step, self.total_steps), steps, strict=False):
                 self._step(step, batches)
-                self._observe(step + 1, first_step, observer)
+                done = step + 1
+                last = done == self.total_steps
+                samples = last or done % self.config.samples_every == 0
+                saves = last or done % self.config.checkpoint_every == 0
+                evaluates = self.evaluate_every > 0 and (last or self.schedule.passes(done, self.evaluate_every))
+                # A checkpoint must find the line of every step before it written: a resumed run cuts the file there. And
+                # what takes its time here must not count as that of steps.
+                rows = self._rows(done, samples or saves or evaluates or done - first_step <= 2)
+                recorder.record(rows)
+                if done - first_step == 2:
+                    pairs = (self.total_steps - done) * self.schedule.optim.global_batch
+                    recorder.estimate(pairs / rows[-1]["pairs_per_s"])
+                if samples:
+                    sample(done)
+                evaluation = evaluate(done) if evaluate and evaluates and not self._terminated else None
+                if saves or self._terminated or (evaluation and evaluation.keep):
+                    save(collect_state(self.method, self.engine, self.averaged, done), evaluation)
+                if self._terminated and not last:
+                    raise Stopped(
+                        f"terminated after step {done}, which is saved: the same command continues from there",
+                        TERMINATED,
+                    )
+                if rows:
+                    self._since = time.perf_counter()
 
     @contextmanager
     def _on_terminate(self) -> Iterator[None]:
@@ -152,32 +191,11 @@ class Trainer:
         if self.averaged is not None:
             self.averaged.update(self.method.product)
 
-    def _observe(self, done: int, first_step: int, observer: Observer) -> None:
-        config, last = self.config, done == self.total_steps
-        saves = last or done % config.checkpoint_every == 0
-        samples = last or done % config.samples_every == 0
-        evaluates = self.evaluate_every > 0 and (last or self.schedule.passes(done, self.evaluate_every))
-        # A checkpoint must find the line of every step before it written: a resumed run cuts the journal there. And what
-        # takes its time here must not count as that of steps.
-        due = saves or samples or evaluates or done % config.report_every == 0 or done - first_step <= 2
+    def _rows(self, done: int, due: bool) -> list[dict[str, float]]:
+        """The metrics of the steps since the last synchronisation, where one is due after so many steps; else nothing."""
         alone = self.engine.world_size == 1  # several ranks can only stop together, when they next synchronise
-        rows = self._synchronise() if due or (self._told and alone) else []
-        observer.progress(rows)
-        if done - first_step == 2:
-            pairs = (self.total_steps - done) * self.schedule.optim.global_batch
-            observer.estimate(pairs / rows[-1]["pairs_per_s"])
-        if samples:
-            observer.sample(done)
-        if evaluates and not self._terminated:
-            saves = observer.evaluate(done) or saves
-        if saves or self._terminated:
-            observer.save(collect_state(self.method, self.engine, self.averaged, done))
-        if self._terminated and not last:
-            raise Stopped(
-                f"terminated after step {done}, which is saved: the same command continues from there", TERMINATED
-            )
-        if rows:
-            self._since = time.perf_counter()
+        due = due or done % self.config.report_every == 0 or (self._told and alone)
+        return self._synchronise() if due else []
 
     def _synchronise(self) -> list[dict[str, float]]:
         """Metrics of the pending steps as plain numbers, averaged over ranks; learns whether any rank was told to stop."""

@@ -18,7 +18,7 @@ from infra.config import to_yaml
 from infra.console import setup_logging
 from infra.errors import Stopped, UserError
 from infra.storage import replacing
-from infra.tracking import Tracker, store_uri, ui_command
+from infra.tracking import MlflowRun, store_uri, ui_command
 from launch.runs.config import make_config
 from trainer.evaluation.config import BETTER
 from tuning import ablations
@@ -26,7 +26,7 @@ from tuning.cluster import Share, connected, share_out, this_machine
 from tuning.config import Request, default_name, from_file
 from tuning.folder import Record, SearchFolder
 from tuning.landscape import landscape
-from tuning.registry import end_runs, register
+from tuning.registry import SearchRun, end_runs, register
 from tuning.results import best_record, shown, table, write_best, write_csv
 from tuning.settle import Design, design, evaluations, first_decision, settle
 from tuning.spaces import Params, suggest
@@ -94,11 +94,11 @@ def _run(request: Request, made: Design, share: Share, folder: SearchFolder) -> 
     config = make_config(request.options)
     metric = str(request.search.metric)
     options = {name: str(value) for name, value in request.flat().items()}
-    tracker = Tracker.start(
-        config.task, folder.path.name, options, run_id_file=folder.run_id_file,
-        tags={"mlflow.source.name": "tuning/search.py", **_description(folder, "")},
-    )  # fmt: skip
-    tags = {"search": folder.name, **_parent(tracker)}
+    parent = SearchRun(folder, config.task)
+    parent.send(MlflowRun.status, "RUNNING")
+    parent.send(MlflowRun.params, options)
+    parent.send(MlflowRun.tags, {"mlflow.source.name": "tuning/search.py", **_description(folder, "")})
+    tags = {"search": folder.name, **parent.tags}
     status: Any = "FAILED"
     try:
         log.info("%s: %d trials, %d at once, best in %s", folder.path, made.total, share.concurrent, metric)
@@ -108,25 +108,17 @@ def _run(request: Request, made: Design, share: Share, folder: SearchFolder) -> 
         if len(records) < made.total or any(record.status == "running" for record in records):
             status = "KILLED"
             raise Stopped(f"stopped: --resume {folder.name} goes on from here", INTERRUPTED)
-        text = _leave(request, made, folder, tracker)
+        text = _leave(request, made, folder, parent)
         shutil.rmtree(folder.ray, ignore_errors=True)
         status = "FINISHED"
         return text
     finally:
-        tracker.finish(status)
+        parent.send(MlflowRun.status, status)
 
 
 def _description(folder: SearchFolder, results: str) -> dict[str, str]:
     """The tag that MLflow shows as a run's description, in Markdown."""
     return {"mlflow.note.content": f"Search folder: `{folder.path}`\n\n{results}"}
-
-
-def _parent(tracker: Tracker) -> Mapping[str, str]:
-    """The tag that nests the trials' runs in MLflow, once the store has given the search's run an id."""
-    deadline = time.monotonic() + STORE_S
-    while tracker.run_id is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return {"mlflow.parentRunId": tracker.run_id} if tracker.run_id else {}
 
 
 def _tune(request: Request, made: Design, share: Share, folder: SearchFolder, tags: Mapping[str, str]) -> None:
@@ -174,33 +166,32 @@ def _tune(request: Request, made: Design, share: Share, folder: SearchFolder, ta
     ).fit()  # fmt: skip
 
 
-def _leave(request: Request, made: Design, folder: SearchFolder, tracker: Tracker) -> str:
+def _leave(request: Request, made: Design, folder: SearchFolder, parent: SearchRun) -> str:
     """Write the results down, here and in MLflow, and say what they are."""
     config, metric, records = make_config(request.options), str(request.search.metric), folder.records()
     write_csv(folder, records)
-    tracker.artifacts(folder.csv_file, "search")
+    parent.send(MlflowRun.artifacts, folder.csv_file, "search")
     best = best_record(records, metric)
     lines = [table(records, metric), ""]
     if best is None:
         log.info("%s", lines[0])
         raise Stopped(f"no trial was finished: their causes are in {folder.csv_file}", NOTHING_FINISHED)
-    for record in records:
-        tracker.metrics(record.number, record.figures)
+    parent.send(MlflowRun.metrics, [(record.number, time.time(), record.figures) for record in records])
     if request.search.ablations:
         finished = [(record.params, record.figures) for record in records if record.status == "finished"]
         text = ablations.render(ablations.TABLES[request.search.ablations], finished)
         with replacing(folder.ablations_file) as file:
             file.write(text.encode())
-        tracker.tags(_description(folder, text))
+        parent.send(MlflowRun.tags, _description(folder, text))
         lines = [text, f"the table    {folder.ablations_file}"]
     else:
         write_best(folder, best)
         picture = landscape(records, made.space, metric)
         with replacing(folder.landscape_file) as file:
             Image.fromarray(picture).save(file, format="png")
-        tracker.image("landscape", 0, picture)
-        tracker.tags(_description(folder, f"```\n{lines[0]}\n```"))
-        tracker.artifacts(folder.best_file, "search")
+        parent.send(MlflowRun.image, "landscape", 0, picture)
+        parent.send(MlflowRun.tags, _description(folder, f"```\n{lines[0]}\n```"))
+        parent.send(MlflowRun.artifacts, folder.best_file, "search")
         lines += [
             f"best         trial {best.number:04}: {metric} {best.figures[metric]:.4g} with {shown(best.params)}",
             f"             python launch/train.py --config {folder.best_file}",

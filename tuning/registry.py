@@ -1,15 +1,47 @@
 """What a search does in MLflow beside what its trials do themselves."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from infra.tracking import store_uri
+from infra.tracking import MlflowRun, store_uri
 from launch.runs.folder import RunFolder
 from tuning.folder import SearchFolder
 
 log = logging.getLogger(__name__)
 
 ALIAS = "best"
+
+
+class SearchRun:
+    """The run that those of the trials belong to. What MLflow does not take costs one warning and stops no search."""
+
+    def __init__(self, folder: SearchFolder, experiment: str) -> None:
+        self._run: MlflowRun | None = None
+        self._warned = False
+        self._try(self._open, folder, experiment)
+
+    def _open(self, folder: SearchFolder, experiment: str) -> None:
+        self._run = MlflowRun.open(folder.run_id_file, experiment, folder.path.name)
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What nests the trials' runs under this one."""
+        return {"mlflow.parentRunId": self._run.id} if self._run else {}
+
+    def send(self, method: Callable[..., None], *given: Any) -> None:
+        """method: of MlflowRun."""
+        if self._run:
+            self._try(method, self._run, *given)
+
+    def _try(self, method: Callable[..., None], *given: Any) -> None:
+        try:
+            method(*given)
+        except Exception as error:  # whatever a store or a driver comes up with
+            if not self._warned:
+                log.warning("MLflow at %s does not take the search's run (%s)", store_uri(), _line(error))
+            self._warned = True
 
 
 def end_runs(folder: SearchFolder) -> None:

@@ -21,7 +21,7 @@ from infra.errors import Stopped, UserError
 from infra.storage import replacing
 from launch.runs.config import JobConfig, make_config, of_any_age
 from launch.runs.folder import RunFolder
-from launch.runs.recorder import Listener
+from launch.runs.training import Listener
 from launch.runs.translator import train
 from trainer.checkpoint import Checkpoint
 from trainer.checkpointer import Checkpointer

@@ -1,21 +1,22 @@
 """One evaluation of a finished or unfinished run. `launch/evaluate.py` runs it."""
 
-import shutil
-import tempfile
+import logging
 from pathlib import Path
 
 from infra.console import setup_logging
 from infra.errors import UserError
-from infra.tracking import Tracker
 from launch.runs.config import JobConfig
-from launch.runs.evaluation import Evaluator, Outcome
+from launch.runs.evaluation import Evaluator
 from launch.runs.folder import RunFolder
-from launch.runs.report import log_outcome, table, write
+from launch.runs.follower import send
+from launch.runs.report import table, write
 from trainer.checkpoint import Checkpoint
 from trainer.engines import Engine, make_engine
 from trainer.engines.base import EngineConfig
 from trainer.evaluation.config import EvaluationConfig
 from trainer.translator import find_checkpoint, load_translator
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(run: Path, judges: EvaluationConfig, *, data: str | None = None, json_file: Path | None = None) -> None:
@@ -51,7 +52,11 @@ def _evaluate(run: Path, judges: EvaluationConfig, engine: Engine, data: str | N
         "step": checkpoint.state["step"], "segmenter": evaluator.segmenter_name,
     }  # fmt: skip
     write(outcome, about, json_file, csv_file, folder.samples)
-    _track(folder, checkpoint, outcome)
+    if folder.run_id_file.is_file():
+        try:
+            send(folder, create=False)
+        except UserError as error:  # the figures are in the folder
+            log.warning("%s", error)
     without = f"{root} has no pairs, no --segmenter was given, and FID is {outcome.figures['FID']}"
     print(table(outcome.figures) or f"nothing to measure: {without}")
     print(f"{outcome.images} test images of {root}, translated by {checkpoint.folder}")
@@ -65,16 +70,3 @@ def _folder_of(checkpoint: Path) -> RunFolder:
     """The run folder that a checkpoint lies in; of one that was moved elsewhere, the folder around it."""
     run = RunFolder(checkpoint.resolve().parents[1])
     return run if run.config_file.is_file() else RunFolder(checkpoint.resolve().parent)
-
-
-def _track(folder: RunFolder, checkpoint: Checkpoint, outcome: Outcome) -> None:
-    """Log to the run's MLflow run, if it has one, at the checkpoint's step."""
-    if not folder.run_id_file.is_file():
-        return
-    config = checkpoint.config(JobConfig)
-    with tempfile.TemporaryDirectory() as scratch:
-        # A copy: a store that does not know the run makes another, whose id must not displace the training run's.
-        run_id_file = Path(shutil.copy(folder.run_id_file, scratch))
-        tracker = Tracker.start(config["task"], folder.path.name, config, run_id_file=run_id_file, visit=True)
-        log_outcome(tracker, checkpoint.state["step"], outcome)
-        tracker.finish("FINISHED")

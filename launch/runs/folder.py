@@ -4,11 +4,15 @@ config.yaml        every option, resolved, with the format number
 environment.json   versions, machine and command of each start
 train.log          what the console said
 metrics.jsonl      one JSON object per step
-evaluations.jsonl  figures of each evaluation during training
-samples/           sample grids
+evaluations.jsonl  metrics of each evaluation during training
+evaluations/       pictures of each
+samples/           sample grids, and the pictures of launch/evaluate.py
 checkpoints/       see trainer/checkpoint.py
 model/             the final generator (or segmenter) as an MLflow model
+status             RUNNING, or how the run ended: FINISHED, KILLED (from outside, to be continued), FAILED
 mlflow_run_id      the MLflow run that this folder belongs to
+mlflow.json        what MLflow is told beside the options: experiment, tags, data set
+mlflow_sent.json   what MLflow has got so far (launch/runs/follower.py)
 evaluation.json    figures of launch/evaluate.py, once it has run; of a segmenter, its scores on test images
 """
 
@@ -22,7 +26,10 @@ import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from PIL import Image
 
 from infra.config import completed, differing, flatten, read_yaml, to_yaml
 from infra.errors import UserError
@@ -32,6 +39,7 @@ from trainer.methods.former import todays_names
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
+Status = Literal["RUNNING", "FINISHED", "KILLED", "FAILED"]
 METHOD, PRECISION = "method.name", "engine.precision"
 PACKAGES = ("torch", "deepspeed", "nvidia-dali-cuda130", "webdataset", "mlflow", "ray", "boto3", "numpy")
 
@@ -49,10 +57,14 @@ class RunFolder:
         self.log_file = path / "train.log"
         self.metrics_file = path / "metrics.jsonl"
         self.evaluations_file = path / "evaluations.jsonl"
+        self.evaluation_pictures = path / "evaluations"
         self.samples = path / "samples"
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
+        self.status_file = path / "status"
         self.run_id_file = path / "mlflow_run_id"
+        self.about_file = path / "mlflow.json"
+        self.sent_file = path / "mlflow_sent.json"
         self.evaluation_file = path / "evaluation.json"
 
     def check_place(self) -> None:
@@ -71,7 +83,7 @@ class RunFolder:
             return {}
         if self.config_file.is_file():
             return read_yaml(self.config_file)
-        # Checkpoints alone: fetched from the mirror by a start that did not live to `open`.
+        # Checkpoints alone: fetched from the mirror by a start that was killed before `open`.
         if not self.path.is_dir() or {path.name for path in self.path.iterdir()} - {self.checkpoints.name}:
             raise UserError(f"{self.path} exists and is not a run folder: name another --run-dir")
         return {}
@@ -95,12 +107,27 @@ class RunFolder:
         with replacing(environment) as file:
             file.write(json.dumps([*starts, _environment()], indent=1).encode())
 
+    def write_status(self, status: Status) -> None:
+        with replacing(self.status_file) as file:
+            file.write(f"{status}\n".encode())
+
+    def describe(self, about: Mapping[str, Any]) -> None:
+        """Write down what MLflow is told of the run: experiment, tags, data_set (root, digest, about), model (its name)."""
+        with replacing(self.about_file) as file:
+            file.write(json.dumps(about, indent=1).encode())
+
     def evaluations(self) -> list[dict[str, Any]]:
-        """Figures of each evaluation during training with its "step", in order; a line cut short by a kill left out."""
+        """Metrics of each evaluation during training with its "step", in order; without a line cut short by a kill."""
         if not self.evaluations_file.exists():
             return []
         lines = self.evaluations_file.read_text().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def write_png(path: Path, picture: np.ndarray) -> None:
+    """picture: uint8 (H, W, 3)."""
+    with replacing(path) as file:
+        Image.fromarray(picture).save(file, format="png")
 
 
 def check_same(run: str, saved: Mapping[str, Any], config: TrainingConfig) -> None:

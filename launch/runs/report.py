@@ -10,7 +10,6 @@ from typing import Any
 from PIL import Image
 
 from infra.storage import replacing
-from infra.tracking import Tracker
 from launch.runs.evaluation import PICTURES, Outcome
 from trainer.evaluation.flips import Pair
 
@@ -109,13 +108,6 @@ def _tidy(figures: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
             yield of_class, f"share in {part}", share
     for parts, distance in figures.get("total_variation", {}).items():
         yield "", f"total variation {parts}", distance
-
-
-def log_outcome(tracker: Tracker, step: int, outcome: Outcome) -> None:
-    """Log the numbers as eval/NAME, but for DETAILS, and the pictures to a run."""
-    tracker.metrics(step, dict(scalars(outcome.figures)))
-    for name, picture in outcome.pictures.items():
-        tracker.image(name, step, picture)
 
 
 def scalars(figures: dict[str, Any], prefix: str = "eval/") -> Iterator[tuple[str, float]]:

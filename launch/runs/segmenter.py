@@ -14,11 +14,10 @@ from torch import nn
 
 from infra.config import OptionParser, build, flatten, option
 from infra.storage import open_storage, replacing
-from infra.tracking import Tracker
 from launch.runs.config import check_seed, read_options
 from launch.runs.data import EMBEDDED_TASK, find_data
 from launch.runs.folder import RunFolder
-from launch.runs.recorder import Draw
+from launch.runs.sampler import Draw
 from launch.runs.training import Job, run
 from pipelines.dataset import Samples
 from pipelines.labelled import LabelledLoader
@@ -91,18 +90,20 @@ class SegmenterJob(Job[SegmenterConfig]):
     script = "launch/train_segmenter.py"
     unit = "images"
     shorter = "give a lower --optim.epochs, or prepare smaller images"
+    model = "segmenter"
     experiment = "segmenter"
 
-    @property
-    def run_name(self) -> str:
-        return f"segmenter-{self.config.model.network}"
+    @staticmethod
+    def run_name(config: SegmenterConfig) -> str:
+        return f"segmenter-{config.model.network}"
+
+    @staticmethod
+    def find_data(config: SegmenterConfig, before: str | None) -> str:
+        return find_data(EMBEDDED_TASK, config.data.root, before)
 
     @property
     def title(self) -> str:
         return f"segmenter {self.config.model.network} on the {self.config.domain} images of {self._root}"
-
-    def find_data(self, before: str | None) -> str:
-        return find_data(EMBEDDED_TASK, self.config.data.root, before)
 
     def loader(self, **options: Any) -> LabelledLoader:
         return LabelledLoader(self._root, self.config.data, domain=self.config.domain, **options)
@@ -121,7 +122,7 @@ class SegmenterJob(Job[SegmenterConfig]):
         def draw(network: nn.Module, device: torch.device) -> np.ndarray:
             segmenter = as_segmenter(
                 network.get_submodule("segmenter"),
-                name=self.run_name,
+                name=self.run_name(self.config),
                 input_size=split.image_size,
                 label_space=str(split.label_space),
                 device=device,
@@ -138,17 +139,16 @@ class SegmenterJob(Job[SegmenterConfig]):
         split = self._split("train")
         return {"image_size": split.image_size, "label_space": split.label_space}
 
-    def publish(self, folder: RunFolder, checkpoint: Path, tracker: Tracker) -> None:
+    def publish(self, folder: RunFolder, checkpoint: Path) -> None:
         segmenter = load_trained(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
         if self._split("test").label_space is None:
             log.info("not scored: %s has no labelled test images of the %s domain", self._root, self.config.domain)
         else:
             scores = self._score(segmenter)
-            tracker.metrics(Checkpoint(checkpoint).state["step"], {f"eval/{name}": scores[name] for name in SHOWN})
+            scores["step"] = Checkpoint(checkpoint).state["step"]
             with replacing(folder.evaluation_file) as file:
                 file.write((json.dumps(scores, indent=1) + "\n").encode())
         save_pyfunc_model(folder.model, checkpoint, ["segmenter"], load_trained)
-        tracker.model("segmenter", folder.model)
 
     def _score(self, segmenter: Segmenter) -> dict[str, Any]:
         """What `ConfusionMatrix.scores` gives for the labelled test images of the domain."""

@@ -10,13 +10,13 @@ from torch import nn
 
 from infra.config import flatten
 from infra.errors import UserError
-from infra.tracking import Tracker
 from launch.runs.config import JobConfig
 from launch.runs.data import find_data
 from launch.runs.evaluation import Evaluator, Outcome
 from launch.runs.folder import RunFolder
-from launch.runs.recorder import Draw, Judging, Listener
-from launch.runs.training import Job, run
+from launch.runs.sampler import Draw
+from launch.runs.training import Job, Listener, run
+from launch.runs.validation import Validation
 from pipelines.dataset import Samples
 from pipelines.loader import UnpairedLoader
 from pipelines.manifest import DOMAINS
@@ -33,21 +33,23 @@ class TranslatorJob(Job[JobConfig]):
     script = "launch/train.py"
     unit = "pairs"
     shorter = "use --config launch/demo.yaml, as `make demo` does"
+    model = "generator"
+
+    @staticmethod
+    def run_name(config: JobConfig) -> str:
+        return f"{config.task}-{config.method.name}"
+
+    @staticmethod
+    def find_data(config: JobConfig, before: str | None) -> str:
+        return find_data(config.task, config.data.root, before)
 
     @property
     def experiment(self) -> str:
         return self.config.task
 
     @property
-    def run_name(self) -> str:
-        return f"{self.config.task}-{self.config.method.name}"
-
-    @property
     def title(self) -> str:
         return f"{self.config.method.name} on {self.config.task}"
-
-    def find_data(self, before: str | None) -> str:
-        return find_data(self.config.task, self.config.data.root, before)
 
     def loader(self, **options: Any) -> UnpairedLoader:
         return UnpairedLoader(str(self.config.data.root), self.config.data, **options)
@@ -74,7 +76,7 @@ class TranslatorJob(Job[JobConfig]):
 
         return draw
 
-    def judging(self, engine: Engine) -> Judging | None:
+    def validation(self, engine: Engine) -> Validation | None:
         config = self.config.evaluation
         if not config.every:
             unused = [name for name, value in flatten(config).items() if value != getattr(EvaluationConfig(), name)]
@@ -89,15 +91,11 @@ class TranslatorJob(Job[JobConfig]):
             assert isinstance(network, Translation)
             return evaluator(Translator(network, device))
 
-        return Judging(config.every, evaluate, evaluator.best_figure(config.best))
+        return Validation(config.every, evaluate, evaluator.best_figure(config.best))
 
-    def facts(self) -> dict[str, Any]:
-        return {}
-
-    def publish(self, folder: RunFolder, checkpoint: Path, tracker: Tracker) -> None:
+    def publish(self, folder: RunFolder, checkpoint: Path) -> None:
         networks = [name for name, _ in self.config.method.translation().named_children()]
         save_pyfunc_model(folder.model, checkpoint, networks, load_translator)
-        tracker.model("generator", folder.model)
 
 
 def train(config: JobConfig, *, tags: Mapping[str, str] | None = None, listener: Listener | None = None) -> Path:

@@ -87,7 +87,7 @@ def kill(job: subprocess.Popen[str]) -> None:
 def losses(run_dir: Path) -> list[dict[str, Any]]:
     """The metrics of every step, without what depends on the machine's speed and on where the data lies."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    others = ("pairs_per_s", "memory_gib", "data/")
+    others = ("pairs_per_s", "memory_gib", "data/", "time")
     return [{k: v for k, v in row.items() if not k.startswith(others)} for row in rows]
 
 

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from infra.storage import LocalStorage
-from infra.tracking import Tracker
+from infra.tracking import MlflowRun
 from pipelines.dataset import Samples
 from pipelines.labels import CLASSES
 from pipelines.prepare import Encoding, prepare
@@ -164,18 +164,18 @@ def test_evaluating_twice_gives_the_same_bytes(monkeypatch, evaluated: tuple[Pat
 
 
 def test_figures_and_pictures_in_mlflow(monkeypatch, client: MlflowClient, run: Path, segmenter: Path) -> None:
-    tracker = Tracker.start("gta2city", "run", {"seed": 0}, run_id_file=run / "mlflow_run_id")
-    tracker.finish()
+    tracked = MlflowRun.open(run / "mlflow_run_id", "gta2city", "run")
+    assert tracked is not None
     assert evaluate(monkeypatch, run, "--segmenter", segmenter) == 0
     report = report_of(run)
-    metrics = client.get_run(tracker.run_id).data.metrics
+    metrics = client.get_run(tracked.id).data.metrics
     for name in ("pxAcc", "clsAcc", "mIoU", "flip_rate", "Dist"):
         assert metrics[f"eval/{name}"] == report[name]
         assert metrics[f"eval/baseline/{name}"] == report["baseline"][name]
     assert metrics["eval/ceiling/mIoU"] == report["ceiling"]["mIoU"]
     assert metrics["eval/per_class/traffic light/IoU"] == report["per_class"]["traffic light"]["IoU"]
     assert not any("class_distribution" in name for name in metrics)  # the picture and the files have it
-    logged = {Path(item.path).name.partition("+")[0] for item in client.list_artifacts(tracker.run_id, "images")}
+    logged = {Path(item.path).name.partition("+")[0] for item in client.list_artifacts(tracked.id, "images")}
     assert logged == {Path(name).stem for name in PICTURES}
 
 

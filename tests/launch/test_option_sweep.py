@@ -13,6 +13,7 @@ import typing
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,6 @@ from shardmaker import write_root, write_split
 from infra.config import flatten, leaves
 from infra.errors import Stopped, UserError
 from infra.storage import LocalStorage
-from infra.tracking import Tracker
 from launch import evaluate as evaluate_script
 from launch import prepare as prepare_script
 from launch.runs import config, segmenter, translator
@@ -125,7 +125,7 @@ def workplace(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     manifest = dataclasses.replace(manifest, splits=manifest.splits | tests, paired=True)
     storage.write(MANIFEST, manifest.to_json().encode())
     (place / "file").write_text("text")
-    monkeypatch.setattr("launch.runs.training.Tracker.start", lambda *_, **__: Tracker.disabled())
+    monkeypatch.setattr("launch.runs.training.Follower", lambda folder: SimpleNamespace(finish=lambda: None))
     for module in (translator, segmenter):
         monkeypatch.setattr(module, "save_pyfunc_model", lambda *_: None)
     return place

@@ -259,7 +259,7 @@ def test_the_health_of_the_data_in_figures_and_log(caplog: pytest.LogCaptureFixt
     health.bad_shard("a.tar", "is missing")
     health.bad_shard("a.tar", "is missing")
     health.bad_sample("x in b.tar", "is no JPEG")
-    assert health.figures() == {
+    assert health.metrics() == {
         "data/retries": 23, "data/evictions": 1, "data/fetched_MiB": 1.5, "data/bad_shards": 1, "data/bad_samples": 1
     }  # fmt: skip
     assert caplog.messages == [

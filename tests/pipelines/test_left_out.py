@@ -67,7 +67,7 @@ def test_broken_images_are_replaced_and_no_other_position_changes(kind: str, tmp
     config = dataclasses.replace(CONFIG, decoder=kind)
     write_root(LocalStorage(tmp_path))
     intact, health = read(tmp_path, config)
-    assert not any(health.figures().values())
+    assert not any(health.metrics().values())
     broken = {"source_000001", "source_000006", "target_000004"}
     break_samples(tmp_path, *broken)
 

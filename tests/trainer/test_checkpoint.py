@@ -19,7 +19,7 @@ from tests.trainer.small import small_method
 from trainer.checkpoint import Checkpoint
 from trainer.checkpointer import Checkpointer
 from trainer.engines import Engine, EngineConfig
-from trainer.loop import LoopConfig, Observer, Trainer
+from trainer.loop import Evaluation, LoopConfig, Trainer
 from trainer.networks.config import GeneratorConfig
 from trainer.optim import OptimConfig
 from trainer.state import TrainingState
@@ -277,14 +277,17 @@ def steps_of_noise(first: int) -> Iterator[list[Pairs]]:
         step += 1
 
 
-class Keeper(Observer):
+class Keeper:
     def __init__(self, checkpointer: Checkpointer) -> None:
         self.checkpointer, self.rows = checkpointer, []
 
-    def progress(self, rows: Any) -> None:
+    def estimate(self, seconds: float) -> None:
+        pass
+
+    def record(self, rows: Any) -> None:
         self.rows += [{k: v for k, v in row.items() if k not in ("pairs_per_s", "memory_gib")} for row in rows]
 
-    def save(self, state: TrainingState) -> None:
+    def save(self, state: TrainingState, evaluation: Evaluation | None) -> None:
         self.checkpointer.save(state.step, state.tensors, {"step": state.step, "scalers": state.scalers})
 
 
@@ -301,7 +304,9 @@ def train(folder: Path, steps: int, **model: Any) -> Keeper:
         checkpoint = Checkpoint(path)
         trainer.restore(checkpoint)
         first = checkpoint.state["step"]
-    trainer.fit(steps_of_noise(first), first, keeper)
+    trainer.fit(
+        steps_of_noise(first), first, recorder=keeper, sample=lambda step: None, evaluate=None, save=keeper.save
+    )
     return keeper
 
 

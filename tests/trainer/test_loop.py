@@ -4,7 +4,7 @@ import copy
 import math
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from infra.errors import Stopped
 from tests.trainer.small import small_method
 from trainer.engines import Engine, EngineConfig
-from trainer.loop import LoopConfig, Observer, Trainer
+from trainer.loop import Evaluation, LoopConfig, Trainer
 from trainer.optim import OptimConfig
 from trainer.schedule import Schedule
 from trainer.state import TrainingState
@@ -38,11 +38,11 @@ def steps_of_noise(first: int = 0) -> Iterator[list[Pairs]]:
         step += 1
 
 
-class Recorder(Observer):
-    """Keeps what it is told; may act when a step is done."""
+class Recorder:
+    """Keeps what the loop has it write, draw, evaluate and save; may act when a step is done."""
 
     def __init__(self, after: Callable[[int], None] = lambda done: None) -> None:
-        self.rows: list[dict[str, float]] = []
+        self.rows: list[Mapping[str, float]] = []
         self.states: list[TrainingState] = []
         self.sampled: list[int] = []
         self.estimates: list[float] = []
@@ -50,7 +50,7 @@ class Recorder(Observer):
         self.best: tuple[int, ...] = ()
         self.calls, self.after = 0, after
 
-    def progress(self, rows: Sequence[dict[str, float]]) -> None:
+    def record(self, rows: Sequence[Mapping[str, float]]) -> None:
         self.rows += rows
         self.calls += 1
         self.after(self.calls)
@@ -61,14 +61,21 @@ class Recorder(Observer):
     def sample(self, step: int) -> None:
         self.sampled.append(step)
 
-    def evaluate(self, step: int) -> bool:
+    def evaluate(self, step: int) -> Evaluation:
         assert self.rows[-1]["step"] == step, "its step is not written"
         self.evaluated.append(step)
-        return step in self.best
+        return Evaluation(step, {"Dist": 1.0}, best=False, keep=step in self.best)
 
-    def save(self, state: TrainingState) -> None:
+    def save(self, state: TrainingState, evaluation: Evaluation | None) -> None:
+        assert (evaluation and evaluation.step) == (state.step if state.step in self.evaluated else None)
         assert [row["step"] for row in self.rows] == list(range(1, state.step + 1)), "a step before it is not written"
         self.states.append(copy.deepcopy(state))
+
+    def watch(self, trainer: Trainer, first: int = 0) -> None:
+        """Train to the end."""
+        trainer.fit(
+            steps_of_noise(first), first, recorder=self, sample=self.sample, evaluate=self.evaluate, save=self.save
+        )
 
 
 def make(steps: int = 6, *, ema: float = 0.0, evaluate_every: float = 0.0, **options: Any) -> Trainer:
@@ -85,7 +92,7 @@ def make(steps: int = 6, *, ema: float = 0.0, evaluate_every: float = 0.0, **opt
 def test_every_step_has_a_row_whatever_the_rhythm() -> None:
     recorders = {every: Recorder() for every in (1, 4, 100)}
     for every, recorder in recorders.items():
-        make(7, report_every=every).fit(steps_of_noise(), 0, recorder)
+        recorder.watch(make(7, report_every=every))
         assert [row["step"] for row in recorder.rows] == list(range(1, 8)) and recorder.calls == 7
         assert [row["epoch"] for row in recorder.rows] == [1, 1, 1, 1, 2, 2, 2]
         assert [row["lr"] for row in recorder.rows] == pytest.approx([2e-4] * 4 + [1e-4] * 3)
@@ -134,15 +141,15 @@ def test_pairs_per_s_counts_the_wait_for_the_accelerator_and_nothing_that_is_no_
             clock.now += 1000
             super().sample(step)
 
-        def save(self, state: TrainingState) -> None:
+        def save(self, state: TrainingState, evaluation: Evaluation | None) -> None:
             clock.now += 1000
-            super().save(state)
+            super().save(state, evaluation)
 
     monkeypatch.setattr("trainer.loop.train_step", train_step)
     monkeypatch.setattr(trainer.engine, "mean", mean)
     trainer.schedule = Schedule(trainer.schedule.optim, 100)
     recorder = Slow()
-    trainer.fit(steps_of_noise(), 0, recorder)
+    recorder.watch(trainer)
     assert [row["pairs_per_s"] for row in recorder.rows] == pytest.approx([1.0] * 12)
     assert recorder.estimates == pytest.approx([10.0])  # steps of a second each
 
@@ -151,14 +158,14 @@ def test_the_rate_that_is_logged_is_the_rate_in_use() -> None:
     trainer, used = make(8), []
     optimisers = trainer.engine.optimisers.values()
     recorder = Recorder(lambda done: used.append({group["lr"] for each in optimisers for group in each.param_groups}))
-    trainer.fit(steps_of_noise(), 0, recorder)
+    recorder.watch(trainer)
     assert used == [{row["lr"]} for row in recorder.rows]
     assert len({row["lr"] for row in recorder.rows}) == 2
 
 
 def test_samples_and_checkpoints_come_in_their_rhythm_and_at_the_end() -> None:
     recorder = Recorder()
-    make(7, samples_every=3, checkpoint_every=2).fit(steps_of_noise(), 0, recorder)
+    recorder.watch(make(7, samples_every=3, checkpoint_every=2))
     assert recorder.sampled == [3, 6, 7]
     assert [state.step for state in recorder.states] == [2, 4, 6, 7]
     assert len(recorder.estimates) == 1 and recorder.estimates[0] > 0
@@ -167,21 +174,21 @@ def test_samples_and_checkpoints_come_in_their_rhythm_and_at_the_end() -> None:
 @pytest.mark.parametrize(("every", "steps"), [(0, []), (0.5, [2, 4, 6, 7]), (0.4, [2, 4, 5, 7]), (1, [4, 7]), (9, [7])])
 def test_evaluations_come_by_epochs_and_at_the_end(every: float, steps: list[int]) -> None:
     recorder = Recorder()
-    make(7, report_every=100, evaluate_every=every).fit(steps_of_noise(), 0, recorder)
+    recorder.watch(make(7, report_every=100, evaluate_every=every))
     assert recorder.evaluated == steps
 
 
 def test_the_best_is_saved_between_checkpoints() -> None:
     recorder = Recorder()
     recorder.best = (2, 4)
-    make(7, checkpoint_every=3, evaluate_every=0.5).fit(steps_of_noise(), 0, recorder)
+    recorder.watch(make(7, checkpoint_every=3, evaluate_every=0.5))
     assert [state.step for state in recorder.states] == [2, 3, 4, 6, 7]
 
 
 def test_the_schedule_ends_the_run_and_a_finished_run_does_nothing() -> None:
     trainer, recorder = make(100), Recorder()
     assert trainer.total_steps == 8
-    trainer.fit(steps_of_noise(), 8, recorder)
+    recorder.watch(trainer, 8)
     assert not recorder.rows and not recorder.states
 
 
@@ -195,7 +202,7 @@ def test_a_loss_that_is_no_number_stops_with_its_name_and_exit_code_3() -> None:
 
     recorder = Recorder(poison)
     with pytest.raises(Stopped, match=r"^G, G_GAN, NCE.* is not a finite number at step 4: .*--run-dir") as stop:
-        trainer.fit(steps_of_noise(), 0, recorder)
+        recorder.watch(trainer)
     assert stop.value.exit_code == 3
     assert len(recorder.rows) == 3 and not recorder.states
 
@@ -209,7 +216,7 @@ def test_sigterm_saves_and_stops_with_143(ranks: int, told_at: int, ends_at: int
     trainer.engine.world_size = ranks
     trainer.schedule = Schedule(trainer.schedule.optim, 40)
     with pytest.raises(Stopped, match=f"terminated after step {ends_at}, which is saved: the same command") as stop:
-        trainer.fit(steps_of_noise(), 0, recorder)
+        recorder.watch(trainer)
     assert stop.value.exit_code == 143
     assert [state.step for state in recorder.states] == [ends_at]
     assert [row["step"] for row in recorder.rows] == list(range(1, ends_at + 1))
@@ -220,7 +227,7 @@ def test_the_moving_average_is_one() -> None:
     trainer, seen = make(4, ema=0.5), []
     weight = trainer.method.generator.model[1].weight
     recorder = Recorder(lambda done: seen.append(weight.detach().clone()))
-    trainer.fit(steps_of_noise(), 0, recorder)
+    recorder.watch(trainer)
     average = seen[0]
     for later in seen[1:]:
         average = 0.5 * average + 0.5 * later

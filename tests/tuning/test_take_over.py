@@ -1,5 +1,6 @@
 """PBT's exploit: a run goes on from another run's checkpoint with options of its own."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from launch.runs.translator import train
 from trainer.checkpoint import Checkpoint
 from trainer.checkpointer import Checkpointer
 from trainer.engines import Engine, EngineConfig
-from trainer.loop import LoopConfig, Observer, Trainer
+from trainer.loop import Evaluation, LoopConfig, Trainer
 from trainer.state import TrainingState
 from tuning.spaces import Params
 from tuning.trial import take_over
@@ -77,13 +78,12 @@ class Pairs(NamedTuple):
     slots: Tensor
 
 
-class Keeper(Observer):
-    """Keeps what is to be saved."""
+class Silent:
+    def record(self, rows: Sequence[Mapping[str, float]]) -> None:
+        pass
 
-    state: TrainingState
-
-    def save(self, state: TrainingState) -> None:
-        self.state = state
+    def estimate(self, seconds: float) -> None:
+        pass
 
 
 def trained(options: Params, before: Checkpoint | None, steps: int) -> TrainingState:
@@ -95,11 +95,17 @@ def trained(options: Params, before: Checkpoint | None, steps: int) -> TrainingS
     trainer = Trainer(method, engine, config.optim, LoopConfig(max_steps=steps), seed=0, source_samples=8)
     if before:
         trainer.restore(before)
-    first, keeper = before.state["step"] if before else 0, Keeper()
+    first = before.state["step"] if before else 0
+    states: list[TrainingState] = []
+
+    def save(state: TrainingState, evaluation: Evaluation | None) -> None:
+        states.append(state)
+
     draws = [torch.Generator().manual_seed(step) for step in range(steps)]
     images = [[torch.rand(1, 3, 32, 32, generator=draw) * 2 - 1 for _ in range(2)] for draw in draws]
-    trainer.fit([[Pairs(*pair, torch.tensor([0]))] for pair in images[first:]], first, keeper)
-    return keeper.state
+    steps = [[Pairs(*pair, torch.tensor([0]))] for pair in images[first:]]
+    trainer.fit(steps, first, recorder=Silent(), sample=lambda step: None, evaluate=None, save=save)
+    return states[-1]
 
 
 @pytest.mark.parametrize(

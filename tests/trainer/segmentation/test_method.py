@@ -1,7 +1,7 @@
 """Training a segmenter: its loss, its one phase on the engines, its batch norm, its optimisers."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from trainer.checkpointer import Checkpointer
 from trainer.draws import Draws
 from trainer.engines import Engine, EngineConfig
 from trainer.engines.base import _use_triton
-from trainer.loop import LoopConfig, Observer, Trainer
+from trainer.loop import Evaluation, LoopConfig, Trainer
 from trainer.methods.base import StepContext
 from trainer.optim import OptimConfig
 from trainer.schedule import Schedule
@@ -191,16 +191,22 @@ def test_a_step_without_any_labelled_pixel_changes_nothing() -> None:
 # ---- a whole training ---------------------------------------------------------------------------------------------------
 
 
-class Recorder(Observer):
-    def __init__(self, after: Callable[[int], None] = lambda done: None) -> None:
-        self.rows: list[dict[str, float]] = []
+class Recorder:
+    def __init__(self) -> None:
+        self.rows: list[Mapping[str, float]] = []
         self.states: list[TrainingState] = []
 
-    def progress(self, rows: Sequence[dict[str, float]]) -> None:
+    def record(self, rows: Sequence[Mapping[str, float]]) -> None:
         self.rows += rows
 
-    def save(self, state: TrainingState) -> None:
+    def estimate(self, seconds: float) -> None:
+        pass
+
+    def save(self, state: TrainingState, evaluation: Evaluation | None) -> None:
         self.states.append(state)
+
+    def watch(self, trainer: Trainer, steps: Iterator[list[Labelled]], first: int = 0) -> None:
+        trainer.fit(steps, first, recorder=self, sample=lambda step: None, evaluate=None, save=self.save)
 
 
 def trainer(**options: Any) -> Trainer:
@@ -225,7 +231,7 @@ ADAM = {"kind": "adam", "schedule": "poly", "ema": 0.9}
 @pytest.mark.parametrize("options", [SGD, ADAM, {"accumulation": 2}], ids=["sgd", "adam", "accumulation"])
 def test_it_learns(options: dict[str, Any]) -> None:
     recorder = Recorder()
-    trainer(**options).fit(steps(parts=options.get("accumulation", 1)), 0, recorder)
+    recorder.watch(trainer(**options), steps(parts=options.get("accumulation", 1)), 0)
     assert recorder.rows[0]["CE"] > 0.9 and recorder.rows[-1]["CE"] < 0.5 and recorder.rows[-1]["pxAcc"] > 0.9
     (state,) = recorder.states
     assert set(state.tensors) == {"segmenter", "optimiser", "slots"} | (
@@ -244,7 +250,7 @@ def test_a_restored_run_goes_on_bit_for_bit(options: dict[str, Any], tmp_path: A
         if state is not None:
             saved = Checkpointer(tmp_path, keep=1).save(first, state.tensors, {"scalers": state.scalers})
             job.restore(Checkpoint(saved))
-        job.fit(steps(first), first, recorder)
+        recorder.watch(job, steps(first), first)
         return recorder.states[-1]
 
     whole, resumed = run(0, 9), run(4, 9, run(0, 4))
