@@ -9,21 +9,35 @@ from torch import Tensor, nn
 from infra.config import build, completed
 from infra.errors import UserError
 from trainer.checkpoint import Checkpoint, checkpoints_in
+from trainer.draws import generator
 from trainer.methods import METHODS
 from trainer.methods.former import todays_names
 from trainer.translation import Translation
 
 
 class Translator:
-    """Translates pictures of any size that is not too small."""
+    """Translates pictures of any size that is not too small.
 
-    def __init__(self, translation: Translation, device: torch.device | str = "cpu") -> None:
-        self.translation, self.device = translation, device
+    direction: one of the translation's. seed: of the styles, where it has them.
+    """
+
+    def __init__(
+        self, translation: Translation, device: torch.device | str = "cpu", *, direction: str = "AtoB", seed: int = 0
+    ) -> None:
+        if direction not in translation.directions:
+            raise UserError(
+                f"this network does not translate {direction}: choose one of {', '.join(translation.directions)}"
+            )
+        self.translation, self.device, self.direction, self.seed = translation, device, direction, seed
 
     @torch.no_grad()
-    def __call__(self, image: np.ndarray) -> np.ndarray:
+    def __call__(self, image: np.ndarray, key: str = "") -> np.ndarray:
         """(H, W, 3) uint8 RGB, or (N, H, W, 3), to the same shape. Sizes that the networks do not take are padded by
-        reflection and cut back."""
+        reflection and cut back.
+
+        key: names the image, whose style is N(0, 1) drawn by the seed and this name, so that an image has the same one
+        wherever and whenever it is translated; several images together have one for each.
+        """
         batch = image if image.ndim == 4 else image[None]
         if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[3] != 3:
             raise UserError(f"an image of type {image.dtype} and shape {image.shape} cannot be translated: "
@@ -34,8 +48,15 @@ class Translator:
             raise UserError(f"an image of {width}x{height} is too small: give {smallest} pixels or more each way")
         x_NCHW = to_tensor(batch).to(self.device)
         padded = nn.functional.pad(x_NCHW, (0, -width % multiple, 0, -height % multiple), mode="reflect")
-        result = to_images(self.translation(padded)[:, :, :height, :width])
+        codes = self._codes(len(batch), key)
+        result = to_images(self.translation(padded, codes, self.direction)[:, :, :height, :width])
         return result if image.ndim == 4 else result[0]
+
+    def _codes(self, count: int, key: str) -> Tensor | None:
+        if self.translation.code is None:
+            return None
+        drawn = torch.randn(count, self.translation.code, generator=generator("cpu", self.seed, "code", key))
+        return drawn.to(self.device)
 
 
 def to_tensor(images_NHWC: np.ndarray) -> Tensor:

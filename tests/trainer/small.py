@@ -1,11 +1,30 @@
-"""Methods of a size for tests."""
+"""Methods of a size for tests: every one that is registered has a row, and whoever adds one adds its row."""
 
 from typing import Any
 
 from infra.config import build
 from trainer.methods import METHODS, MethodConfig
 
-SIZES = {"generator.ngf": 4, "generator.blocks": 6, "discriminator.ndf": 4, "head_dim": 8}
+CUT = {"generator.ngf": 4, "generator.blocks": 6, "discriminator.ndf": 4, "head_dim": 8}
+SMALL: dict[str, dict[str, Any]] = {"cut": CUT, "fastcut": CUT, "srunit": CUT}
+"""Options of the method that make its networks small."""
+
+IN_USE: dict[str, dict[str, Any]] = {
+    "cut": {"patches": 16},
+    "fastcut": {"patches": 16},
+    "srunit": {"patches": 16, "buffer": 4, "robust.start": 0.0},
+}
+"""More of them, which put everything to use that has a state or draws, from the first step on."""
+
+CROPS: dict[str, int] = {}
+"""The sides of images for those that do not take 32 pixels."""
+
+ONE_PASS: tuple[str, ...] = ()
+"""Those whose losses need the whole global batch at once, so that two micro-batches are not what two ranks are."""
+
+
+def crop_of(name: str) -> int:
+    return CROPS.get(name, 32)
 
 
 def method_config(name: str = "srunit", **options: Any) -> MethodConfig:
@@ -13,7 +32,7 @@ def method_config(name: str = "srunit", **options: Any) -> MethodConfig:
     family = METHODS[name]
     preset = {key.removeprefix("method."): value for key, value in family.options.items() if key.startswith("method.")}
     given = {key.replace("__", "."): value for key, value in options.items()}
-    return build(family.config, SIZES, preset, given)
+    return build(family.config, SMALL[name], preset, given)
 
 
 def small_method(name: str = "srunit", *, seed: int = 0, global_batch: int = 1, **options: Any) -> Any:

@@ -141,7 +141,8 @@ class Cut(Method[Batch, Outputs]):
         return total, {name: value.detach() for name, value in named.items()}
 
     def discriminator_loss(self, outputs: Outputs, batch: Batch, context: StepContext) -> tuple[Tensor, Losses]:
-        d_fake, d_real = self.adversary.judge(outputs, batch, context.draws)
+        outputs.shown = self.adversary.shown(outputs.fake, batch.slots, context.draws)
+        d_fake, d_real = self.adversary.judge(outputs.shown, batch.target)
         return (d_fake + d_real) / 2, {"D_fake": d_fake, "D_real": d_real}
 
     def generator_loss(self, outputs: Outputs, batch: Batch, context: StepContext) -> tuple[Tensor, Losses]:

@@ -8,7 +8,7 @@ prints a line of JSON for each: its name and what was found.
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,8 @@ from trainer.evaluation.fidelity import Features
 from trainer.evaluation.inception import InceptionV3
 from trainer.exact import exact_arithmetic
 from trainer.loop import LoopConfig, Trainer
-from trainer.methods import ABLATIONS, METHODS, Cut
+from trainer.methods import ABLATIONS, METHODS
+from trainer.methods.parts.image_buffers import ImageBuffers
 from trainer.networks.config import GeneratorConfig
 from trainer.optim import OptimConfig
 from trainer.segmentation.config import SegmenterModelConfig
@@ -43,24 +44,26 @@ from trainer.translator import Translator
 
 SIZE = 64  # of the images, both ways
 CLASSES = 19
-TAPS = (0, 4, 8, 12)  # with one residual block
+# Widths that CUDA's kernels would take; generators get one residual block.
+_CUT = {"taps": (0, 4, 8, 12), "patches": 16, "head_dim": 16, "generator.ngf": 8,
+        "discriminator.ndf": 8, "discriminator.layers": 1, "buffer": 0}  # fmt: skip
+WIDE: dict[str, dict[str, Any]] = {"cut": _CUT, "fastcut": _CUT, "srunit": _CUT}
 EPOCHS = 10  # of one step each
 
 
 def translating(
     method: str, options: dict[str, Any], engine: dict[str, Any], *, batch: int = 1, accumulation: int = 1,
-    steps: tuple[int, ...] = (5,), ema: float = 0.0, buffer: int = 0, continued: bool = False,
+    steps: tuple[int, ...] = (5,), ema: float = 0.0, continued: bool = False,
 ) -> list[Finding]:  # fmt: skip
     """Steps of a method, in the middle of its schedule unless `steps` says otherwise. options: by dotted name.
     continued: after another step and a restart of the optimisers from their states."""
     family = METHODS[method]
-    given = {"method.taps": TAPS, "method.patches": 16, "method.head_dim": 16, "method.generator.ngf": 8,
-             "method.discriminator.ndf": 8, "method.discriminator.layers": 1}  # fmt: skip
-    given |= {**family.options, **options, "method.buffer": buffer}
+    given = {f"method.{name}": value for name, value in WIDE[method].items()} | family.options | options
     section = {name.removeprefix("method."): value for name, value in given.items() if name.startswith("method.")}
     section.pop("name", None)
     config: Any = build(family.config, section)
-    config = replace(config, generator=replace(config.generator, blocks=1))
+    if isinstance(getattr(config, "generator", None), GeneratorConfig):  # fewer than a person may ask for
+        config = replace(config, generator=replace(config.generator, blocks=1))
 
     def make() -> tuple[Any, list[Any]]:
         made = config.build(seed=0, global_batch=batch * accumulation)
@@ -91,9 +94,8 @@ def _train(
         trainer = Trainer(method, runs, optim, LoopConfig(), seed=0, source_samples=1)
         if trainer.averaged is not None:
             trainer.averaged.started = True  # as from the second step on
-        if isinstance(method, Cut):  # fill the image buffers: only full ones give back earlier images
+        for buffers in image_buffers(method):  # filled, since only full ones give back earlier images
             fake = torch.empty(1, SIZE, SIZE, 3, device=DEVICE).permute(0, 3, 1, 2)
-            buffers = method.adversary.buffers
             for batch in batches:
                 for slot in batch.slots.tolist():
                     for _ in range(buffers.capacity):
@@ -106,6 +108,15 @@ def _train(
             for step in steps:
                 trainer._step(step, batches)
         return list(found)
+
+
+def image_buffers(owner: Any) -> Iterator[ImageBuffers]:
+    """Those of a method, its own or of a part that it is made of."""
+    for value in vars(owner).values():
+        if isinstance(value, ImageBuffers):
+            yield value
+        elif type(value).__module__.startswith("trainer.methods.parts"):
+            yield from image_buffers(value)
 
 
 def _slots(slots: range) -> torch.Tensor:
@@ -152,7 +163,7 @@ def in_a_step(owner: Any, name: str, value: Any) -> list[Finding]:
     kept = getattr(owner, name)
     setattr(owner, name, value)
     try:
-        return translating("cut", {}, BF16, buffer=2)
+        return translating("cut", {"method.buffer": 2}, BF16)
     finally:
         setattr(owner, name, kept)
 
@@ -192,9 +203,9 @@ STEPS: dict[str, Callable[[], list[Finding]]] = {
     "SRUNIT bf16 contiguous": partial(translating, "srunit", {}, BF16 | CONTIGUOUS),
     "SRUNIT fp32": partial(translating, "srunit", {}, FP32),
     "SRUNIT one tap, two pairs, moving average bf16": partial(
-        translating, "srunit", {"method.robust.per_step": "one"}, BF16, batch=2, buffer=4, ema=0.999),
+        translating, "srunit", {"method.robust.per_step": "one", "method.buffer": 4}, BF16, batch=2, ema=0.999),
     "SRUNIT accumulation, checkpointing, buffer bf16": partial(
-        translating, "srunit", {"method.generator.checkpointing": True}, BF16, accumulation=2, buffer=4),
+        translating, "srunit", {"method.generator.checkpointing": True, "method.buffer": 4}, BF16, accumulation=2),
     **{f"{name} bf16": row(options) for table in ABLATIONS.values() for name, options in table.items()
        if name not in NOTHING_NEW},
     "E6 fp16 contiguous": partial(translating, "srunit", ABLATIONS["srunit"]["E6"], FP16 | CONTIGUOUS),
