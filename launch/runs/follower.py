@@ -222,7 +222,7 @@ class Sender:
                 self._keep()
 
     def _wanted_checkpoints(self) -> list[Path]:
-        keep = int(read_yaml(self.folder.config_file).get("loop.keep_logged", 0))
+        keep = int(self._described().get("keep_logged", 0))
         return checkpoints_in(self.folder.checkpoints)[-keep:] if keep else []
 
     @property

@@ -218,7 +218,7 @@ def _open(job: Job[Config], start: Start[Config], trainer: Trainer, tags: Mappin
     }
     data = {"images": images_by_split(root), "SHA-256 of manifest.json": start.data}
     about = {
-        "experiment": job.experiment, "model": job.model, "tags": tags,
+        "experiment": job.experiment, "model": job.model, "tags": tags, "keep_logged": job.config.loop.keep_logged,
         "data_set": {"root": root, "digest": start.data, "about": data},
     }  # fmt: skip
     folder.describe(about)

@@ -32,7 +32,13 @@ class Training:
         options = {"seed": 7, "loop.keep_logged": keep_logged}
         self.folder.config_file.write_text(to_yaml(options))
         data = {"root": "data/streets", "digest": "0" * 64, "about": {"images": {"train/source": 4}}}
-        self.about = {"experiment": "streets", "model": "generator", "tags": {"task": "gta2city"}, "data_set": data}
+        self.about = {
+            "experiment": "streets",
+            "model": "generator",
+            "keep_logged": keep_logged,
+            "tags": {"task": "gta2city"},
+            "data_set": data,
+        }
         self.folder.describe(self.about)
         self.folder.write_status("RUNNING")
 
