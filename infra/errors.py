@@ -43,3 +43,9 @@ def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
             sys.exit(code)
 
     return wrapped
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says, in one line of at most 160 characters."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= 160 else line[:160] + "…"

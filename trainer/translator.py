@@ -18,17 +18,11 @@ from trainer.translation import Translation
 class Translator:
     """Translates pictures of any size that is not too small.
 
-    direction: one of the translation's. seed: of the styles, where it has them.
+    seed: of the styles, where the translation has them.
     """
 
-    def __init__(
-        self, translation: Translation, device: torch.device | str = "cpu", *, direction: str = "AtoB", seed: int = 0
-    ) -> None:
-        if direction not in translation.directions:
-            raise UserError(
-                f"this network does not translate {direction}: choose one of {', '.join(translation.directions)}"
-            )
-        self.translation, self.device, self.direction, self.seed = translation, device, direction, seed
+    def __init__(self, translation: Translation, device: torch.device | str = "cpu", *, seed: int = 0) -> None:
+        self.translation, self.device, self.seed = translation, device, seed
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray, key: str = "") -> np.ndarray:
@@ -49,7 +43,7 @@ class Translator:
         x_NCHW = to_tensor(batch).to(self.device)
         padded = nn.functional.pad(x_NCHW, (0, -width % multiple, 0, -height % multiple), mode="reflect")
         codes = self._codes(len(batch), key)
-        result = to_images(self.translation(padded, codes, self.direction)[:, :, :height, :width])
+        result = to_images(self.translation(padded, codes)[:, :, :height, :width])
         return result if image.ndim == 4 else result[0]
 
     def _codes(self, count: int, key: str) -> Tensor | None:
@@ -100,4 +94,4 @@ def load_translator(path: Path, device: torch.device | str = "cpu", *, averaged:
     translation = build(cls, completed(cls, section)).translation()
     for name, network in translation.named_children():
         checkpoint.load_into(network, checkpoint.averaged(name) if averaged else name)
-    return Translator(translation.to(device).eval(), device)
+    return Translator(translation.to(device).eval(), device, seed=config.get("seed", 0))

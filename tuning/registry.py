@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from infra.errors import first_line
 from infra.tracking import MlflowRun, store_uri
 from launch.runs.folder import RunFolder
 from tuning.folder import SearchFolder
@@ -40,7 +41,7 @@ class SearchRun:
             method(*given)
         except Exception as error:  # whatever a store or a driver comes up with
             if not self._warned:
-                log.warning("MLflow at %s does not take the search's run (%s)", store_uri(), _line(error))
+                log.warning("MLflow at %s does not take the search's run (%s)", store_uri(), first_line(error))
             self._warned = True
 
 
@@ -55,7 +56,7 @@ def end_runs(folder: SearchFolder) -> None:
             try:
                 client.set_terminated(run_id, "KILLED" if record.status == "stopped" else "FAILED")
             except MlflowException as error:
-                log.warning("MLflow keeps trial %d as running (%s)", record.number, _line(error))
+                log.warning("MLflow keeps trial %d as running (%s)", record.number, first_line(error))
 
 
 def register(run_dir: Path, name: str) -> str | None:
@@ -73,7 +74,7 @@ def register(run_dir: Path, name: str) -> str | None:
         version = client.create_model_version(name, model.artifact_location, run_id, model_id=model.model_id).version
         client.set_registered_model_alias(name, ALIAS, version)
     except (MlflowException, IndexError) as error:
-        log.warning("MLflow did not register the model of %s (%s)", run_dir, _line(error))
+        log.warning("MLflow did not register the model of %s (%s)", run_dir, first_line(error))
         return None
     return f"models:/{name}@{ALIAS} (version {version})"
 
@@ -81,7 +82,3 @@ def register(run_dir: Path, name: str) -> str | None:
 def _run_id(run_dir: Path) -> str | None:
     file = RunFolder(run_dir).run_id_file
     return file.read_text().strip() if file.exists() else None
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -196,7 +196,7 @@ class Evaluator:
         shown = {places[i] for i in _spread(len(places), SHEET_ROWS)}
         for place in self._mine(places, "translations"):
             source, target, label = self.images.source(place)
-            translation = translator(source)
+            translation = translator(source, key=str(place))
             seen = self.judge.look(part.tally, place, translation, target=target, label=label)
             if seen is not None and label is not None:
                 part.worst.add(

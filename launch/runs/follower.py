@@ -20,10 +20,11 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from infra.config import read_yaml
-from infra.errors import UserError
+from infra.errors import UserError, first_line
 from infra.storage import replacing
 from infra.tracking import METRICS_PER_REQUEST, MlflowRun, quiet_mlflow, store_uri
 from launch.runs.folder import RunFolder
+from launch.runs.recorder import NOT_LOSSES
 from launch.runs.report import PICTURES, scalars
 from trainer.checkpoint import checkpoints_in
 
@@ -32,7 +33,6 @@ log = logging.getLogger(__name__)
 POLL_S = 2.0  # between looks at the folder
 RETRY_S = 30.0  # between attempts while the store is away
 PATIENCE_S = 60.0  # at the end of a run, without anything that arrives
-NOT_LOSSES = ("step", "epoch", "lr", "pairs_per_s", "memory_gib", "time")
 
 
 class StoreAway(Exception):
@@ -64,6 +64,7 @@ class Sender:
         self._offsets: dict[Path, int] = {}  # in files of lines: how far they were read
         self._refused: set[str] = set()
         self._run: MlflowRun | None = None
+        self._about: dict[str, Any] = {}  # what the training says of itself; nothing, in a folder of an earlier version
         self._sent = Sent()
         self._lock = FileLock(folder.path / "mlflow.lock")
 
@@ -71,32 +72,37 @@ class Sender:
         """Send all that is there. Raises StoreAway; filelock.Timeout if another process sends at the moment. False where the
         store does not know the run, which is not to be made there (create)."""
         with self._lock.acquire(timeout=0):
-            if not self._open(create):
-                return False
-            self._about()
-            self._metrics()
-            self._evaluations()
-            self._pictures()
-            self._checkpoints()
-            self._model()
-            self._evaluation()
-            self._status()
+            try:
+                if not self._open(create):
+                    return False
+                self._options()
+                self._metrics()
+                self._evaluations()
+                self._pictures()
+                self._checkpoints()
+                self._model()
+                self._evaluation()
+                self._status()
+            except BaseException:
+                self._offsets = {}  # what was read may not have arrived: the cursor knows
+                raise
         return True
 
     def _open(self, create: bool) -> bool:
         """Find or make the run, and what it has."""
-        about = self._described()
-        if create and not about:
+        file = self.folder.about_file
+        self._about = dict(json.loads(file.read_text())) if file.exists() else {}
+        if create and not self._about:
             raise UserError(f"{self.folder.path} is of a version that did not write down what MLflow needs: continue the run by "
                             "its own command, which does")  # fmt: skip
         if self._run is None:
             known = self.folder.run_id_file.exists()
             try:
                 self._run = MlflowRun.open(
-                    self.folder.run_id_file, about.get("experiment", ""), self.folder.path.name, create=create
+                    self.folder.run_id_file, self._about.get("experiment", ""), self.folder.path.name, create=create
                 )
             except Exception as error:  # whatever a store or a driver comes up with
-                raise StoreAway(_first_line(error)) from error
+                raise StoreAway(first_line(error)) from error
             if self._run is None:
                 return False
             if known and not self.folder.sent_file.exists():
@@ -106,10 +112,6 @@ class Sender:
         if self._sent.run_id != self._run.id:
             self._sent, self._offsets = Sent(self._run.id), {}
         return True
-
-    def _described(self) -> dict[str, Any]:
-        """What the training says of itself; nothing, in a folder of an earlier version."""
-        return dict(json.loads(self.folder.about_file.read_text())) if self.folder.about_file.exists() else {}
 
     def _all_there(self, run_id: str) -> Sent:
         metrics, evaluations = (
@@ -134,21 +136,20 @@ class Sender:
         except Exception as error:  # whatever a store, a driver or a disk comes up with, training goes on
             # A locked database is away, too.
             if getattr(error, "error_code", "") == "TEMPORARILY_UNAVAILABLE" or not self._run.store_answers():
-                raise StoreAway(_first_line(error)) from error
+                raise StoreAway(first_line(error)) from error
             if kind not in self._refused:
                 self._refused.add(kind)
-                log.warning("MLflow at %s did not take %s: %s", store_uri(), kind, _first_line(error))
+                log.warning("MLflow at %s did not take %s: %s", store_uri(), kind, first_line(error))
 
     # ---- what a folder holds ------------------------------------------------------------------------------------------
 
-    def _about(self) -> None:
-        about = self._described()
+    def _options(self) -> None:
         if (key := _hash(self.folder.about_file)) in ("", self._sent.about):
             return
         params = read_yaml(self.folder.config_file)
         self._deliver("the parameters", MlflowRun.params, params)
-        self._deliver("tags", MlflowRun.tags, about["tags"])
-        self._deliver("the data set", MlflowRun.data_set, *about["data_set"].values())
+        self._deliver("tags", MlflowRun.tags, self._about["tags"])
+        self._deliver("the data set", MlflowRun.data_set, *self._about["data_set"].values())
         self._sent.about = key
         self._keep()
 
@@ -222,7 +223,7 @@ class Sender:
                 self._keep()
 
     def _wanted_checkpoints(self) -> list[Path]:
-        keep = int(self._described().get("keep_logged", 0))
+        keep = int(self._about.get("keep_logged", 0))
         return checkpoints_in(self.folder.checkpoints)[-keep:] if keep else []
 
     @property
@@ -231,7 +232,7 @@ class Sender:
 
     def _model(self) -> None:
         if (key := _hash(self._model_file)) not in ("", self._sent.model):
-            name = str(self._described().get("model", "model"))
+            name = str(self._about.get("model", "model"))
             self._deliver("the model", MlflowRun.model, name, self.folder.model)
             self._sent.model = key
             self._keep()
@@ -302,9 +303,10 @@ class Follower:
                 time.sleep(0.1)
             except Exception as error:  # the store is away, or the disk is full: training goes on
                 if not away:
+                    what = "does not answer" if isinstance(error, StoreAway) else "cannot be told"
                     log.warning(
-                        "MLflow at %s does not answer; training goes on, and the run folder keeps everything (%s)",
-                        store_uri(), _first_line(error),
+                        "MLflow at %s %s; training goes on, and the run folder keeps everything (%s)",
+                        store_uri(), what, first_line(error),
                     )  # fmt: skip
                 if closing:
                     return
@@ -358,8 +360,3 @@ def _hash(path: Path) -> str:
 
 def _read(path: Path) -> Sent:
     return Sent(**json.loads(path.read_text())) if path.exists() else Sent()
-
-
-def _first_line(error: Exception) -> str:
-    line = (str(error).splitlines() or [type(error).__name__])[0]
-    return line if len(line) <= 160 else line[:160] + "…"

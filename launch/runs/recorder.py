@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from infra.console import ProgressLine
 from infra.json_lines import JsonLines
 from launch.runs.folder import RunFolder
-from launch.runs.follower import NOT_LOSSES
 from pipelines.health import DataHealth
 from trainer.engines import Engine
 
 log = logging.getLogger(__name__)
 
 LONG_SECONDS = 3600.0  # a run on a CPU that takes longer gets a word about it
+NOT_LOSSES = ("step", "epoch", "lr", "pairs_per_s", "memory_gib", "time")
 NAMED = 10  # names in the sentence about what was skipped
 
 

@@ -72,7 +72,7 @@ class TranslatorJob(Job[JobConfig]):
 
         def draw(network: nn.Module, device: torch.device) -> np.ndarray:
             assert isinstance(network, Translation)
-            return sample_grid(Translator(network, device), source_images, target_images)
+            return sample_grid(Translator(network, device, seed=self.config.seed), source_images, target_images)
 
         return draw
 
@@ -89,7 +89,7 @@ class TranslatorJob(Job[JobConfig]):
 
         def evaluate(network: nn.Module, device: torch.device) -> Outcome | None:
             assert isinstance(network, Translation)
-            return evaluator(Translator(network, device))
+            return evaluator(Translator(network, device, seed=self.config.seed))
 
         return Validation(config.every, evaluate, evaluator.best_figure(config.best))
 

@@ -56,16 +56,14 @@ class Validator:
 
     def _write(self, step: int, outcome: Outcome) -> bool:
         """Whether it is the best so far: the first of equals."""
-        metric = self.validation.metric
-        before = [value_of(row, metric) for row in self.folder.evaluations()]
-        value = value_of(outcome.figures, metric)
         for name, picture in outcome.pictures.items():
             write_png(self.folder.evaluation_pictures / f"step_{step}" / f"{name}.png", picture)
         file = JsonLines(self.folder.evaluations_file)
         file.append({"step": step, "time": time.time(), **outcome.figures})
         file.close()
         log.info("step %d: %s", step, summary(outcome.figures))
-        return value is not None and not any(other is not None and other <= value for other in before)
+        best = best_of(self.folder, self.validation.metric)
+        return best is not None and best["step"] == step
 
 
 def best_of(folder: RunFolder, metric: str) -> dict[str, Any] | None:

@@ -53,6 +53,29 @@ def test_pixels_survive_the_way_to_tensors_and_back() -> None:
     assert to_images(torch.full((1, 3, 1, 1), 1.5)).max() == 255
 
 
+class Styled(OneGenerator):
+    """Paints an image in its style."""
+
+    code = 3
+
+    def forward(self, x_NCHW: torch.Tensor, code: torch.Tensor | None = None, direction: str = "AtoB") -> torch.Tensor:
+        assert code is not None
+        return code[:, :, None, None].expand_as(x_NCHW)
+
+
+def test_an_image_has_its_own_style_wherever_it_is_translated() -> None:
+    network, image = Styled(METHOD.generator.build()), picture()
+    styles = {
+        (seed, key): Translator(network, seed=seed)(image, key=key)[0, 0].tolist()
+        for seed in (0, 1)
+        for key in ("a", "b")
+    }
+    assert len({tuple(style) for style in styles.values()}) == 4
+    assert Translator(network)(image, key="b")[0, 0].tolist() == styles[0, "b"]
+    first, second = Translator(network)(np.stack([image, image]), key="a")
+    assert not np.array_equal(first, second)
+
+
 @pytest.mark.parametrize("size", [(12, 20), (13, 18), (5, 5), (8, 7), (31, 6)])
 def test_any_size_comes_back_at_its_size(size: tuple[int, int]) -> None:
     network = translation(0)
