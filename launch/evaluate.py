@@ -39,7 +39,12 @@ def parser() -> argparse.ArgumentParser:
     )
     option("--inception", metavar="FILE", help="weights of Inception V3 (pt_inception-2015-12-05-6726825d.pth)")
     option("--limit", type=int, metavar="N", help="take only N test images, evenly spread [all]")
-    option("--json", type=Path, metavar="FILE", help="write the figures there [evaluation.json in the run folder]")
+    option(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write the figures there, and not to MLflow [evaluation.json in the run folder]",
+    )
     option("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return result
 
