@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from infra.cache_home import cache_home
 from infra.errors import UserError
 from infra.storage import TEMPORARY, LocalStorage, Storage, StorageUnavailable, WrongContent
 from pipelines.health import DataHealth
@@ -31,11 +32,6 @@ _PREFETCH_THREADS = 4
 
 class UnusableShard(UserError):
     """A shard that stays missing, or whose content stays wrong. The run may go on without it."""
-
-
-def default_cache_directory() -> Path:
-    """$XDG_CACHE_HOME/srunit/shards, ~/.cache where that is not set."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "srunit" / "shards"
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,7 @@ class ShardCache:
         self._files = (
             FilesInPlace(storage)
             if isinstance(storage, LocalStorage)
-            else FolderOfCopies(storage, directory or default_cache_directory(), limit_bytes, health or DataHealth())
+            else FolderOfCopies(storage, directory or cache_home() / "shards", limit_bytes, health or DataHealth())
         )
         self._keep = keep
         self._open: OrderedDict[str, OpenShard] = OrderedDict()

@@ -1,8 +1,8 @@
 """Whole training jobs as a person starts them, small enough for a test: processes, launchers, files, exit codes."""
 
+import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -54,8 +55,11 @@ def _free_port() -> int:
 
 
 def finish(job: subprocess.Popen[str], expect: int = 0) -> str:
-    """Wait for a job; returns what it printed."""
-    output, _ = job.communicate(timeout=300)
+    """Wait for a job; returns what it printed. One that hangs is killed and fails the test with what it printed."""
+    try:
+        output, _ = job.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        raise AssertionError(f"no end after 300 s: {kill(job)}") from None
     assert job.returncode == expect, output
     return output
 
@@ -76,12 +80,13 @@ def wait_for_step(job: subprocess.Popen[str], run_dir: Path, step: int) -> None:
     raise AssertionError(f"step {step} was not reached")
 
 
-def kill(job: subprocess.Popen[str]) -> None:
-    """SIGKILL to the launcher and all ranks at once."""
-    os.killpg(job.pid, signal.SIGKILL)
-    job.communicate()
-    # The deepspeed launcher puts its ranks into sessions of their own.
-    subprocess.run(["pkill", "-KILL", "-f", str(job.args[-1])], check=False)  # type: ignore[index]
+def kill(job: subprocess.Popen[str]) -> str:
+    """SIGKILL to the launcher and all ranks at once; returns what they printed."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        # The deepspeed launcher puts its ranks into sessions of their own.
+        for process in [*psutil.Process(job.pid).children(recursive=True), psutil.Process(job.pid)]:
+            process.kill()
+    return job.communicate()[0]
 
 
 def losses(run_dir: Path) -> list[dict[str, Any]]:

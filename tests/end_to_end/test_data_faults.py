@@ -58,7 +58,7 @@ def test_what_is_left_out_is_named_counted_and_reported_at_the_end(data: Path, t
     last = _last_row(tmp_path / "run")
     assert last["step"] == STEPS and last["data/bad_samples"] == 1 and last["data/bad_shards"] == 1
     log = (tmp_path / "run" / "train.log").read_text()
-    assert "1 sample and 1 shard were left out, others took their places: " in log
+    assert "1 sample and 1 shard were skipped, others took their places: " in log
 
 
 def _last_row(run_dir: Path) -> dict[str, float]:

@@ -1,18 +1,24 @@
 """What an engine keeps beside weights and optimisers."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from tests.trainer.small import small_method
 from tests.trainer.test_methods import Pairs, at
 from trainer.checkpoint import Checkpoint
 from trainer.checkpointer import Checkpointer
-from trainer.engines import Engine, EngineConfig
+from trainer.engines import Engine, EngineConfig, shared_memory
 from trainer.optim import OptimConfig
 from trainer.state import collect_state, restore_state
 from trainer.step import train_step
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def in_fp16() -> tuple[Any, Engine]:
@@ -34,3 +40,27 @@ def test_the_loss_scale_goes_through_a_checkpoint(tmp_path: Path) -> None:
     later_method, later = in_fp16()
     restore_state(later_method, later, None, Checkpoint(path))
     assert later.scaler_state() == reached
+
+
+LOAD = """
+from trainer.engines import shared_memory
+print(shared_memory.build() or "loaded", flush=True)
+"""
+
+
+def test_a_process_killed_while_it_loads_the_extension_keeps_no_later_one_waiting() -> None:
+    """What it leaves is torch's lock file. Two start at once, as the ranks of a job do."""
+    place = shared_memory.folder()
+    place.mkdir(parents=True, exist_ok=True)
+    with FileLock(place / "turn"):
+        (place / "lock").touch()
+    jobs = [
+        subprocess.Popen([sys.executable, "-c", LOAD], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY,
+                         env=os.environ | {"DS_ACCELERATOR": "cpu"})
+        for _ in range(2)
+    ]  # fmt: skip
+    try:
+        assert all("loaded" in job.communicate(timeout=200)[0] for job in jobs)
+    finally:
+        for job in jobs:
+            job.kill()

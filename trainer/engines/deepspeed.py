@@ -9,13 +9,13 @@ take contiguous gradients only.
 import os
 from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from trainer.engines import shared_memory
 from trainer.engines.base import Loss, LossModule, OptimiserState, _like
 from trainer.engines.ddp import DdpEngine
 from trainer.methods.base import Method, OptimiserSpec
@@ -30,17 +30,13 @@ class DeepSpeedEngine(DdpEngine):
         super()._connect()
         import deepspeed
 
+        on_cpu = self.device.type == "cpu"
+        if on_cpu:
+            shared_memory.build()
         deepspeed.init_distributed(verbose=False)  # finds the process group and adopts it
-        if self.device.type == "cpu":
-            self._unlink_shared_memory()
-
-    def _unlink_shared_memory(self) -> None:
-        """Take the name off the buffer (67 MB) through which DeepSpeed's CPU ranks exchange gradients. It never does so
-        itself, and would fill /dev/shm run by run. Mapped by all ranks, the memory lives until the last of them ends."""
-        dist.barrier()
-        address = f"{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}"
-        name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{self.rank}"
-        Path("/dev/shm", name).unlink(missing_ok=True)
+        if on_cpu:
+            dist.barrier()
+            shared_memory.unlink_buffer(self.rank)
 
     def prepare(self, method: Method[Any, Any], optim: OptimConfig) -> None:
         super().prepare(method, optim)
