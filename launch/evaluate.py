@@ -16,12 +16,12 @@ DESCRIPTION = """Evaluate a trained translator on the test images of its data, i
                      share of pixels whose channels are all off by less than delta: more is better
   FID KID            distance of the translations' look from that of real target images: less is better
 
-beside the same of the untranslated source, the figures to beat, and of real target images, which no translation can be
+beside the same of the untranslated source, the baseline, and of real target images, which no translation can be
 expected to beat. docs/evaluation.md defines them all.
 
 The run folder gets evaluation.json, evaluation.csv and pictures in samples/ (translations, flip matrix, class
 distribution, worst images), and all of it joins the run in MLflow. A checkpoint outside a run folder has them written
-beside it. Under torchrun or deepspeed the ranks share the images; the figures are the same."""
+beside it. Under torchrun or deepspeed the ranks share the images; the metrics are the same."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         "--json",
         type=Path,
         metavar="FILE",
-        help="write the figures there, and not to MLflow [evaluation.json in the run folder]",
+        help="write the metrics there, and not to MLflow [evaluation.json in the run folder]",
     )
     option("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return result
@@ -53,8 +53,8 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = parser().parse_args()
     setup_logging(None)
-    judges = EvaluationConfig(images=args.limit, segmenter=args.segmenter, inception=args.inception)
-    evaluate(args.run, judges, data=args.data, json_file=args.json)
+    wanted = EvaluationConfig(images=args.limit, segmenter=args.segmenter, inception=args.inception)
+    evaluate(args.run, wanted, data=args.data, json_file=args.json)
 
 
 if __name__ == "__main__":

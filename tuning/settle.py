@@ -139,4 +139,4 @@ def _metric(request: Request, config: JobConfig) -> str:
     evaluator = Evaluator(
         str(config.data.root), config.task, engine, config.evaluation, config.data.cache_dir, progress=False
     )
-    return evaluator.best_figure(request.search.metric or config.evaluation.best)
+    return evaluator.best_metric(request.search.metric or config.evaluation.best)

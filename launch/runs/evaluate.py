@@ -9,7 +9,7 @@ from launch.runs.config import JobConfig
 from launch.runs.evaluation import Evaluator
 from launch.runs.folder import RunFolder
 from launch.runs.follower import send
-from launch.runs.report import table, write
+from launch.runs.report import metrics_table, write
 from trainer.checkpoint import Checkpoint
 from trainer.engines import Engine, make_engine
 from trainer.engines.base import EngineConfig
@@ -19,7 +19,7 @@ from trainer.translator import find_checkpoint, load_translator
 log = logging.getLogger(__name__)
 
 
-def evaluate(run: Path, judges: EvaluationConfig, *, data: str | None = None, json_file: Path | None = None) -> None:
+def evaluate(run: Path, wanted: EvaluationConfig, *, data: str | None = None, json_file: Path | None = None) -> None:
     """Evaluate a run (its newest checkpoint) or a checkpoint; print the table, write the files, log to MLflow.
 
     data: another data root than the one trained on. json_file: instead of evaluation.json in the run folder. Raises
@@ -30,17 +30,17 @@ def evaluate(run: Path, judges: EvaluationConfig, *, data: str | None = None, js
     engine = make_engine(EngineConfig())
     setup_logging(None, engine.rank)
     try:
-        _evaluate(run, judges, engine, data, json_file)
+        _evaluate(run, wanted, engine, data, json_file)
     finally:
         engine.close()
 
 
-def _evaluate(run: Path, judges: EvaluationConfig, engine: Engine, data: str | None, json_file: Path | None) -> None:
+def _evaluate(run: Path, wanted: EvaluationConfig, engine: Engine, data: str | None, json_file: Path | None) -> None:
     checkpoint = Checkpoint(find_checkpoint(run))
     config = checkpoint.config(JobConfig)
     translator = load_translator(checkpoint.folder, engine.device)
     root = data or config["data.root"]
-    evaluator = Evaluator(root, config["task"], engine, judges, config["data.cache_dir"])
+    evaluator = Evaluator(root, config["task"], engine, wanted, config["data.cache_dir"])
     outcome = evaluator(translator)
     if outcome is None:
         return
@@ -49,20 +49,20 @@ def _evaluate(run: Path, judges: EvaluationConfig, engine: Engine, data: str | N
     csv_file = json_file.with_suffix(".csv")
     about = {
         "images": outcome.images, "data": root, "checkpoint": str(checkpoint.folder),
-        "step": checkpoint.state["step"], "segmenter": evaluator.segmenter_name,
+        "step": checkpoint.state["step"], "segmenter": evaluator.segmenter and evaluator.segmenter.name,
     }  # fmt: skip
     write(outcome, about, json_file, csv_file, folder.samples)
     if folder.run_id_file.is_file():
         try:
             send(folder, create=False)
-        except UserError as error:  # the figures are in the folder
+        except UserError as error:  # the metrics are in the folder
             log.warning("%s", error)
-    without = f"{root} has no pairs, no --segmenter was given, and FID is {outcome.figures['FID']}"
-    print(table(outcome.figures) or f"nothing to measure: {without}")
+    without = f"{root} has no pairs, no --segmenter was given, and FID is {outcome.metrics['FID']}"
+    print(metrics_table(outcome.metrics) or f"nothing to measure: {without}")
     print(f"{outcome.images} test images of {root}, translated by {checkpoint.folder}")
-    if evaluator.segmenter_name:
-        print(f"segmenter: {evaluator.segmenter_name}")
-    print(f"figures:  {json_file}, {csv_file}")
+    if evaluator.segmenter:
+        print(f"segmenter: {evaluator.segmenter.name}")
+    print(f"metrics:  {json_file}, {csv_file}")
     print(f"pictures: {', '.join(f'{name}.png' for name in outcome.pictures)} in {folder.samples}")
 
 

@@ -1,4 +1,4 @@
-"""Evaluation, wired: test images, a translator and what judges it -> figures and pictures, on any number of ranks."""
+"""Evaluation of translators on test images: metrics and pictures, on any number of ranks."""
 
 import functools
 from collections.abc import Iterable, Iterator
@@ -15,13 +15,13 @@ from pipelines.dataset import Samples
 from pipelines.labels import CLASSES, colourise
 from pipelines.manifest import Manifest, load_manifest
 from trainer.engines import Engine
-from trainer.evaluation import Judge, Tally, deltas_of, figures
+from trainer.evaluation import Example, MetricCollection, compute_metrics, deltas_of
 from trainer.evaluation.charts import distribution_chart, flip_chart
 from trainer.evaluation.config import EvaluationConfig
+from trainer.evaluation.confusion import NONE, ConfusionMatrix
 from trainer.evaluation.distribution import class_distributions
 from trainer.evaluation.flips import flips
 from trainer.evaluation.inception import load_inception
-from trainer.evaluation.segmentation import NONE, ConfusionMatrix
 from trainer.evaluation.worst import WorstImages
 from trainer.exact import exact_arithmetic
 from trainer.samples import stack
@@ -35,11 +35,11 @@ WORST = 8
 
 @dataclass(frozen=True)
 class Outcome:
-    """images: how many were translated. figures: as `trainer.evaluation.figures` gives them. pictures: uint8 (H, W, 3)
+    """images: how many were translated. metrics: as `compute_metrics` gives them. pictures: uint8 (H, W, 3)
     by name, some of PICTURES; "evaluation" is source | translation | true target."""
 
     images: int
-    figures: dict[str, Any]
+    metrics: dict[str, Any]
     pictures: dict[str, np.ndarray]
 
 
@@ -81,10 +81,10 @@ def _spread(length: int, limit: int | None) -> list[int]:
     return [k * length // count for k in range(count)]
 
 
-def _how_wrong(place: int, label: np.ndarray, seen: np.ndarray) -> tuple[float, str]:
+def _how_wrong(place: int, label: np.ndarray, predicted: np.ndarray) -> tuple[float, str]:
     """(share of the pixels seen right, a caption that also names the pair of classes confused most)."""
     confusion = ConfusionMatrix(CLASSES)
-    confusion.add(label, seen)
+    confusion.update(label, predicted)
     counts = confusion.counts
     labelled = counts.sum()
     if not labelled:
@@ -92,32 +92,32 @@ def _how_wrong(place: int, label: np.ndarray, seen: np.ndarray) -> tuple[float, 
     right = counts.diagonal().sum() / labelled
     caption = f"image {place}: {right:.0%} of the pixels right"
     np.fill_diagonal(counts, 0)
-    true, predicted = np.unravel_index(counts.argmax(), counts.shape)
+    true, taken_for = np.unravel_index(counts.argmax(), counts.shape)
     if counts.any():
-        share = counts[true, predicted] / labelled
-        caption += f"; {CLASSES[true]} → {(*CLASSES, NONE)[predicted]} {share:.0%} of all pixels"
+        share = counts[true, taken_for] / labelled
+        caption += f"; {CLASSES[true]} → {(*CLASSES, NONE)[taken_for]} {share:.0%} of all pixels"
     return float(right), caption
 
 
 @dataclass
 class _Part:
-    """What one rank has seen of the translations."""
+    """What one rank has counted and kept of the translations."""
 
-    tally: Tally
+    metrics: MetricCollection
     worst: WorstImages = field(default_factory=lambda: WorstImages(WORST, colourise(np.arange(256, dtype=np.uint8))))
     rows: dict[int, list[np.ndarray]] = field(default_factory=dict)  # of the sheet, by place
 
     def merge(self, other: "_Part") -> None:
-        self.tally.merge(other.tally)
+        self.metrics.merge(other.metrics)
         self.worst.merge(other.worst)
         self.rows |= other.rows
 
 
 class Evaluator:
-    """Judges translators on the test images of a data root.
+    """Evaluates translators on the test images of a data root.
 
     The ranks of `engine` share the images; all must call it at once. What does not depend on the translator (the
-    untranslated sources, the real target images) is looked at once and kept.
+    untranslated sources, the real target images) is counted once and kept.
 
     progress: show bars. UserError, when made, for weights, networks and data that do not exist or do not fit together.
     """
@@ -143,18 +143,18 @@ class Evaluator:
         if segmenter is not None:
             check_label_space(segmenter, label_space)
         extractor = load_inception(Path(config.inception), engine.device) if config.inception else None
-        self.segmenter_name = segmenter.name if segmenter else None
-        self.judge = Judge(CLASSES, deltas_of(task), segmenter, extractor)
+        self.segmenter, self.extractor = segmenter, extractor
+        self._new_metrics = functools.partial(MetricCollection, CLASSES, deltas_of(task), extractor)
 
-    def best_figure(self, name: str) -> str:
-        """The figure that is meant, "auto" or by name, to compare checkpoints by. UserError if there will be none."""
-        judge, images = self.judge, self.images
+    def best_metric(self, name: str) -> str:
+        """The metric that is meant, "auto" or by name, to compare checkpoints by. UserError if there will be none."""
+        segmenter, extractor, images = self.segmenter, self.extractor, self.images
         available = {
-            "mIoU": judge.segmenter, "pxAcc": judge.segmenter, "clsAcc": judge.segmenter,
-            "flip_rate": judge.segmenter and images.targets and images.targets.split.label_space,
-            "Dist": images.paired, "FID": judge.extractor and images.targets, "KID": judge.extractor and images.targets,
+            "mIoU": segmenter, "pxAcc": segmenter, "clsAcc": segmenter,
+            "flip_rate": segmenter and images.targets and images.targets.split.label_space,
+            "Dist": images.paired, "FID": extractor and images.targets, "KID": extractor and images.targets,
         }  # fmt: skip
-        found = [figure for figure in available if available[figure] and name in ("auto", figure)]
+        found = [metric for metric in available if available[metric] and name in ("auto", metric)]
         if not found:
             wanted = "anything" if name == "auto" else f"evaluation.best = {name}"
             raise UserError(f"without pairs, labels or weights there is nothing to evaluate {wanted} by: "
@@ -162,7 +162,7 @@ class Evaluator:
         return found[0]
 
     def __call__(self, translator: Translator) -> Outcome | None:
-        """What came out, on rank 0; None elsewhere."""
+        """Metrics and pictures on rank 0; None elsewhere."""
         with exact_arithmetic():
             untranslated, real = self._references
             parts = self.engine.gather(self._translate(translator))
@@ -174,15 +174,15 @@ class Evaluator:
         return self._outcome(whole, untranslated, real)
 
     @functools.cached_property
-    def _references(self) -> tuple[Tally, Tally]:
+    def _references(self) -> tuple[MetricCollection, MetricCollection]:
         """Whole on rank 0: the untranslated sources, and the real target images."""
-        untranslated, real = self.judge.tally(), self.judge.tally()
+        untranslated, real = self._new_metrics(), self._new_metrics()
         for place in self._mine(self.images.source_places, "untranslated sources"):
             image, target, label = self.images.source(place)
-            self.judge.look(untranslated, place, image, target=target, label=label)
+            untranslated.update(self._example(place, image, target, label))
         for place in self._mine(self.images.target_places, "real target images"):
             image, label = self.images.target(place)
-            self.judge.look(real, place, image, target=None, label=label)
+            real.update(self._example(place, image, None, label))
         others = (self.engine.gather((untranslated, real)) or [])[1:]
         for other_untranslated, other_real in others:
             untranslated.merge(other_untranslated)
@@ -190,38 +190,44 @@ class Evaluator:
         return untranslated, real
 
     def _translate(self, translator: Translator) -> _Part:
-        """Translate this rank's share and look at it."""
-        part = _Part(self.judge.tally())
+        """Translate this rank's share and count it."""
+        part = _Part(self._new_metrics())
         places = self.images.source_places
         shown = {places[i] for i in _spread(len(places), SHEET_ROWS)}
         for place in self._mine(places, "translations"):
             source, target, label = self.images.source(place)
             translation = translator(source, key=str(place))
-            seen = self.judge.look(part.tally, place, translation, target=target, label=label)
-            if seen is not None and label is not None:
-                part.worst.add(
-                    place, *_how_wrong(place, label, seen),
-                    source=source, translation=translation, predicted=seen, truth=label, target=target,
+            example = self._example(place, translation, target, label)
+            part.metrics.update(example)
+            if example.predicted is not None and label is not None:
+                part.worst.update(
+                    place, *_how_wrong(place, label, example.predicted), source=source, translation=translation,
+                    predicted=example.predicted, truth=label, target=target,
                 )  # fmt: skip
             if place in shown:
                 part.rows[place] = [picture for picture in (source, translation, target) if picture is not None]
         return part
+
+    def _example(self, place: int, image: np.ndarray, target: np.ndarray | None, label: np.ndarray | None) -> Example:
+        predicted = self.segmenter(image) if self.segmenter and label is not None else None
+        return Example(place, image, target, label, predicted)
 
     def _mine(self, places: list[int], what: str) -> Iterator[int]:
         mine: Iterable[int] = places[self.engine.rank :: self.engine.world_size]
         hidden = None if self.progress else True  # None: where stderr is no terminal
         return iter(tqdm(mine, what, unit="image", leave=False, disable=hidden))
 
-    def _outcome(self, part: _Part, untranslated: Tally, real: Tally) -> Outcome:
+    def _outcome(self, part: _Part, untranslated: MetricCollection, real: MetricCollection) -> Outcome:
         rows = [stack(part.rows[place], axis=1) for place in sorted(part.rows)]
         pictures = {"evaluation": stack(rows, axis=0)}
         train_targets = self.images.manifest.splits.get("train/target")  # absent where data are only tested on
         trained_on = train_targets.class_histogram if train_targets else None
-        translated = part.tally
-        if translated.confusion.counts.any():
+        metrics = compute_metrics(part.metrics, untranslated, real, trained_on)
+        seen, seen_in_real = part.metrics.segmentation, real.segmentation
+        if seen:
             pictures["worst_images"] = part.worst.page()
-            if real.confusion.counts.any():
-                distributions = class_distributions(translated.confusion, real.confusion, trained_on)
+            if seen_in_real:
+                distributions = class_distributions(seen.confusion, seen_in_real.confusion, trained_on)
                 pictures["class_distribution"] = distribution_chart(distributions)
-                pictures["flips"] = flip_chart(flips(translated.confusion, real.confusion))
-        return Outcome(len(self.images.source_places), figures(translated, untranslated, real, trained_on), pictures)
+                pictures["flips"] = flip_chart(flips(seen.confusion, seen_in_real.confusion))
+        return Outcome(len(self.images.source_places), metrics, pictures)

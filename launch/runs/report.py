@@ -19,10 +19,10 @@ DETAILS = ("eval/baseline/per_class", "eval/ceiling/per_class", "eval/class_dist
 ROWS = {"source, untranslated": "baseline", "translation": None, "real images (ceiling)": "ceiling"}
 
 
-def table(figures: dict[str, Any]) -> str:
-    """The figures as aligned lines; empty where there is nothing to measure."""
-    rows = {name: figures if key is None else figures.get(key, {}) for name, key in ROWS.items()}
-    columns = [column for column in _columns(figures) if any(column(row) for row in rows.values())]
+def metrics_table(metrics: dict[str, Any]) -> str:
+    """The metrics as aligned lines; empty where there is nothing to measure."""
+    rows = {name: metrics if key is None else metrics.get(key, {}) for name, key in ROWS.items()}
+    columns = [column for column in _columns(metrics) if any(column(row) for row in rows.values())]
     cells = [["", *(column.title for column in columns)]]
     cells += [[name, *texts] for name, row in rows.items() if any(texts := [column(row) for column in columns])]
     first, *widths = (max(map(len, column)) for column in zip(*cells, strict=True))
@@ -30,20 +30,20 @@ def table(figures: dict[str, Any]) -> str:
         f"{name:{first}}" + "".join(f"  {text:>{width}}" for text, width in zip(texts, widths, strict=True))
         for name, *texts in cells
     ]
-    lines += [f"flips: {line}" if k == 0 else f"       {line}" for k, line in enumerate(_flips(figures))]
-    if isinstance(figures["FID"], str):
-        lines.append(f"FID, KID: {figures['FID']}")
+    lines += [f"flips: {line}" if k == 0 else f"       {line}" for k, line in enumerate(_flips(metrics))]
+    if isinstance(metrics["FID"], str):
+        lines.append(f"FID, KID: {metrics['FID']}")
     return "\n".join(line.rstrip() for line in lines) if columns else ""
 
 
-def summary(figures: dict[str, Any]) -> str:
-    """The translations' figures in one line."""
-    cells = [(column.title, column(figures)) for column in _columns(figures)]
+def summary(metrics: dict[str, Any]) -> str:
+    """The translations' metrics in one line."""
+    cells = [(column.title, column(metrics)) for column in _columns(metrics)]
     return ", ".join(f"{title} {cell}" for title, cell in cells if cell) or "nothing to measure"
 
 
 class _Column:
-    """One figure of a row, as text; empty where the row lacks it."""
+    """One metric of a row, as text; empty where the row lacks it."""
 
     def __init__(self, title: str, *path: str, form: str = "{:.1%}") -> None:
         self.title, self.path, self.form = title, path, form
@@ -54,35 +54,35 @@ class _Column:
         return self.form.format(row) if isinstance(row, float) else ""
 
 
-def _columns(figures: dict[str, Any]) -> Iterator[_Column]:
+def _columns(metrics: dict[str, Any]) -> Iterator[_Column]:
     for name in ("pxAcc", "clsAcc", "mIoU"):
         yield _Column(name, name)
     yield _Column("flip rate", "flip_rate")
     yield _Column("Dist", "Dist", form="{:.2f}")
-    for delta in figures.get("Acc", ()):
+    for delta in metrics.get("Acc", ()):
         yield _Column(f"Acc({delta})", "Acc", delta)
     yield _Column("FID", "FID", form="{:.2f}")
     yield _Column("KID", "KID", form="{:.4f}")
 
 
-def _flips(figures: dict[str, Any]) -> list[str]:
-    lines = [str(Pair(**pair)) for pair in figures.get("flips", [])[:WORST_FLIPS]]
-    if left_out := figures.get("left_out"):
-        lines.append(f"not compared, since no real image shows them: {', '.join(left_out)}")
+def _flips(metrics: dict[str, Any]) -> list[str]:
+    lines = [str(Pair(**pair)) for pair in metrics.get("flips", [])[:WORST_FLIPS]]
+    if skipped := metrics.get("skipped"):
+        lines.append(f"not compared, since no real image shows them: {', '.join(skipped)}")
     return lines
 
 
 def write(outcome: Outcome, about: dict[str, Any], json_file: Path, csv_file: Path, pictures: Path) -> None:
-    """Write the figures, with `about` beside them, as JSON and as CSV (of, class, figure, value), and the pictures as
+    """Write the metrics, with `about` beside them, as JSON and as CSV (of, class, metric, value), and the pictures as
     PNG files into a folder, where those of an earlier evaluation go."""
     with replacing(json_file) as file:
-        file.write((json.dumps({**outcome.figures, **about}, indent=1) + "\n").encode())
+        file.write((json.dumps({**outcome.metrics, **about}, indent=1) + "\n").encode())
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(("of", "class", "figure", "value"))
+    writer.writerow(("of", "class", "metric", "value"))
     for name, key in (("translation", None), ("baseline", "baseline"), ("ceiling", "ceiling")):
         writer.writerows(
-            (name, *row) for row in _tidy(outcome.figures if key is None else outcome.figures.get(key, {}))
+            (name, *row) for row in _tidy(outcome.metrics if key is None else outcome.metrics.get(key, {}))
         )
     with replacing(csv_file) as file:
         file.write(lines.getvalue().encode())
@@ -93,29 +93,29 @@ def write(outcome: Outcome, about: dict[str, Any], json_file: Path, csv_file: Pa
             Image.fromarray(picture).save(file, format="png")
 
 
-def _tidy(figures: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
-    """(class, figure, value) of every number of one row; class is empty where the figure is of all."""
-    for name, value in figures.items():
+def _tidy(metrics: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
+    """(class, metric, value) of every number of one row; class is empty where the metric is of all."""
+    for name, value in metrics.items():
         if isinstance(value, float):
             yield "", name, value
-    for delta, share in figures.get("Acc", {}).items():
+    for delta, share in metrics.get("Acc", {}).items():
         yield "", f"Acc({delta})", share
-    for of_class, scores in figures.get("per_class", {}).items():
+    for of_class, scores in metrics.get("per_class", {}).items():
         for name, value in scores.items():
             yield of_class, name, value
-    for part, shares in figures.get("class_distribution", {}).items():
+    for part, shares in metrics.get("class_distribution", {}).items():
         for of_class, share in shares.items():
             yield of_class, f"share in {part}", share
-    for parts, distance in figures.get("total_variation", {}).items():
+    for parts, distance in metrics.get("total_variation", {}).items():
         yield "", f"total variation {parts}", distance
 
 
-def scalars(figures: dict[str, Any], prefix: str = "eval/") -> Iterator[tuple[str, float]]:
-    """{"Acc": {"30": x}} as ("eval/Acc/30", x); what is no number is left out, and so are DETAILS."""
-    for name, figure in figures.items():
+def scalars(metrics: dict[str, Any], prefix: str = "eval/") -> Iterator[tuple[str, float]]:
+    """{"Acc": {"30": x}} as ("eval/Acc/30", x); without what is no number, and without DETAILS."""
+    for name, value in metrics.items():
         if prefix + name in DETAILS:
             continue
-        if isinstance(figure, dict):
-            yield from scalars(figure, f"{prefix}{name}/")
-        elif isinstance(figure, float):
-            yield prefix + name, figure
+        if isinstance(value, dict):
+            yield from scalars(value, f"{prefix}{name}/")
+        elif isinstance(value, float):
+            yield prefix + name, value

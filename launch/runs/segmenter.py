@@ -27,7 +27,7 @@ from pipelines.manifest import DOMAINS, Split, load_manifest
 from trainer.checkpoint import Checkpoint
 from trainer.draws import generator
 from trainer.engines import EngineConfig
-from trainer.evaluation.segmentation import ConfusionMatrix
+from trainer.evaluation.confusion import ConfusionMatrix
 from trainer.loop import LoopConfig
 from trainer.optim import OptimConfig
 from trainer.pyfunc import save_pyfunc_model
@@ -78,7 +78,7 @@ def parse_arguments(arguments: Sequence[str]) -> SegmenterConfig:
     named = vars(early.parse_known_args(arguments)[0])
     parser = OptionParser(
         usage="%(prog)s [--data ROOT] [--domain DOMAIN] [--network NETWORK] [options]",
-        description="Train a semantic segmenter on the labelled images of one domain, to judge translations with. Values "
+        description="Train a semantic segmenter on the labelled images of one domain, to evaluate translations with. Values "
         "in [brackets] are the defaults of the network named on this line.",
         epilog="example: python launch/train_segmenter.py --data data/gta2city --domain target --network drn-d-22",
         allow_abbrev=False,
@@ -157,7 +157,7 @@ class SegmenterJob(Job[SegmenterConfig]):
         for i in range(len(samples)):
             image, label = samples.read(i)
             if label is not None:
-                matrix.add(label, segmenter(image))
+                matrix.update(label, segmenter(image))
         scores = matrix.scores()
         shown = ", ".join(f"{name} {scores[name]:.1%}" for name in SHOWN)
         log.info("%s on the %d test images of the %s domain", shown, len(samples), self.config.domain)

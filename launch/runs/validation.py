@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Validation:
     """How a run evaluates itself. every: epochs between evaluations. evaluate: evaluates a network in evaluation mode on a
-    device, all ranks at once; what came out, on rank 0. metric: the one that the best checkpoint is best in."""
+    device, all ranks at once; its outcome on rank 0. metric: the one that the best checkpoint is best in."""
 
     every: float
     evaluate: Callable[[nn.Module, torch.device], Outcome | None]
@@ -52,16 +52,16 @@ class Validator:
         with self.trainer.evaluating() as network:
             outcome = self.validation.evaluate(network, engine.device)
         best = bool(engine.broadcast(outcome and self._write(step, outcome)))
-        return Evaluation(step, outcome.figures if outcome else {}, best, keep=best or self.keep_all)
+        return Evaluation(step, outcome.metrics if outcome else {}, best, keep=best or self.keep_all)
 
     def _write(self, step: int, outcome: Outcome) -> bool:
         """Whether it is the best so far: the first of equals."""
         for name, picture in outcome.pictures.items():
             write_png(self.folder.evaluation_pictures / f"step_{step}" / f"{name}.png", picture)
         file = JsonLines(self.folder.evaluations_file)
-        file.append({"step": step, "time": time.time(), **outcome.figures})
+        file.append({"step": step, "time": time.time(), **outcome.metrics})
         file.close()
-        log.info("step %d: %s", step, summary(outcome.figures))
+        log.info("step %d: %s", step, summary(outcome.metrics))
         best = best_of(self.folder, self.validation.metric)
         return best is not None and best["step"] == step
 

@@ -21,6 +21,7 @@ from pipelines.prepare import Encoding, prepare
 from pipelines.sources.photos import folders, paired
 from tests.launch.evaluating import STEP, evaluate, make_run, report_of, sentence
 from trainer.checkpointer import Checkpointer
+from trainer.evaluation import Example
 from trainer.evaluation.fidelity import Features, fidelity
 from trainer.translator import load_translator
 
@@ -60,29 +61,29 @@ def run(data: Path, tmp_path: Path) -> Path:
 
 
 def expected(run: Path, data: Path, places: Iterable[int], deltas: tuple[int, int] = (30, 50)) -> dict[str, dict]:
-    """The figures from the pictures themselves, in one go."""
+    """The metrics from the pictures themselves, in one go."""
     translator = load_translator(run)
     sources, targets = (
         np.stack([Samples(str(data), "test", side).read(i)[0] for i in places]) for side in ("source", "target")
     )
-    figures = {}
+    metrics = {}
     for name, pictures in (("translation", np.stack([translator(s) for s in sources])), ("baseline", sources)):
         difference = pictures.astype(float) - targets
         shares = {str(delta): (np.abs(difference).max(axis=-1) < delta).mean() for delta in deltas}
-        figures[name] = {"Dist": pytest.approx(np.linalg.norm(difference, axis=-1).mean()), "Acc": shares}
-    return figures
+        metrics[name] = {"Dist": pytest.approx(np.linalg.norm(difference, axis=-1).mean()), "Acc": shares}
+    return metrics
 
 
-def paired_figures(figures: dict[str, Any]) -> dict[str, Any]:
-    return {name: figures[name] for name in ("Dist", "Acc")}
+def paired_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {name: metrics[name] for name in ("Dist", "Acc")}
 
 
-def test_table_figures_and_picture(monkeypatch, run: Path, data: Path, capsys) -> None:
+def test_table_metrics_and_picture(monkeypatch, run: Path, data: Path, capsys) -> None:
     assert evaluate(monkeypatch, run) == 0
     report = report_of(run)
     want = expected(run, data / "pairs", range(TESTS))
-    assert paired_figures(report) == want["translation"]
-    assert paired_figures(report["baseline"]) == want["baseline"] != want["translation"]
+    assert paired_metrics(report) == want["translation"]
+    assert paired_metrics(report["baseline"]) == want["baseline"] != want["translation"]
     assert report["FID"] == report["KID"] == FID_LINE.removeprefix("FID, KID: ")
     assert report["segmenter"] is None and report["step"] == STEP
     assert report["images"] == TESTS and report["data"] == str(data / "pairs")
@@ -114,7 +115,7 @@ def test_limit_and_json_of_another_task(monkeypatch, tmp_path: Path, data: Path)
     assert evaluate(monkeypatch, *args) == 0
     report = json.loads(file.read_text())
     assert report["images"] == 3
-    assert paired_figures(report) == expected(run, data / "pairs", (0, 3, 6), (3, 5))["translation"]
+    assert paired_metrics(report) == expected(run, data / "pairs", (0, 3, 6), (3, 5))["translation"]
     assert file.with_suffix(".csv").exists()
     assert (run / "samples" / "evaluation.png").exists() and not (run / "evaluation.json").exists()
 
@@ -126,14 +127,14 @@ def test_fid_and_kid_with_inception(monkeypatch, run: Path, data: Path, capsys) 
     report, printed = report_of(run), capsys.readouterr().out
     header, source, translation, *_ = printed.splitlines()
     assert header.split()[-2:] == ["FID", "KID"] and "not available" not in printed
-    for line, figures in ((source, report["baseline"]), (translation, report)):
-        assert line.split()[-2:] == [f"{figures['FID']:.2f}", f"{figures['KID']:.4f}"]
+    for line, metrics in ((source, report["baseline"]), (translation, report)):
+        assert line.split()[-2:] == [f"{metrics['FID']:.2f}", f"{metrics['KID']:.4f}"]
 
     translator, samples = load_translator(run), [Samples(str(data / "pairs"), "test", side) for side in DOMAINS]
     translations, real = Features(extractor), Features(extractor)
     for i in range(TESTS):
-        translations.add(i, translator(samples[0].read(i)[0]))
-        real.add(i, samples[1].read(i)[0])
+        translations.update(Example(i, translator(samples[0].read(i)[0])))
+        real.update(Example(i, samples[1].read(i)[0]))
     assert {name: report[name] for name in ("FID", "KID")} == fidelity(translations, real)
 
     assert evaluate(monkeypatch, run, "--inception", "weights.pth", "--data", data / "apart") == 0
@@ -159,7 +160,7 @@ def test_without_pairs_there_are_pictures_only(monkeypatch, run: Path, data: Pat
 
 
 @pytest.mark.parametrize("status", ["FINISHED", "KILLED", "RUNNING"])
-def test_the_figures_join_the_run_in_mlflow(monkeypatch, client: MlflowClient, run: Path, status: str) -> None:
+def test_the_metrics_join_the_run_in_mlflow(monkeypatch, client: MlflowClient, run: Path, status: str) -> None:
     tracked = MlflowRun.open(run / "mlflow_run_id", "map2photo", "run")
     assert tracked is not None
     tracked.status(status)

@@ -1,4 +1,4 @@
-"""launch/evaluate.py with labels and a segmenter: figures, table, CSV, pictures, MLflow, and mistakes about them."""
+"""launch/evaluate.py with labels and a segmenter: metrics, table, CSV, pictures, MLflow, and mistakes about them."""
 
 import contextlib
 import csv
@@ -60,7 +60,7 @@ def counted(pictures: list[np.ndarray], labels: list[np.ndarray], segmenter: Pat
     return counts
 
 
-def test_the_figures_are_those_of_the_pictures(evaluated: tuple[Path, str], scenes: Path, segmenter: Path) -> None:
+def test_the_metrics_are_those_of_the_pictures(evaluated: tuple[Path, str], scenes: Path, segmenter: Path) -> None:
     run, _ = evaluated
     report = report_of(run)
     assert report.keys() >= {
@@ -73,17 +73,17 @@ def test_the_figures_are_those_of_the_pictures(evaluated: tuple[Path, str], scen
     (sources, labels), (targets, target_labels) = (zip(*side, strict=True) for side in read)
     translator = load_translator(run)
     real = counted(targets, target_labels, segmenter)
-    for figures, pictures in ((report, list(map(translator, sources))), (report["baseline"], sources)):
+    for metrics, pictures in ((report, list(map(translator, sources))), (report["baseline"], sources)):
         counts = counted(pictures, labels, segmenter)
         occurs = counts.any(axis=1)
         right, true = counts.diagonal()[occurs], counts.sum(axis=1)[occurs]
-        assert figures["pxAcc"] == pytest.approx(right.sum() / counts.sum())
-        assert figures["clsAcc"] == pytest.approx((right / true).mean())
-        assert figures["mIoU"] == pytest.approx((right / (true + counts.sum(axis=0)[occurs] - right)).mean())
+        assert metrics["pxAcc"] == pytest.approx(right.sum() / counts.sum())
+        assert metrics["clsAcc"] == pytest.approx((right / true).mean())
+        assert metrics["mIoU"] == pytest.approx((right / (true + counts.sum(axis=0)[occurs] - right)).mean())
         excess = counts[occurs] / true[:, None] - real[occurs] / real[occurs].sum(axis=1, keepdims=True)
         off_diagonal = np.where(np.eye(19, dtype=bool)[occurs], 0, excess.clip(min=0))
-        assert figures["flip_rate"] == pytest.approx((true / true.sum()) @ off_diagonal.sum(axis=1))
-        worst = figures["flips"][0]
+        assert metrics["flip_rate"] == pytest.approx((true / true.sum()) @ off_diagonal.sum(axis=1))
+        worst = metrics["flips"][0]
         t, p = CLASSES.index(worst["true"]), CLASSES.index(worst["seen"])
         assert worst["of_all"] == pytest.approx((true[:, None] / true.sum() * off_diagonal).max())
         assert worst["excess"] == pytest.approx(counts[t, p] / counts[t].sum() - real[t, p] / real[t].sum())
@@ -105,12 +105,12 @@ def test_the_table(evaluated: tuple[Path, str]) -> None:
     report = report_of(run)
     header, source, translation, real, *rest = printed.splitlines()
     assert " ".join(header.split()) == "pxAcc clsAcc mIoU flip rate Dist Acc(30) Acc(50)"
-    for name, line, figures in (
+    for name, line, metrics in (
         ("source, untranslated", source, report["baseline"]),
         ("translation", translation, report),
         ("real images (ceiling)", real, report["ceiling"]),
     ):
-        shown = [f"{figures[each]:.1%}" for each in ("pxAcc", "clsAcc", "mIoU", "flip_rate") if each in figures]
+        shown = [f"{metrics[each]:.1%}" for each in ("pxAcc", "clsAcc", "mIoU", "flip_rate") if each in metrics]
         assert line.startswith(name) and line.removeprefix(name).split()[:4] == shown
         assert len(line) <= len(header) <= 80
     worst = report["flips"][0]
@@ -127,16 +127,16 @@ def test_the_csv_says_what_the_json_says(evaluated: tuple[Path, str]) -> None:
     report = report_of(run)
     with (run / "evaluation.csv").open(newline="") as lines:
         rows = list(csv.DictReader(lines))
-    assert list(rows[0]) == ["of", "class", "figure", "value"]
-    values = {(row["of"], row["class"], row["figure"]): float(row["value"]) for row in rows}
+    assert list(rows[0]) == ["of", "class", "metric", "value"]
+    values = {(row["of"], row["class"], row["metric"]): float(row["value"]) for row in rows}
     assert len(values) == len(rows)
-    for of, figures in (("translation", report), ("baseline", report["baseline"]), ("ceiling", report["ceiling"])):
-        numbers = {name: figure for name, figure in figures.items() if isinstance(figure, float)}
+    for of, metrics in (("translation", report), ("baseline", report["baseline"]), ("ceiling", report["ceiling"])):
+        numbers = {name: metric for name, metric in metrics.items() if isinstance(metric, float)}
         assert {name: values.pop((of, "", name)) for name in numbers} == numbers
-        for delta, share in figures.get("Acc", {}).items():
+        for delta, share in metrics.get("Acc", {}).items():
             assert values.pop((of, "", f"Acc({delta})")) == share
-        for name, scores in figures["per_class"].items():
-            assert {figure: values.pop((of, name, figure)) for figure in scores} == scores
+        for name, scores in metrics["per_class"].items():
+            assert {metric: values.pop((of, name, metric)) for metric in scores} == scores
     for part, shares in report["class_distribution"].items():
         assert {name: values.pop(("translation", name, f"share in {part}")) for name in shares} == shares
     for parts, distance in report["total_variation"].items():
@@ -163,7 +163,7 @@ def test_evaluating_twice_gives_the_same_bytes(monkeypatch, evaluated: tuple[Pat
     assert [file.read_bytes() for file in files] == before
 
 
-def test_figures_and_pictures_in_mlflow(monkeypatch, client: MlflowClient, run: Path, segmenter: Path) -> None:
+def test_metrics_and_pictures_in_mlflow(monkeypatch, client: MlflowClient, run: Path, segmenter: Path) -> None:
     tracked = MlflowRun.open(run / "mlflow_run_id", "gta2city", "run")
     assert tracked is not None
     assert evaluate(monkeypatch, run, "--segmenter", segmenter) == 0

@@ -1,4 +1,4 @@
-"""The table and the files, from figures made up for the purpose. (test_evaluate.py has them made of pictures.)"""
+"""The table and the files, from metrics made up for the purpose. (test_evaluate.py has them made of pictures.)"""
 
 import csv
 import json
@@ -11,7 +11,7 @@ from PIL import Image
 
 from infra.errors import UserError
 from launch.runs.evaluation import PICTURES, Outcome
-from launch.runs.report import scalars, table, write
+from launch.runs.report import metrics_table, scalars, write
 
 NOT_AVAILABLE = "not available: no Inception weights were given (--inception FILE)"
 
@@ -22,9 +22,9 @@ def row(share: float = 0.5, **more: Any) -> dict[str, Any]:
     } | more  # fmt: skip
 
 
-def outcome(**figures: Any) -> Outcome:
+def outcome(**metrics: Any) -> Outcome:
     return Outcome(
-        3, {"FID": NOT_AVAILABLE, "KID": NOT_AVAILABLE} | figures, {"evaluation": np.full((4, 6, 3), 9, np.uint8)}
+        3, {"FID": NOT_AVAILABLE, "KID": NOT_AVAILABLE} | metrics, {"evaluation": np.full((4, 6, 3), 9, np.uint8)}
     )
 
 
@@ -36,7 +36,7 @@ EVERYTHING = row(
     0.6,
     flip_rate=0.123,
     flips=[flip("sky", "vegetation", 0.18), flip("building", "vegetation", 0.04)],
-    left_out=["train", "bus"],
+    skipped=["train", "bus"],
     Dist=101.259,
     Acc={"30": 0.25, "50": 1.0},
     FID=62.345,
@@ -47,7 +47,7 @@ EVERYTHING = row(
 
 
 def test_everything_on_one_screen() -> None:
-    assert table(EVERYTHING).splitlines() == [
+    assert metrics_table(EVERYTHING).splitlines() == [
         "                       pxAcc  clsAcc   mIoU  flip rate    Dist  Acc(30)  Acc(50)     FID      KID",
         "source, untranslated   40.0%   20.0%  10.0%       0.0%    9.50    12.5%    50.0%  100.00  -0.0001",
         "translation            60.0%   30.0%  15.0%      12.3%  101.26    25.0%   100.0%   62.34   0.0123",
@@ -58,9 +58,9 @@ def test_everything_on_one_screen() -> None:
     ]
 
 
-def test_columns_and_rows_without_figures_are_left_out() -> None:
-    figures = {"Dist": 1.0, "Acc": {"3": 0.5}, "FID": NOT_AVAILABLE, "KID": NOT_AVAILABLE}
-    assert table(figures | {"baseline": figures}).splitlines() == [
+def test_columns_and_rows_without_figures_are_skipped() -> None:
+    metrics = {"Dist": 1.0, "Acc": {"3": 0.5}, "FID": NOT_AVAILABLE, "KID": NOT_AVAILABLE}
+    assert metrics_table(metrics | {"baseline": metrics}).splitlines() == [
         "                      Dist  Acc(3)",
         "source, untranslated  1.00   50.0%",
         "translation           1.00   50.0%",
@@ -69,25 +69,25 @@ def test_columns_and_rows_without_figures_are_left_out() -> None:
 
 
 def test_no_more_than_the_worst_five_flips_are_named() -> None:
-    figures = EVERYTHING | {"flips": [flip("sky", f"class {k}", 0.1) for k in range(9)], "left_out": []}
-    assert sum("→" in line for line in table(figures).splitlines()) == 5
+    metrics = EVERYTHING | {"flips": [flip("sky", f"class {k}", 0.1) for k in range(9)], "skipped": []}
+    assert sum("→" in line for line in metrics_table(metrics).splitlines()) == 5
 
 
 def test_nothing_to_show() -> None:
-    assert table(outcome(baseline={"FID": NOT_AVAILABLE, "KID": NOT_AVAILABLE}).figures) == ""
+    assert metrics_table(outcome(baseline={"FID": NOT_AVAILABLE, "KID": NOT_AVAILABLE}).metrics) == ""
 
 
 def test_the_files_agree_to_the_last_digit(tmp_path: Path) -> None:
-    figures = EVERYTHING | {"Dist": float(np.nextafter(1 / 3, 1)), "class_distribution": {"source": {"sky": 1 / 7}}}
-    given = outcome(**figures)
+    metrics = EVERYTHING | {"Dist": float(np.nextafter(1 / 3, 1)), "class_distribution": {"source": {"sky": 1 / 7}}}
+    given = outcome(**metrics)
     write(given, {"images": 3, "step": 7}, tmp_path / "a" / "e.json", tmp_path / "a" / "e.csv", tmp_path / "samples")
-    assert json.loads((tmp_path / "a" / "e.json").read_text()) == given.figures | {"images": 3, "step": 7}
+    assert json.loads((tmp_path / "a" / "e.json").read_text()) == given.metrics | {"images": 3, "step": 7}
     with (tmp_path / "a" / "e.csv").open(newline="") as lines:
         header, *rows = csv.reader(lines)
-    assert header == ["of", "class", "figure", "value"]
-    values = {(of, name, figure): float(value) for of, name, figure, value in rows}
+    assert header == ["of", "class", "metric", "value"]
+    values = {(of, name, metric): float(value) for of, name, metric, value in rows}
     assert len(values) == len(rows)
-    assert values["translation", "", "Dist"] == figures["Dist"]
+    assert values["translation", "", "Dist"] == metrics["Dist"]
     assert values["translation", "sky", "share in source"] == 1 / 7
     assert values["ceiling", "sky", "accuracy"] == 0.9
     assert values["baseline", "", "Acc(50)"] == 0.5
@@ -98,7 +98,7 @@ def test_the_files_agree_to_the_last_digit(tmp_path: Path) -> None:
 def test_pictures_of_an_earlier_evaluation_go(tmp_path: Path) -> None:
     files = tmp_path / "e.json", tmp_path / "e.csv", tmp_path / "samples"
     earlier = outcome()
-    write(Outcome(3, earlier.figures, {name: np.zeros((4, 6, 3), np.uint8) for name in PICTURES}), {}, *files)
+    write(Outcome(3, earlier.metrics, {name: np.zeros((4, 6, 3), np.uint8) for name in PICTURES}), {}, *files)
     (tmp_path / "samples" / "step_5.png").write_bytes(b"of the training")
     write(earlier, {}, *files)
     assert {path.name for path in (tmp_path / "samples").iterdir()} == {"evaluation.png", "step_5.png"}
@@ -106,7 +106,7 @@ def test_pictures_of_an_earlier_evaluation_go(tmp_path: Path) -> None:
 
 def test_what_is_not_available_is_no_number_in_the_csv(tmp_path: Path) -> None:
     write(outcome(), {}, tmp_path / "e.json", tmp_path / "e.csv", tmp_path)
-    assert (tmp_path / "e.csv").read_text() == "of,class,figure,value\n"
+    assert (tmp_path / "e.csv").read_text() == "of,class,metric,value\n"
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:

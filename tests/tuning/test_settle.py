@@ -36,7 +36,7 @@ def test_paths_hold_in_any_folder(data: str, tmp_path: Path, monkeypatch: pytest
 
         def __init__(self, *_: Any, **__: Any) -> None: ...
 
-        def best_figure(self, name: str) -> str:
+        def best_metric(self, name: str) -> str:
             return "mIoU"
 
     monkeypatch.setattr(tuning.settle, "Evaluator", Judge)

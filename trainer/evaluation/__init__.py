@@ -1,10 +1,11 @@
-"""What a translation is worth: pictures that claim to be of the target domain are looked at and counted.
+"""Metrics of translations. docs/evaluation.md defines them.
 
-Everything counted is mergeable, so the images may be spread over any number of ranks and the figures stay the same to
-the last bit. docs/evaluation.md defines the figures.
+Everything counted is mergeable, so the images may be spread over any number of ranks and the metrics stay the same to the
+last bit.
 """
 
-from trainer.evaluation.judge import Judge, Tally, figures
+from trainer.evaluation.base import Example, Metric
+from trainer.evaluation.collection import MetricCollection, compute_metrics
 from trainer.evaluation.paired import deltas_of
 
-__all__ = ["Judge", "Tally", "deltas_of", "figures"]
+__all__ = ["Example", "Metric", "MetricCollection", "compute_metrics", "deltas_of"]

@@ -5,9 +5,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import AsinhNorm
 from matplotlib.figure import Figure
 
+from trainer.evaluation.confusion import NONE
 from trainer.evaluation.distribution import ClassDistributions
 from trainer.evaluation.flips import Flips
-from trainer.evaluation.segmentation import NONE
 
 DPI = 100
 WIDTH = 9.0  # inches

@@ -1,11 +1,11 @@
-"""What judges the translations, and during training how often."""
+"""What translations are evaluated with, and during training how often."""
 
 from dataclasses import dataclass
 
 from infra.config import option
 from infra.errors import UserError
 
-# For each figure whether more or less of it is better.
+# For each metric whether more or less of it is better.
 BETTER = {
     "mIoU": "more", "pxAcc": "more", "clsAcc": "more", "flip_rate": "less", "Dist": "less", "FID": "less", "KID": "less",
 }  # fmt: skip
@@ -17,12 +17,12 @@ class EvaluationConfig:
     images: int | None = option(None, "test images of each domain, evenly spread [all]", resumable=True)
     segmenter: str | None = option(
         None,
-        "segmenter that judges: a run of launch/train_segmenter.py, or FILE.yaml of another network",
+        "segmenter to evaluate with: a run of launch/train_segmenter.py, or FILE.yaml of another network",
         resumable=True,
     )
     inception: str | None = option(None, "weights of Inception V3, for FID and KID", resumable=True)
     best: str = option(
-        "auto", "figure by which the best checkpoint is kept; auto: mIoU with a segmenter, else Dist, else FID",
+        "auto", "metric by which the best checkpoint is kept; auto: mIoU with a segmenter, else Dist, else FID",
         choices=("auto", *BETTER), resumable=True,
     )  # fmt: skip
 
@@ -33,9 +33,9 @@ class EvaluationConfig:
             raise UserError(f"{self.images} test images leave nothing to evaluate: give 1 or more, or leave it out")
 
 
-def value_of(figures: dict[str, object], name: str) -> float | None:
-    """The figure by which checkpoints are compared, the less the better; None where it was not available."""
-    value = figures.get(name)
+def value_of(metrics: dict[str, object], name: str) -> float | None:
+    """The metric by which checkpoints are compared, so that less is better; None where it was not available."""
+    value = metrics.get(name)
     if not isinstance(value, float):
         return None
     return value if BETTER[name] == "less" else -value

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from infra.errors import UserError
-from trainer.evaluation.segmentation import NONE, ConfusionMatrix
+from trainer.evaluation.confusion import NONE, ConfusionMatrix
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ClassDistributions:
     target: np.ndarray
     target_seen: np.ndarray
 
-    def figures(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, Any]:
         """Ready for JSON: under "class_distribution" each of the four by class name, without names that are 0 in all
         four; under "total_variation" how far they are apart:
 

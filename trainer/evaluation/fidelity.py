@@ -7,16 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from trainer.evaluation.base import Example, Metric
 from trainer.evaluation.inception import SIZE
 from trainer.translator import to_tensor
 
 FEWEST = 2  # images of each kind: one has no covariance
 
 
-class Features:
+class Features(Metric):
     """What a network sees in each image of a set, kept by the image's index.
 
-    The bag is the same in whatever order the images came and over however many parts they were spread. Images go
+    The set is the same in whatever order the images came and over however many parts they were spread. Images go
     through the network one at a time: kernels may sum differently for batches of different sizes, and how many images
     share a batch would depend on the number of parts.
 
@@ -34,20 +35,20 @@ class Features:
         return self.__dict__ | {"extractor": None}  # other processes need what was seen, not the network
 
     @torch.no_grad()
-    def add(self, index: int, image_HWC: np.ndarray) -> None:
-        """Look at one image, uint8 (H, W, 3) RGB of any size, which is `index` in its set.
-
-        It is resized as the CUT supplement does: bilinear, corners not aligned, not anti-aliased.
-        """
+    def update(self, example: Example) -> None:
+        """The image, of any size, is resized as the CUT supplement does: bilinear, corners not aligned, not anti-aliased."""
         if self.extractor is None:
             return
-        x_1CHW = to_tensor(image_HWC[None]).to(next(self.extractor.parameters()).device)
+        x_1CHW = to_tensor(example.image[None]).to(next(self.extractor.parameters()).device)
         x_1CHW = F.interpolate(x_1CHW, (SIZE, SIZE), mode="bilinear", align_corners=False)
-        self.by_index[index] = self.extractor(x_1CHW)[0].cpu().numpy()
+        self.by_index[example.index] = self.extractor(x_1CHW)[0].cpu().numpy()
 
     def merge(self, other: "Features") -> None:
-        """Add what another part of the set gave; an image that both have counts once."""
+        """An image that both have counts once."""
         self.by_index |= other.by_index
+
+    def compute(self, real: "Features") -> dict[str, float | str]:
+        return fidelity(self, real)
 
     def array(self) -> np.ndarray:
         """(N, d) float64, by ascending index."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from infra.errors import UserError
-from trainer.evaluation.segmentation import NONE, ConfusionMatrix
+from trainer.evaluation.confusion import NONE, ConfusionMatrix
 
 NAMED_PAIRS = 10
 
@@ -41,7 +41,7 @@ class Flips:
     matrix: the excess F, float64 (C, C + 1), rows true classes, columns seen classes and "none"; entries in [-1, 1],
     each row sums to 0; NaN in the rows of classes that could not be compared.
     pairs: those with a positive excess, the largest share of all pixels first.
-    left_out: classes of the source that do not occur in the real target images, so that nothing is known of how well
+    skipped: classes of the source that do not occur in the real target images, so that nothing is known of how well
     the segmenter sees them there.
     """
 
@@ -49,14 +49,14 @@ class Flips:
     rate: float
     matrix: np.ndarray
     pairs: tuple[Pair, ...]
-    left_out: tuple[str, ...]
+    skipped: tuple[str, ...]
 
-    def figures(self) -> dict[str, Any]:
-        """{"flip_rate": …, "flips": the ten worst pairs, "left_out": […]}, ready for JSON."""
+    def metrics(self) -> dict[str, Any]:
+        """{"flip_rate": …, "flips": the ten worst pairs, "skipped": […]}, ready for JSON."""
         return {
             "flip_rate": self.rate,
             "flips": [dataclasses.asdict(pair) for pair in self.pairs[:NAMED_PAIRS]],
-            "left_out": list(self.left_out),
+            "skipped": list(self.skipped),
         }
 
 
@@ -99,7 +99,7 @@ def flips(translated: ConfusionMatrix, real: ConfusionMatrix) -> Flips:
         rate=float(of_all.sum()),
         matrix=matrix,
         pairs=tuple(sorted(pairs, key=lambda pair: -pair.of_all)),
-        left_out=tuple(classes[t] for t in np.flatnonzero((pixels > 0) & (reference == 0))),
+        skipped=tuple(classes[t] for t in np.flatnonzero((pixels > 0) & (reference == 0))),
     )
 
 

@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from trainer.evaluation.base import Example, Metric
+
 PHOTO_DELTAS = (30, 50)  # Sec. 5.1.3: photos are diverse
 MAP_DELTAS = (3, 5)  # Sec. 5.1.4: maps are not
 
@@ -16,7 +18,7 @@ def deltas_of(task: str) -> tuple[int, ...]:
     return MAP_DELTAS if task == "photo2map" else PHOTO_DELTAS
 
 
-class PairedDistance:
+class PairedDistance(Metric):
     """Dist and Acc(delta) between translations and their true targets, pixel by pixel.
 
     Dist is the paper's "average pixel L2 distance", read as the Euclidean distance of two pixels in RGB, each channel
@@ -24,7 +26,7 @@ class PairedDistance:
     size, so this is also the average over images.)
     Acc(delta) is the share, in [0, 1], of pixels with max(|r - r'|, |g - g'|, |b - b'|) < delta.
 
-    Pixels are counted by their distance, in whole numbers, so the figures are exact and the same in whatever order
+    Pixels are counted by their distance, in whole numbers, so the metrics are exact and the same in whatever order
     the images come and over however many parts they are spread.
 
     deltas: the thresholds of Acc, in levels of 255.
@@ -35,29 +37,26 @@ class PairedDistance:
         self.by_square = np.zeros(LARGEST_SQUARE + 1, np.int64)  # pixels at each squared distance
         self.by_largest = np.zeros(LEVELS, np.int64)  # pixels at each largest difference of a channel
 
-    def add(self, picture: np.ndarray, target: np.ndarray) -> None:
-        """Count the pixels of one image; both are uint8 (H, W, 3) of one size."""
-        assert target.shape == picture.shape
-        difference_HWC = picture.astype(np.int32) - target
+    def update(self, example: Example) -> None:
+        if example.target is None:
+            return
+        assert example.target.shape == example.image.shape
+        difference_HWC = example.image.astype(np.int32) - example.target
         square_HW = (difference_HWC**2).sum(axis=2)
         largest_HW = np.abs(difference_HWC).max(axis=2)
         self.by_square += np.bincount(square_HW.ravel(), minlength=LARGEST_SQUARE + 1)
         self.by_largest += np.bincount(largest_HW.ravel(), minlength=LEVELS)
 
     def merge(self, other: "PairedDistance") -> None:
-        """Add what another part of the images gave."""
         self.by_square += other.by_square
         self.by_largest += other.by_largest
 
-    @property
-    def pixels(self) -> int:
-        """How many were counted."""
-        return int(self.by_largest.sum())
-
-    def figures(self) -> dict[str, Any]:
-        """{"Dist": …, "Acc": {"30": …, "50": …}} over at least one image."""
+    def compute(self, real: Metric) -> dict[str, Any]:
+        """{"Dist": …, "Acc": {"30": …, "50": …}}; needs nothing of the real images."""
+        if not (pixels := int(self.by_largest.sum())):
+            return {}
         distances = np.sqrt(np.arange(LARGEST_SQUARE + 1, dtype=np.float64))
         return {
-            "Dist": float(self.by_square @ distances) / self.pixels,
-            "Acc": {str(delta): int(self.by_largest[:delta].sum()) / self.pixels for delta in self.deltas},
+            "Dist": float(self.by_square @ distances) / pixels,
+            "Acc": {str(delta): int(self.by_largest[:delta].sum()) / pixels for delta in self.deltas},
         }

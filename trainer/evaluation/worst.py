@@ -39,7 +39,7 @@ class WorstImages:
         self.count, self.palette = count, palette
         self.cases: list[_Case] = []
 
-    def add(
+    def update(
         self,
         index: int,
         score: float,

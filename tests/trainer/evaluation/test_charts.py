@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from trainer.evaluation import charts
 from trainer.evaluation.charts import distribution_chart, flip_chart
+from trainer.evaluation.confusion import ConfusionMatrix
 from trainer.evaluation.distribution import class_distributions
 from trainer.evaluation.flips import flips
-from trainer.evaluation.segmentation import ConfusionMatrix
 
 CLASSES = ("road", "car", "sky", "vegetation")
 TRANSLATED, REAL = ConfusionMatrix(CLASSES), ConfusionMatrix(CLASSES)

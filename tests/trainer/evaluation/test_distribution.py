@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from infra.errors import UserError
+from trainer.evaluation.confusion import ConfusionMatrix
 from trainer.evaluation.distribution import class_distributions, total_variation
-from trainer.evaluation.segmentation import ConfusionMatrix
 
 CLASSES = ("road", "sky", "vegetation")
 
@@ -24,15 +24,15 @@ REAL = matrix([6, 0, 0, 0], [0, 0, 0, 0], [1, 0, 3, 0])
 
 
 def test_shares_by_hand() -> None:
-    figures = class_distributions(TRANSLATED, REAL).figures()
-    assert json.loads(json.dumps(figures)) == figures
-    assert figures["class_distribution"] == {
+    metrics = class_distributions(TRANSLATED, REAL).metrics()
+    assert json.loads(json.dumps(metrics)) == metrics
+    assert metrics["class_distribution"] == {
         "source": {"road": 0.5, "sky": 0.5, "vegetation": 0, "none": 0},
         "translation": {"road": 0.45, "sky": 0.25, "vegetation": 0.25, "none": 0.05},
         "target": {"road": 0.6, "sky": 0, "vegetation": 0.4, "none": 0},
         "target_seen": {"road": 0.7, "sky": 0, "vegetation": 0.3, "none": 0},
     }
-    assert figures["total_variation"] == {
+    assert metrics["total_variation"] == {
         "source_target": pytest.approx(0.5),
         "translation_target": pytest.approx(0.3),
         "source_translation": pytest.approx(0.3),
@@ -48,7 +48,7 @@ def test_the_training_targets_come_first_where_they_are_known() -> None:
 
 def test_names_that_never_occur_are_not_shown() -> None:
     road_only = matrix([4, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0])
-    shown = class_distributions(road_only, road_only).figures()["class_distribution"]
+    shown = class_distributions(road_only, road_only).metrics()["class_distribution"]
     assert shown == {part: {"road": 1} for part in ("source", "translation", "target", "target_seen")}
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from trainer.evaluation import Example
 from trainer.evaluation.fidelity import Features, fid, fidelity, kid
 
 
@@ -115,7 +116,7 @@ def test_images_reach_the_network_as_in_the_cut_supplement() -> None:
     network = Small()
     features = Features(network)
     (picture,) = pictures(1, 0, (3 * 299, 3 * 299))
-    features.add(0, picture)
+    features.update(Example(0, picture))
     (x,) = network.seen
     assert x.shape == (1, 3, 299, 299) and x.dtype == torch.float32
     expected = torch.from_numpy(picture[1::3, 1::3]).permute(2, 0, 1).double() / 127.5 - 1
@@ -127,7 +128,7 @@ def features_of(network: nn.Module, images: np.ndarray, indices: Iterable[int] |
     """Of some of the images, in the given order; of all by default."""
     features = Features(network)
     for i in range(len(images)) if indices is None else indices:
-        features.add(i, images[i])
+        features.update(Example(i, images[i]))
     return features
 
 
@@ -160,13 +161,13 @@ def test_sent_to_another_process_without_the_network() -> None:
 def test_no_weights_no_figures() -> None:
     features = Features(None)
     for i, picture in enumerate(pictures(3, 4)):
-        features.add(i, picture)
+        features.update(Example(i, picture))
     reason = "not available: no Inception weights were given (--inception FILE)"
     assert fidelity(features, features) == {"FID": reason, "KID": reason}
 
 
 def test_too_few_images() -> None:
     network = Small()
-    figures = fidelity(features_of(network, pictures(3, 5)), features_of(network, pictures(1, 6)))
+    metrics = fidelity(features_of(network, pictures(3, 5)), features_of(network, pictures(1, 6)))
     reason = "not available: there are 3 images and 1 real ones, of each it takes 2"
-    assert figures == {"FID": reason, "KID": reason}
+    assert metrics == {"FID": reason, "KID": reason}

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from infra.errors import UserError
+from trainer.evaluation.confusion import ConfusionMatrix
 from trainer.evaluation.flips import Flips, flips
-from trainer.evaluation.segmentation import ConfusionMatrix
 
 CLASSES = ("road", "building", "sky", "vegetation")
 ROAD, BUILDING, SKY, VEGETATION, NONE = range(5)
@@ -36,10 +36,10 @@ def test_sky_painted_as_vegetation_counts_by_its_share() -> None:
     truth[:2] = seen[:2] = SKY  # 20 of 100 pixels
     seen[0, :6] = VEGETATION  # 30 % of them
     translated = ConfusionMatrix(CLASSES)
-    translated.add(truth, seen)
+    translated.update(truth, seen)
     result = flips(translated, perfect(5, 5, 5, 5))
     assert result.rate == pytest.approx(0.2 * 0.3, rel=1e-15)
-    assert named(result) == [("sky", "vegetation")] and result.left_out == ()
+    assert named(result) == [("sky", "vegetation")] and result.skipped == ()
     assert result.pairs[0].excess == 0.3 and result.pairs[0].of_all == pytest.approx(0.06)
     assert result.matrix[SKY].tolist() == pytest.approx([0, 0, -0.3, 0.3, 0])
     assert [str(pair) for pair in result.pairs] == ["sky → vegetation 30 % of sky, 6.0 % of all pixels"]
@@ -57,7 +57,7 @@ def test_the_segmenters_own_error_is_taken_off() -> None:
     result = flips(translated, real)
     assert result.rate == pytest.approx(0.5 * (0.4 - 0.1))
     assert np.isnan(result.matrix[[BUILDING, VEGETATION]]).all()  # not in the source
-    assert result.left_out == ()  # and so not missing either
+    assert result.skipped == ()  # and so not missing either
 
 
 def test_a_swap_counts_on_both_sides() -> None:
@@ -85,10 +85,10 @@ def test_what_no_class_is_seen_in_has_flipped() -> None:
     assert result.rate == 1 and named(result) == [("road", "none")]
 
 
-def test_classes_without_a_reference_are_left_out_and_named() -> None:
+def test_classes_without_a_reference_are_skipped_and_named() -> None:
     translated = matrix([[30, 0, 0, 10, 0], [0, 20, 0, 0, 0], [0, 0, 0, 60, 0], [0, 0, 0, 0, 0]])
     result = flips(translated, perfect(5, 5, 0, 5))
-    assert result.left_out == ("sky",)
+    assert result.skipped == ("sky",)
     assert result.rate == pytest.approx(10 / 60)  # of the 60 pixels that are not sky
     assert named(result) == [("road", "vegetation")] and np.isnan(result.matrix[SKY]).all()
 
@@ -112,14 +112,14 @@ def test_the_rate_lies_between_the_loss_of_accuracy_and_one(translated: np.ndarr
     assert weight @ -result.matrix.diagonal()[compared] - 1e-12 <= result.rate <= 1 + 1e-12
 
 
-def test_figures_hold_the_ten_worst_pairs() -> None:
+def test_metrics_hold_the_ten_worst_pairs() -> None:
     translated = matrix([[40, 1, 2, 3, 4], [5, 40, 6, 7, 8], [9, 10, 40, 11, 12], [13, 14, 15, 40, 16]])
     result = flips(translated, perfect(1, 1, 1, 1))
-    figures = result.figures()
-    assert json.loads(json.dumps(figures)) == figures
-    assert len(result.pairs) == 16 and len(figures["flips"]) == 10
-    worst = figures["flips"][0]
+    metrics = result.metrics()
+    assert json.loads(json.dumps(metrics)) == metrics
+    assert len(result.pairs) == 16 and len(metrics["flips"]) == 10
+    worst = metrics["flips"][0]
     assert worst == {"true": "vegetation", "seen": "none", "excess": 16 / 98, "of_all": pytest.approx(16 / 296)}
     shares = [pair.of_all for pair in result.pairs]
     assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(result.rate)
-    assert figures["flip_rate"] == pytest.approx(136 / 296)
+    assert metrics["flip_rate"] == pytest.approx(136 / 296)

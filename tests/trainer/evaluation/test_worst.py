@@ -18,7 +18,7 @@ def collected(indices: list[int] | tuple[int, ...], *, target: bool = False, wid
     for index in indices:
         colours = [np.full((HEIGHT, width, 3), 50 * k + index, np.uint8) for k in range(3)]
         labels = [np.full((HEIGHT, width), k, np.uint8) for k in (7, 255)]
-        worst.add(
+        worst.update(
             index,
             SCORES[index],
             f"image {index}: sky → vegetation 22 %",

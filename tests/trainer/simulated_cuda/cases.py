@@ -28,6 +28,7 @@ from infra.config import build
 from tests.trainer.simulated_cuda import faults
 from tests.trainer.simulated_cuda.device import DEVICE, Finding, simulated_cuda
 from trainer.engines import EngineConfig, make_engine
+from trainer.evaluation import Example
 from trainer.evaluation.fidelity import Features
 from trainer.evaluation.inception import InceptionV3
 from trainer.exact import exact_arithmetic
@@ -149,7 +150,7 @@ def judging() -> list[Finding]:
             translation = Translator(generator, DEVICE)(picture)
             assert translation.shape == picture.shape
             assert segmenter(translation).shape == picture.shape[:2]
-            Features(inception).add(0, translation)
+            Features(inception).update(Example(0, translation))
         return [finding for finding in found if finding.kind in ("error", "types")]
 
 

@@ -1,7 +1,8 @@
-"""What is said of translations, on pictures whose red channel is the class that the segmenter sees."""
+"""All metrics together, on pictures whose red channel is the class that the segmenter sees."""
 
 import itertools
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,14 @@ import torch
 from torch import nn
 
 from infra.errors import UserError
-from trainer.evaluation import Judge, Tally, figures
+from trainer.evaluation import Example, MetricCollection, compute_metrics
 
 CLASSES = ("road", "building", "sky", "vegetation")
 ROAD, BUILDING, SKY, VEGETATION = range(4)
 DELTAS = (30, 50)
 
 SEGMENTATION = {"pxAcc", "clsAcc", "mIoU", "per_class"}
-FLIPS = {"flip_rate", "flips", "left_out"}
+FLIPS = {"flip_rate", "flips", "skipped"}
 DISTRIBUTIONS = {"class_distribution", "total_variation"}
 PAIRED = {"Dist", "Acc"}
 FIDELITY = {"FID", "KID"}
@@ -33,10 +34,6 @@ def extractor() -> nn.Module:
     return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 5)).requires_grad_(False)
 
 
-def judge(**options: Any) -> Judge:
-    return Judge(CLASSES, DELTAS, **{"segmenter": red} | options)
-
-
 def labels(*classes: int) -> np.ndarray:
     """(1, n) of these classes."""
     return np.array([classes], np.uint8)
@@ -47,37 +44,44 @@ def picture(label: np.ndarray) -> np.ndarray:
     return np.repeat(label[..., None], 3, axis=2)
 
 
-def looked(judge: Judge, *cases: tuple[np.ndarray, np.ndarray | None, np.ndarray | None]) -> Tally:
-    """The tally of (picture, true target, label), one after the other."""
-    tally = judge.tally()
-    for index, (seen, target, label) in enumerate(cases):
-        judge.look(tally, index, seen, target=target, label=label)
-    return tally
+def counted(
+    *cases: tuple[np.ndarray, np.ndarray | None, np.ndarray | None],
+    segmenter: Callable[[np.ndarray], np.ndarray] | None = red,
+    extractor: nn.Module | None = None,
+) -> MetricCollection:
+    """The metrics of (picture, true target, label), one after the other."""
+    metrics = MetricCollection(CLASSES, DELTAS, extractor)
+    for index, (image, target, label) in enumerate(cases):
+        predicted = segmenter(image) if segmenter and label is not None else None
+        metrics.update(Example(index, image, target, label, predicted))
+    return metrics
 
 
-def said(*, of: Judge, paired: bool = True, labelled: bool = True, real_labelled: bool = True) -> dict[str, Any]:
-    """The figures of two scenes for data that have pairs, source labels and real target labels, or lack them."""
+def computed(
+    *, paired: bool = True, labelled: bool = True, real_labelled: bool = True, **networks: Any
+) -> dict[str, Any]:
+    """The metrics of two scenes for data that have pairs, source labels and real target labels, or lack them."""
     truth = labels(ROAD, ROAD, SKY, VEGETATION)
     scene = (picture(truth), picture(truth) if paired else None, truth if labelled else None)
-    of_sources = looked(of, scene, scene)
-    real = looked(of, *[(picture(truth), None, truth if real_labelled else None)] * 2)
-    return figures(of_sources, of_sources, real)
+    of_sources = counted(scene, scene, **networks)
+    real = counted(*[(picture(truth), None, truth if real_labelled else None)] * 2, **networks)
+    return compute_metrics(of_sources, of_sources, real)
 
 
 @pytest.mark.parametrize(
     ("case", "here", "ceiling"),
     [
-        ({"of": judge()}, SEGMENTATION | FLIPS | DISTRIBUTIONS | PAIRED, True),
-        ({"of": judge(), "paired": False}, SEGMENTATION | FLIPS | DISTRIBUTIONS, True),
-        ({"of": judge(), "real_labelled": False}, SEGMENTATION | PAIRED, False),
-        ({"of": judge(), "labelled": False}, PAIRED, True),
-        ({"of": judge(), "labelled": False, "paired": False, "real_labelled": False}, set(), False),
-        ({"of": judge(segmenter=None)}, PAIRED, False),
-        ({"of": judge(segmenter=None), "paired": False}, set(), False),
+        ({}, SEGMENTATION | FLIPS | DISTRIBUTIONS | PAIRED, True),
+        ({"paired": False}, SEGMENTATION | FLIPS | DISTRIBUTIONS, True),
+        ({"real_labelled": False}, SEGMENTATION | PAIRED, False),
+        ({"labelled": False}, PAIRED, True),
+        ({"labelled": False, "paired": False, "real_labelled": False}, set(), False),
+        ({"segmenter": None}, PAIRED, False),
+        ({"segmenter": None, "paired": False}, set(), False),
     ],
 )
-def test_only_what_applies_is_said(case: dict[str, Any], here: set[str], ceiling: bool) -> None:
-    result = said(**case)
+def test_only_what_applies_is_there(case: dict[str, Any], here: set[str], ceiling: bool) -> None:
+    result = computed(**case)
     assert result.keys() - {"baseline", "ceiling"} == here | FIDELITY
     assert result["baseline"].keys() == (here - DISTRIBUTIONS) | FIDELITY
     assert ("ceiling" in result) == ceiling
@@ -86,27 +90,26 @@ def test_only_what_applies_is_said(case: dict[str, Any], here: set[str], ceiling
 
 
 def test_fid_and_kid_are_numbers_or_say_why_not() -> None:
-    without, given = said(of=judge()), said(of=judge(extractor=extractor()))
+    without, given = computed(), computed(extractor=extractor())
     assert without["FID"] == without["KID"] == "not available: no Inception weights were given (--inception FILE)"
     assert given["FID"] == pytest.approx(0, abs=1e-9) and isinstance(given["KID"], float)
     assert given["baseline"]["FID"] == given["FID"]
-    alone = looked(judge(extractor=extractor()), (picture(labels(SKY)), None, None))
-    assert figures(alone, alone, alone)["FID"].startswith("not available: there are 1 images")
+    alone = counted((picture(labels(SKY)), None, None), extractor=extractor())
+    assert compute_metrics(alone, alone, alone)["FID"].startswith("not available: there are 1 images")
 
 
 def test_translation_baseline_and_ceiling_are_of_the_right_pictures() -> None:
     truth, target = labels(ROAD, SKY), picture(labels(100, 100))
     translation, source, real = labels(ROAD, ROAD), labels(ROAD, SKY), labels(SKY, VEGETATION)
-    all_seeing = judge()
-    result = figures(
-        looked(all_seeing, (picture(translation), target, truth)),
-        looked(all_seeing, (picture(source), target, truth)),
-        looked(all_seeing, (picture(real), None, labels(SKY, SKY))),
+    result = compute_metrics(
+        counted((picture(translation), target, truth)),
+        counted((picture(source), target, truth)),
+        counted((picture(real), None, labels(SKY, SKY))),
     )
     assert [part["pxAcc"] for part in (result, result["baseline"], result["ceiling"])] == [0.5, 1.0, 0.5]
     assert result["Dist"] == pytest.approx(100 * 3**0.5)
     assert result["baseline"]["Dist"] == pytest.approx((100 + 98) / 2 * 3**0.5)
-    assert result["left_out"] == result["baseline"]["left_out"] == ["road"]
+    assert result["skipped"] == result["baseline"]["skipped"] == ["road"]
 
 
 def test_a_flip_that_was_built_in_is_found() -> None:
@@ -114,11 +117,10 @@ def test_a_flip_that_was_built_in_is_found() -> None:
     truth = labels(*[ROAD] * 6, *[SKY] * 4)
     seen = labels(*[ROAD] * 6, SKY, SKY, VEGETATION, VEGETATION)
     real_truth, real_seen = labels(ROAD, *[SKY] * 4), labels(ROAD, SKY, SKY, SKY, VEGETATION)
-    all_seeing = judge()
-    result = figures(
-        looked(all_seeing, (picture(seen), None, truth)),
-        looked(all_seeing, (picture(truth), None, truth)),
-        looked(all_seeing, (picture(real_seen), None, real_truth)),
+    result = compute_metrics(
+        counted((picture(seen), None, truth)),
+        counted((picture(truth), None, truth)),
+        counted((picture(real_seen), None, real_truth)),
     )
     assert result["flip_rate"] == pytest.approx(0.4 * (0.5 - 0.25))
     assert result["baseline"]["flip_rate"] == 0
@@ -127,51 +129,44 @@ def test_a_flip_that_was_built_in_is_found() -> None:
 
 def test_the_targets_distribution_is_that_of_its_training_images() -> None:
     truth = labels(ROAD, ROAD, SKY, 255)
-    translated = looked(judge(), (picture(labels(ROAD, VEGETATION, VEGETATION, ROAD)), None, truth))
-    real = looked(judge(), (picture(labels(ROAD, SKY)), None, labels(ROAD, SKY)))
-    result = figures(translated, translated, real, target_histogram=[10, 0, 0, 30])
+    translated = counted((picture(labels(ROAD, VEGETATION, VEGETATION, ROAD)), None, truth))
+    real = counted((picture(labels(ROAD, SKY)), None, labels(ROAD, SKY)))
+    result = compute_metrics(translated, translated, real, target_histogram=[10, 0, 0, 30])
     shares = result["class_distribution"]
     assert shares["source"] == pytest.approx({"road": 2 / 3, "sky": 1 / 3, "vegetation": 0})
     assert shares["translation"] == pytest.approx({"road": 1 / 3, "sky": 0, "vegetation": 2 / 3})
     assert shares["target"] == {"road": 0.25, "sky": 0.0, "vegetation": 0.75}
     assert shares["target_seen"] == {"road": 0.5, "sky": 0.5, "vegetation": 0.0}
     assert result["total_variation"]["source_target"] == pytest.approx(0.75)
-    assert figures(translated, translated, real)["class_distribution"]["target"]["sky"] == 0.5  # no histogram
+    assert compute_metrics(translated, translated, real)["class_distribution"]["target"]["sky"] == 0.5  # no histogram
 
 
 def test_parts_merged_in_any_order_give_the_same_bits() -> None:
     noise = np.random.default_rng(0)
-    of = judge(extractor=extractor(), segmenter=lambda image: image[..., 0] % 4)
+    network = extractor()
 
-    def tallies(places: list[int], kind: int) -> Tally:
-        tally = of.tally()
+    def part_of(places: list[int], kind: int) -> MetricCollection:
+        metrics = MetricCollection(CLASSES, DELTAS, network)
         for place in places:
             random = np.random.default_rng((kind, place))
             image, target = random.integers(0, 256, (2, 6, 5, 3), np.uint8)
             label = random.integers(0, 4, (6, 5), np.uint8)
-            of.look(tally, place, image, target=target, label=label)
-        return tally
+            metrics.update(Example(place, image, target, label, image[..., 0] % 4))
+        return metrics
 
     def result(parts: list[list[int]]) -> str:
         merged = []
         for kind in range(3):
-            whole, *others = (tallies(part, kind) for part in parts)
+            whole, *others = (part_of(part, kind) for part in parts)
             for other in others:
                 whole.merge(other)
             merged.append(whole)
-        return json.dumps(figures(*merged))
+        return json.dumps(compute_metrics(*merged))
 
     places = list(range(6))
     expected = result([places])
     for parts in itertools.permutations(np.array_split(noise.permutation(places), 3)):
         assert result([part.tolist() for part in parts]) == expected
-
-
-def test_what_was_seen_is_handed_back_where_it_can_be_compared() -> None:
-    truth, seen = labels(ROAD, SKY), labels(SKY, 255)
-    np.testing.assert_array_equal(judge().look(judge().tally(), 0, picture(seen), target=None, label=truth), seen)
-    assert judge().look(judge().tally(), 0, picture(seen), target=None, label=None) is None
-    assert judge(segmenter=None).look(judge().tally(), 0, picture(seen), target=None, label=truth) is None
 
 
 @pytest.mark.parametrize(
@@ -183,4 +178,4 @@ def test_what_was_seen_is_handed_back_where_it_can_be_compared() -> None:
 )
 def test_labels_that_do_not_fit_are_refused(label: np.ndarray, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
-        looked(judge(), (picture(labels(ROAD, ROAD)), None, label))
+        counted((picture(labels(ROAD, ROAD)), None, label))

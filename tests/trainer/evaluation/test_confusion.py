@@ -11,7 +11,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_m
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_jaccard_index
 
 from infra.errors import UserError
-from trainer.evaluation.segmentation import IGNORE, ConfusionMatrix
+from trainer.evaluation.confusion import IGNORE, ConfusionMatrix
 
 CLASSES = ("road", "building", "sky", "car")
 
@@ -22,7 +22,7 @@ def label(*rows: list[int]) -> np.ndarray:
 
 def measured(truth: np.ndarray, predicted: np.ndarray) -> ConfusionMatrix:
     matrix = ConfusionMatrix(CLASSES)
-    matrix.add(truth, predicted)
+    matrix.update(truth, predicted)
     return matrix
 
 
@@ -53,7 +53,7 @@ def test_by_hand() -> None:
     assert np.isnan(rates[3]).all()
 
 
-def test_a_class_without_a_true_pixel_is_left_out_wherever_it_is_seen() -> None:
+def test_a_class_without_a_true_pixel_is_skipped_wherever_it_is_seen() -> None:
     unseen = measured(label([0, 0, 1, 1]), label([0, 0, 1, 0])).scores()
     seen = measured(label([0, 0, 1, 1]), label([0, 0, 1, 3])).scores()
     assert unseen["clsAcc"] == seen["clsAcc"] == (1 + 1 / 2) / 2
