@@ -2,7 +2,7 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint ui clean
+.PHONY: help setup demo check test ui clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -15,12 +15,17 @@ setup: .venv/.installed  ## Create .venv with everything pinned (PYTHON=..., TOR
 demo: setup  ## Draw street scenes, train SRUNIT on them, evaluate, and show where the pictures are
 	@launch/demo.sh
 
-test: lint  ## Lint, check types and run the whole test suite
-	OMP_NUM_THREADS=1 pytest --timeout 600 --numprocesses 2 --dist loadfile
-
-lint: setup  ## Lint and check types
+check: setup  ## Lint, format, types and the fast tests: under a minute
 	ruff check .
+	ruff format --check .
 	mypy
+	OMP_NUM_THREADS=1 pytest --timeout 60 --numprocesses 2 -m "not slow"
+
+test: setup  ## Lint, format, types and the whole test suite
+	ruff check .
+	ruff format --check .
+	mypy
+	OMP_NUM_THREADS=1 pytest --timeout 600 --numprocesses 2 --dist loadfile
 
 ui: setup  ## Open the MLflow UI on the runs made from this folder
 	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"

@@ -267,7 +267,7 @@ def _metavar(kind: Any) -> str:
 
 
 def differing(cls: type, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Names whose values differ between two whole flat configurations, those marked `resumable` left out."""
+    """Names whose values differ between two whole flat configurations, except those marked `resumable`."""
     fixed = [name for name, field, _ in leaves(cls) if not field.metadata.get("resumable")]
     return [name for name in fixed if _plain(before.get(name)) != _plain(now.get(name))]
 

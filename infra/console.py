@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-ROOMS = ("infra", "pipelines", "trainer", "launch", "tuning", "__main__")
+PACKAGES = ("infra", "pipelines", "trainer", "launch", "tuning", "__main__")
 PLAIN_INTERVAL_S = 10.0  # between progress lines where the output is not a terminal
 TERMINAL_INTERVAL_S = 0.1
 
@@ -56,8 +56,8 @@ def setup_logging(log_file: Path | None, rank: int = 0) -> None:
 
     # Libraries speak from WARNING up, so none has to be quietened by name.
     root.setLevel(logging.WARNING)
-    for room in ROOMS:
-        logging.getLogger(room).setLevel(logging.INFO)
+    for package in PACKAGES:
+        logging.getLogger(package).setLevel(logging.INFO)
 
 
 class ProgressLine(tqdm):

@@ -1,4 +1,4 @@
-"""Fixtures for all rooms: a real S3 server on this machine, and the folder of real images where there is one."""
+"""Fixtures for all tests: a real S3 server on this machine, and the folder of real images where there is one."""
 
 import os
 import uuid
@@ -11,6 +11,12 @@ import pytest
 
 from launch.benchmarks.local_s3 import local_s3
 from tests.faulty_s3 import FaultyS3, faulty_s3
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "end_to_end" in item.path.parts:
+            item.add_marker("slow")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,6 +1,6 @@
 """Every random draw of a training step as a pure function of (seed, step, stream, place in the global batch).
 
-Nothing is taken from a generator that lives on between steps, so a step draws the same numbers on one rank or many,
+Nothing is taken from a generator that is kept between steps, so a step draws the same numbers on one rank or many,
 with or without gradient accumulation, and after any restart: the step number is the whole random state.
 Draws made on a GPU differ from those made on a CPU for the same counter (another generator), not from run to run.
 """

@@ -1,4 +1,4 @@
-"""Arithmetic for figures that are compared: exact and repeatable rather than fast."""
+"""Arithmetic for metrics that are compared: exact and repeatable rather than fast."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

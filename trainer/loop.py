@@ -106,7 +106,7 @@ class Trainer:
 
     @property
     def product(self) -> nn.Module:
-        """The network to judge the run by: its moving average where one is kept."""
+        """The network that is evaluated: the moving average where one is kept."""
         return self.method.product if self.averaged is None else self.averaged.module
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -114,8 +114,7 @@ class Trainer:
 
     @contextmanager
     def evaluating(self) -> Iterator[nn.Module]:
-        """The network to judge the run by as it is used after training: batch norm takes its running statistics and leaves
-        them as they are."""
+        """The network that is evaluated, in evaluation mode: batch norm uses its running statistics and does not update them."""
         product = self.product
         product.eval()
         try:

@@ -31,7 +31,7 @@ def save_pyfunc_model(folder: Path, checkpoint: Path, networks: Sequence[str], l
     from trainer.image_model import ImageModel, encoded
 
     shutil.rmtree(folder, ignore_errors=True)
-    rooms = [str(Path(__file__).parents[1] / room) for room in ("trainer", "infra")]
+    packages = [str(Path(__file__).parents[1] / package) for package in ("trainer", "infra")]
     # Named here, since MLflow would find them out by loading the model in another process, which takes many seconds.
     needed = [f"{name}=={version(name).split('+')[0]}" for name in NEEDED]
     # Images in numbers and in texts: the one signature by which MLflow lets both pass as they come.
@@ -45,7 +45,7 @@ def save_pyfunc_model(folder: Path, checkpoint: Path, networks: Sequence[str], l
             folder,
             python_model=ImageModel(load),
             artifacts={"network": str(network)},
-            code_paths=rooms,
+            code_paths=packages,
             pip_requirements=needed,
             signature=ModelSignature(inputs=anything, outputs=anything),
             input_example=np.array([encoded(gradient)], dtype=object),

@@ -1,4 +1,4 @@
-"""Sample grids: what a person looks at to judge a run."""
+"""Sample grids."""
 
 from collections.abc import Callable, Sequence
 

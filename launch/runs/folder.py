@@ -13,7 +13,7 @@ status             RUNNING, or how the run ended: FINISHED, KILLED (from outside
 mlflow_run_id      the MLflow run that this folder belongs to
 mlflow.json        what MLflow is told beside the options: experiment, tags, data set
 mlflow_sent.json   what MLflow has got so far (launch/runs/follower.py)
-evaluation.json    figures of launch/evaluate.py, once it has run; of a segmenter, its scores on test images
+evaluation.json    metrics of launch/evaluate.py, once it has run; of a segmenter, its scores on test images
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Where the tests of this room work: an empty folder, or beside one MLflow store (making its database takes seconds)."""
+"""Where the tests of this folder work: an empty folder, or beside one MLflow store (making its database takes seconds)."""
 
 from pathlib import Path
 

@@ -285,8 +285,8 @@ class Reads(ast.NodeVisitor):
 
 def test_every_option_is_read_somewhere() -> None:
     reads = Reads()
-    for room in ("infra", "pipelines", "trainer", "launch"):
-        for path in (ROOT / room).rglob("*.py"):
+    for package in ("infra", "pipelines", "trainer", "launch"):
+        for path in (ROOT / package).rglob("*.py"):
             reads.visit(ast.parse(path.read_text()))
     options = {name.rpartition(".")[2] for name, _, _ in leaves(JobConfig)}
     assert options - reads.names == set()

@@ -78,7 +78,7 @@ class LossModule(nn.Module):
 class Engine:
     """One process, no communication. Subclasses carry gradients between processes.
 
-    rank, local_rank, world_size: this process's place; device: where its networks live.
+    rank, local_rank, world_size: this process's place; device: where its networks are.
     """
 
     kind = "single"

@@ -37,6 +37,6 @@ def build() -> None:
 
 def unlink_buffer(rank: int) -> None:
     """Take the name off the shared buffer (67 MB), which DeepSpeed never does itself: it would fill /dev/shm run by run.
-    Mapped by all ranks, the memory lives until the last of them ends."""
+    Mapped by all ranks, the memory stays until the last of them ends."""
     address = f"{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}"
     Path("/dev/shm", f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{rank}").unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from trainer.evaluation.base import Example, Metric
 from trainer.evaluation.distribution import class_distributions
 from trainer.evaluation.fidelity import Features
 from trainer.evaluation.paired import PairedDistance
-from trainer.evaluation.segmentation import Segmentation
+from trainer.evaluation.segmentation import SegmentationScores
 
 
 class MetricCollection:
@@ -20,7 +20,7 @@ class MetricCollection:
     """
 
     def __init__(self, classes: Sequence[str], deltas: tuple[int, ...], extractor: nn.Module | None) -> None:
-        self.segmentation = Segmentation(classes)
+        self.segmentation = SegmentationScores(classes)
         self.metrics: list[Metric] = [self.segmentation, PairedDistance(deltas), Features(extractor)]
 
     def update(self, example: Example) -> None:

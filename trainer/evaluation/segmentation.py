@@ -8,7 +8,7 @@ from trainer.evaluation.confusion import ConfusionMatrix
 from trainer.evaluation.flips import flips
 
 
-class Segmentation(Metric):
+class SegmentationScores(Metric):
     """pxAcc, clsAcc, mIoU and per_class (`ConfusionMatrix.scores`); flip_rate, flips and skipped (`Flips.metrics`) where the
     real images have labels, too. classes: names of the labels' classes, in the order of the trainIds."""
 
@@ -23,10 +23,10 @@ class Segmentation(Metric):
         if example.label is not None and example.predicted is not None:
             self.confusion.update(example.label, example.predicted)
 
-    def merge(self, other: "Segmentation") -> None:
+    def merge(self, other: "SegmentationScores") -> None:
         self.confusion.merge(other.confusion)
 
-    def compute(self, real: "Segmentation") -> dict[str, Any]:
+    def compute(self, real: "SegmentationScores") -> dict[str, Any]:
         if not self:
             return {}
         return self.confusion.scores() | (flips(self.confusion, real.confusion).metrics() if real else {})

@@ -118,8 +118,6 @@ class Cut(Method[Batch, Outputs]):
     def load_slot_state(self, state: dict[str, Tensor]) -> None:
         self.adversary.buffers.load_state(state)
 
-    # ---- the functions of the game ----------------------------------------------------------------------------------
-
     def forward(self, batch: Batch, context: StepContext, name: str = "translate") -> Outputs:
         flipped = self.config.flip_equivariance and context.draws.stream("flip", "coin").coin()
         images = torch.cat([batch.source, batch.target]) if self.config.identity else batch.source
@@ -142,11 +140,11 @@ class Cut(Method[Batch, Outputs]):
 
     def discriminator_loss(self, outputs: Outputs, batch: Batch, context: StepContext) -> tuple[Tensor, Losses]:
         outputs.shown = self.adversary.shown(outputs.fake, batch.slots, context.draws)
-        d_fake, d_real = self.adversary.judge(outputs.shown, batch.target)
+        d_fake, d_real = self.adversary.discriminator_losses(outputs.shown, batch.target)
         return (d_fake + d_real) / 2, {"D_fake": d_fake, "D_real": d_real}
 
     def generator_loss(self, outputs: Outputs, batch: Batch, context: StepContext) -> tuple[Tensor, Losses]:
-        g_gan = self.adversary.persuade(outputs.fake)
+        g_gan = self.adversary.generator_loss(outputs.fake)
         nce, nce_identity = self.contrast.values(outputs, batch, context)
         total = g_gan + (nce if nce_identity is None else (nce + nce_identity) / 2)
         named = {"G_GAN": g_gan, "G": total, "NCE": nce}

@@ -1,33 +1,6 @@
 """Semantic segmenters: those trained here, and outside networks."""
 
-from pathlib import Path
-
-import torch
-
-from infra.errors import UserError
-from trainer.segmentation import outside
+from trainer.segmentation.load import load_segmenter
 from trainer.segmentation.segmenter import Segmenter, check_label_space
 
 __all__ = ["Segmenter", "check_label_space", "load_segmenter"]
-
-
-def load_segmenter(path: Path, device: torch.device | str = "cpu") -> Segmenter:
-    """A segmenter from the folder of a run or checkpoint of `launch/train_segmenter.py`, from a YAML file that describes
-    an outside network, or from that network's .onnx or .pth file with such a YAML file of the same stem beside it.
-
-    UserError for anything else, and for what is missing, damaged or does not fit together.
-    """
-    if path.is_dir():
-        from trainer.segmentation.trained import load_trained  # it imports this package
-
-        return load_trained(path, device)
-    if not path.exists():
-        raise UserError(f"there is no segmenter {path}: give a segmenter's run folder, a .yaml, .onnx or .pth file")
-    if path.suffix in (".yaml", ".yml"):
-        return outside.load(path, device)
-    if path.suffix not in (".onnx", ".pth"):
-        raise UserError(f"{path} is no segmenter: give a segmenter's run folder, a .yaml, .onnx or .pth file")
-    description = path.with_suffix(".yaml")
-    if not description.is_file():
-        raise UserError(f"{path} has no {description.name} beside it: describe the network there (docs/segmenters.md)")
-    return outside.load(description, device)

@@ -48,7 +48,7 @@ def init_weights(module: nn.Module, generator: torch.Generator) -> None:
     """Draw all convolutions anew: He-normal, std = sqrt(2 / fan_in) (He et al., ICCV 2015); biases and the batch
     norms' shifts are 0, their scales 1.
 
-    The draws depend on the generator alone. It must live on the module's device; the CPU gives the same weights
+    The draws depend on the generator alone. It must be on the module's device; the CPU gives the same weights
     on every machine.
     """
     for layer in module.modules():

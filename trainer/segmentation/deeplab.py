@@ -108,7 +108,7 @@ class DeepLab(nn.Module):
             self.blocks.append(InvertedResidual(channels, row, width, stride_of.get(number, 1), dilation))
             channels = rounded(row.channels * width)
             if output_stride == 16 and number == STRIDED_ROWS[-1]:
-                dilation = 2  # what follows the stride that was left out sees as far as with it
+                dilation = 2  # layers after the omitted stride keep their field of view
         last, head = rounded(LAST_CHANNELS * width), rounded(HEAD_CHANNELS * width)
         self.last = nn.Sequential(_conv_norm(channels, last), nn.Hardswish())
         self.head = LiteRaspp(rounded(ROWS[SKIP_ROW].expanded * width), last, head, classes)

@@ -98,7 +98,7 @@ def _providers(device: torch.device) -> list[Any]:
 
     if device.type != "cuda" or "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         return ["CPUExecutionProvider"]
-    # fp32, and no kernels picked by their speed: figures must repeat.
+    # fp32, and no kernels picked by their speed: metrics must repeat.
     index = torch.cuda.current_device() if device.index is None else device.index
     exact = {"device_id": index, "use_tf32": 0, "cudnn_conv_algo_search": "HEURISTIC"}
     return [("CUDAExecutionProvider", exact), "CPUExecutionProvider"]

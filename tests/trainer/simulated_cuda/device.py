@@ -25,7 +25,9 @@ import trainer.draws
 
 DEVICE = torch.device("cuda", 0)
 ROOT = Path(__file__).parents[3]
-ROOMS = tuple(str(ROOT / room) for room in ("trainer", "pipelines", "launch", "tests/trainer/simulated_cuda/faults.py"))
+PACKAGES = tuple(
+    str(ROOT / package) for package in ("trainer", "pipelines", "launch", "tests/trainer/simulated_cuda/faults.py")
+)
 aten = torch.ops.aten
 
 
@@ -219,7 +221,7 @@ def place_of(frame: Any) -> str:
     """file:function:line of the innermost frame that is this project's."""
     while frame is not None:
         path = frame.f_code.co_filename
-        if path.startswith(ROOMS):
+        if path.startswith(PACKAGES):
             return f"{Path(path).relative_to(ROOT)}:{frame.f_code.co_qualname}:{frame.f_lineno}"
         frame = frame.f_back
     return "torch's own backward pass"
@@ -229,7 +231,7 @@ def _end_of_step(error: Exception) -> Finding:
     """What ended a step, and where."""
     place, trace = "torch", error.__traceback__
     while trace is not None:
-        if trace.tb_frame.f_code.co_filename.startswith(ROOMS):
+        if trace.tb_frame.f_code.co_filename.startswith(PACKAGES):
             code = trace.tb_frame.f_code
             place = f"{Path(code.co_filename).relative_to(ROOT)}:{code.co_qualname}:{trace.tb_lineno}"
         trace = trace.tb_next

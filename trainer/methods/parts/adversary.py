@@ -1,4 +1,4 @@
-"""A discriminator, what it is shown, and the two sides of its game."""
+"""A discriminator and the adversarial losses, with the image buffers that D sees translations through."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from trainer.networks import PatchDiscriminator
 
 
 class Adversary:
-    """kind: of the adversarial loss. weight: of G's side of it."""
+    """kind: of the adversarial loss. weight: of G's loss."""
 
     def __init__(self, discriminator: PatchDiscriminator, kind: str, weight: float, buffers: ImageBuffers) -> None:
         self.discriminator, self.kind, self.weight, self.buffers = discriminator, kind, weight, buffers
@@ -20,11 +20,11 @@ class Adversary:
         """What D is to see in place of translations (b, 3, h, w) of these slots: some come from the image buffers."""
         return self.buffers.show(fake, slots, draws)
 
-    def judge(self, shown: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    def discriminator_losses(self, shown: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         """D's losses on translations without a gradient, and on as many target images."""
         score_fake, score_real = self.discriminator(torch.cat([shown, real])).chunk(2)
         return adversarial_loss(self.kind, score_fake, False), adversarial_loss(self.kind, score_real, True)
 
-    def persuade(self, fake: Tensor) -> Tensor:
+    def generator_loss(self, fake: Tensor) -> Tensor:
         """G's loss, times its weight, with D held constant."""
         return adversarial_loss(self.kind, frozen(self.discriminator, fake), True) * self.weight

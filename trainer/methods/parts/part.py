@@ -17,7 +17,7 @@ class Outputs:
 
     fake, identity: G of the source and of the target (identity None if not asked for), (b, 3, h, w).
     source_features, target_features: G's features of both at the taps; flipped: the inputs were mirrored.
-    shown: the translations that D has judged in this step, once it has.
+    shown: the translations that D has seen in this step, once it has.
     """
 
     fake: Tensor
