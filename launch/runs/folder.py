@@ -83,7 +83,7 @@ class RunFolder:
             return {}
         if self.config_file.is_file():
             return read_yaml(self.config_file)
-        # Checkpoints alone: fetched from the mirror by a start that was killed before `open`.
+        # Checkpoints alone: fetched from the mirror by a process that was killed before `open`.
         if not self.path.is_dir() or {path.name for path in self.path.iterdir()} - {self.checkpoints.name}:
             raise UserError(f"{self.path} exists and is not a run folder: name another --run-dir")
         return {}
@@ -112,7 +112,7 @@ class RunFolder:
             file.write(f"{status}\n".encode())
 
     def describe(self, about: Mapping[str, Any]) -> None:
-        """Write down what MLflow is told of the run: experiment, tags, data_set (root, digest, about), model (its name)."""
+        """Write down what MLflow gets to describe the run: experiment, tags, data_set (root, digest, about), model (its name)."""
         with replacing(self.about_file) as file:
             file.write(json.dumps(about, indent=1).encode())
 

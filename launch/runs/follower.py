@@ -35,7 +35,7 @@ RETRY_S = 30.0  # between attempts while the store is away
 PATIENCE_S = 60.0  # at the end of a run, without anything that arrives
 
 
-class StoreAway(Exception):
+class TrackingUnavailable(Exception):
     """The store does not answer; what waits can be sent later."""
 
 
@@ -69,8 +69,8 @@ class Sender:
         self._lock = FileLock(folder.path / "mlflow.lock")
 
     def send(self, *, create: bool = True) -> bool:
-        """Send all that is there. Raises StoreAway; filelock.Timeout if another process sends at the moment. False where the
-        store does not know the run, which is not to be made there (create)."""
+        """Send all that is there. Raises TrackingUnavailable; filelock.Timeout if another process is sending. False where the
+        store does not know the run and create is false."""
         with self._lock.acquire(timeout=0):
             try:
                 if not self._open(create):
@@ -102,7 +102,7 @@ class Sender:
                     self.folder.run_id_file, self._about.get("experiment", ""), self.folder.path.name, create=create
                 )
             except Exception as error:  # whatever a store or a driver comes up with
-                raise StoreAway(first_line(error)) from error
+                raise TrackingUnavailable(first_line(error)) from error
             if self._run is None:
                 return False
             if known and not self.folder.sent_file.exists():
@@ -129,14 +129,15 @@ class Sender:
             file.write(json.dumps(asdict(self._sent), indent=1).encode())
 
     def _deliver(self, kind: str, action: Callable[..., None], *given: Any) -> None:
-        """What the store refuses (it cannot delete, say) counts as sent, with one warning per kind; StoreAway if it is away."""
+        """What the store refuses (it cannot delete, say) counts as sent, with one warning per kind. Raises
+        TrackingUnavailable."""
         assert self._run is not None
         try:
             action(self._run, *given)
         except Exception as error:  # whatever a store, a driver or a disk comes up with, training goes on
             # A locked database is away, too.
             if getattr(error, "error_code", "") == "TEMPORARILY_UNAVAILABLE" or not self._run.store_answers():
-                raise StoreAway(first_line(error)) from error
+                raise TrackingUnavailable(first_line(error)) from error
             if kind not in self._refused:
                 self._refused.add(kind)
                 log.warning("MLflow at %s did not take %s: %s", store_uri(), kind, first_line(error))
@@ -303,7 +304,7 @@ class Follower:
                 time.sleep(0.1)
             except Exception as error:  # the store is away, or the disk is full: training goes on
                 if not away:
-                    what = "does not answer" if isinstance(error, StoreAway) else "cannot be told"
+                    what = "does not answer" if isinstance(error, TrackingUnavailable) else "cannot be told"
                     log.warning(
                         "MLflow at %s %s; training goes on, and the run folder keeps everything (%s)",
                         store_uri(), what, first_line(error),
@@ -328,7 +329,7 @@ def send(folder: RunFolder, *, create: bool) -> None:
     except Timeout:
         log.info("%s is being sent by the process that trains it", folder.path)
         return
-    except StoreAway as error:
+    except TrackingUnavailable as error:
         raise UserError(f"MLflow at {store_uri()} does not answer ({error}): start it, or set MLFLOW_TRACKING_URI, and send "
                         f"the run with python launch/track.py {folder.path}") from None  # fmt: skip
     if not known:

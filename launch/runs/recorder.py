@@ -42,8 +42,8 @@ class Recorder:
         self.line.advance(losses)
 
     def _data_metrics(self) -> dict[str, float]:
-        """On rank 0 what happened to the data of all ranks, without zeros. Its own health gets to know, and logs, every
-        shard and sample that another rank skipped: several may have met the same one."""
+        """On rank 0 what happened to the data of all ranks, without zeros. Its own health notes, and logs, every
+        shard and sample that another rank skipped; several may have met the same one."""
         health = self.health
         ranks = self.engine.gather((health.metrics(), dict(health.bad_shards), dict(health.bad_samples)))
         if ranks is None:

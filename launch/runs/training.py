@@ -201,7 +201,7 @@ def _fit(
 
 
 def _open(job: Job[Config], start: Start[Config], trainer: Trainer, tags: Mapping[str, str]) -> dict[str, Any]:
-    """Make the run folder and say what begins; what MLflow is told of the run."""
+    """Make the run folder and log what begins; returns the description for MLflow (`RunFolder.describe`)."""
     folder = start.folder
     folder.open(job.config)
     setup_logging(folder.log_file)
