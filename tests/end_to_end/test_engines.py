@@ -111,4 +111,5 @@ def test_what_is_gathered_from_all_ranks_is_that_of_one_process(data: str, tmp_p
     ours, theirs = (losses(tmp_path / launcher / "run") for launcher in ("ddp", "single"))
     assert "self_distance" in ours[-1] and "self_distance" not in ours[0]
     for row, expected in zip(ours, theirs, strict=True):
-        assert row == pytest.approx(expected, rel=1e-3, abs=0), row["step"]
+        # D's losses are near 0 and have 1 as their scale, of which early training makes 1e-7 of the rounding.
+        assert row == pytest.approx(expected, rel=1e-3, abs=1e-6), row["step"]
