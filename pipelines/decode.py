@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,10 +25,11 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from infra.errors import UserError
+from pipelines.cuts import Size
 from pipelines.images import encoded_size
 from pipelines.labels import CLASSES, IGNORE
 
-Size = tuple[int, int]  # (width, height) in pixels
+ZOOMED_KEPT = 4  # whole images that stay decoded: all tiles of a step are of one source and one target
 MIDDLE = 127.5  # of the range of a pixel; (pixel - MIDDLE) / MIDDLE lies in [-1, 1]
 
 
@@ -45,6 +46,7 @@ class EncodedCrop:
     """A JPEG or PNG file's bytes, and what is wanted of it: the crop at (x, y), mirrored left to right or not.
 
     name: what to call the image when it cannot be decoded, e.g. "image frankfurt_000021 in train/source/000003.tar".
+    zoomed: (width, height) that it is resized to before it is cut, bilinear with Pillow's anti-aliasing; for Pillow only.
     """
 
     encoded: bytes
@@ -52,6 +54,7 @@ class EncodedCrop:
     y: int
     flip: bool
     name: str
+    zoomed: Size | None = None
 
 
 class Decoder(ABC):
@@ -112,23 +115,48 @@ def _check_trainids(labels_NHW1: Tensor, crops: Sequence[EncodedCrop]) -> None:
         })  # fmt: skip
 
 
-def _decode_one(request: EncodedCrop, crop: Size, labels: bool) -> np.ndarray:
-    """uint8 (H, W, 3), of a label map (H, W, 1), by Pillow."""
+@dataclass(frozen=True)
+class _File:
+    """A file, which its name alone tells from others."""
+
+    name: str
+    encoded: bytes = field(compare=False)
+
+
+def _open(file: _File, labels: bool) -> Image.Image:
+    """The whole image in mode RGB, a label map in mode L. UserError if it cannot be decoded."""
     try:
-        image = Image.open(io.BytesIO(request.encoded)).convert("L" if labels else "RGB")
+        return Image.open(io.BytesIO(file.encoded)).convert("L" if labels else "RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         problem = "it is no image" if isinstance(error, UnidentifiedImageError) else error
-        raise UserError(f"{request.name} cannot be decoded ({problem}): prepare the data again without it") from None
-    width, height = crop
-    if request.x + width > image.width or request.y + height > image.height:
-        raise UserError(
-            f"{request.name} is {image.width}x{image.height}, too small for its crop of {width}x{height} pixels at "
-            f"({request.x}, {request.y}): prepare the data again, all images of a domain at one size"
-        )
-    image = image.crop((request.x, request.y, request.x + width, request.y + height))
+        raise UserError(f"{file.name} cannot be decoded ({problem}): prepare the data again without it") from None
+
+
+def _decode_one(
+    request: EncodedCrop, crop: Size, labels: bool, open_zoomed: Callable[[_File, bool], Image.Image] = _open
+) -> np.ndarray:
+    """uint8 (H, W, 3), of a label map (H, W, 1), by Pillow."""
+    file, (width, height) = _File(request.name, request.encoded), crop
+    if request.zoomed:
+        image = _cut_zoomed(open_zoomed(file, labels), request, request.zoomed, crop)
+    else:
+        image = _open(file, labels)
+        if request.x + width > image.width or request.y + height > image.height:
+            raise UserError(
+                f"{request.name} is {image.width}x{image.height}, too small for its crop of {width}x{height} pixels at "
+                f"({request.x}, {request.y}): prepare the data again, all images of a domain at one size"
+            )
+        image = image.crop((request.x, request.y, request.x + width, request.y + height))
     if request.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(image).reshape(height, width, -1)
+
+
+def _cut_zoomed(image: Image.Image, request: EncodedCrop, zoomed: Size, crop: Size) -> Image.Image:
+    """What would be cut from the image at the size `zoomed`, of which only that is computed."""
+    corners = request.x, request.y, request.x + crop[0], request.y + crop[1]
+    left, top, right, bottom = (corner * image.size[i % 2] / zoomed[i % 2] for i, corner in enumerate(corners))
+    return image.resize(crop, Image.Resampling.BILINEAR, box=(left, top, right, bottom))
 
 
 class PillowDecoder(Decoder):
@@ -137,9 +165,10 @@ class PillowDecoder(Decoder):
     def __init__(self, crop: Size, device: torch.device, threads: int, *, labels: bool = False) -> None:
         super().__init__(crop, device, labels=labels)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._open_zoomed = functools.lru_cache(ZOOMED_KEPT)(_open)
 
     def _begin(self, crops: Sequence[EncodedCrop]) -> Callable[[], Tensor]:
-        jobs = [self._pool.submit(_decode_one, request, self.crop, self.labels) for request in crops]
+        jobs = [self._pool.submit(_decode_one, request, self.crop, self.labels, self._open_zoomed) for request in crops]
         return functools.partial(self._collect, jobs)
 
     def _collect(self, jobs: Sequence[Future[np.ndarray]]) -> Tensor:

@@ -1,10 +1,10 @@
-"""Which sample comes when, and how it is cut: pure functions of (seed, domain, global position).
+"""Which sample comes when: pure functions of (seed, domain, global position).
 
 Slot s of training step t in a global batch of GB pairs is position p = t * GB + s of both domains. The sample at a
-position, its crop and its flip are drawn from a counter-based generator (Philox 4x64-10; Salmon et al., "Parallel
-random numbers: as easy as 1, 2, 3", SC 2011), keyed by the seed and the name of the draw and set to the position. No
-state is carried from one draw to the next, so the run is the same for any number of ranks and threads, and resuming
-it is setting one integer.
+position, and how it is cut (pipelines/cuts.py), are drawn from a counter-based generator (Philox 4x64-10; Salmon et
+al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), keyed by the seed and the name of the draw and set to the
+position. No state is carried from one draw to the next, so the run is the same for any number of ranks and threads,
+and resuming it is setting one integer.
 """
 
 import hashlib
@@ -149,21 +149,6 @@ class SampleOrder:
             if len(self._windows) > _WINDOWS_KEPT:
                 self._windows.popitem(last=False)
         return self._windows[epoch, index]
-
-
-def augmentation(
-    seed: int, domain: str, position: int, image_size: tuple[int, int], crop: tuple[int, int], *, flip: bool = True
-) -> tuple[int, int, bool]:
-    """The crop and flip of the sample at a global position: (x, y, flipped).
-
-    x, y: the crop's left upper corner in pixels, uniform over all places where a crop fits into an image, both sizes
-    (width, height). flipped: true with probability 1/2; never with `flip` off, which leaves the
-    crops as they are.
-    """
-    words = [int(word) for word in random_words(seed, f"augmentation/{domain}", (0, position), 3)]
-    # Multiply and shift: uniform over n values, up to a bias of n / 2^64.
-    x, y = (word * (whole - part + 1) >> 64 for word, whole, part in zip(words, image_size, crop, strict=False))
-    return x, y, flip and bool(words[2] >> 63)
 
 
 def micro_batch_slots(global_batch: int, accumulation: int, rank: int, world_size: int) -> list[range]:

@@ -2,7 +2,7 @@
 
 Figures, by their keys in the JSON (ratios are of neighbouring repetitions; rates count images, two a pair):
 
-loader, bare_dali, pillow_dataloader    images/s from shards on the disk: `UnpairedLoader`; one DALI pipeline, threads and
+loader, bare_dali, pillow_dataloader    images/s from shards on the disk: `Loader`; one DALI pipeline, threads and
                                         calls alike; Pillow in a torch DataLoader with as many processes
 loader_to_bare_dali                     ratio, target at least 0.9
 loader_to_pillow_dataloader             ratio, target at least 3
@@ -48,7 +48,8 @@ from launch.benchmarks.data_material import (
 from launch.benchmarks.local_s3 import local_s3
 from launch.benchmarks.measuring import Figure, Target, cores, interleaved, pick_device, ratios
 from launch.benchmarks.other_loaders import bare_dali, pillow_dataloader
-from pipelines.loader import DataConfig, UnpairedLoader
+from pipelines.config import DataConfig
+from pipelines.loader import Loader
 from pipelines.prepare import STREET_SIZE
 
 HELP = "the loader against bare DALI and a torch DataLoader, from disk and S3; preparation; memory and start-up"
@@ -223,9 +224,9 @@ def memory_and_start(material: Material, args: argparse.Namespace) -> list[Figur
     ]
 
 
-def _loader(root: str, args: argparse.Namespace, cache: Path | None = None) -> UnpairedLoader:
+def _loader(root: str, args: argparse.Namespace, cache: Path | None = None) -> Loader:
     config = DataConfig(crop=CROP, threads=args.threads, decoder="dali", cache_dir=str(cache) if cache else None)
-    return UnpairedLoader(root, config, seed=0, global_batch=args.batch, device=pick_device(args.device))
+    return Loader(root, config, seed=0, global_batch=args.batch, device=pick_device(args.device))
 
 
 def _run(batches: Iterator[Any], steps: int) -> None:

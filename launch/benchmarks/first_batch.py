@@ -14,14 +14,15 @@ from pathlib import Path
 
 import torch
 
-from pipelines.loader import DataConfig, UnpairedLoader
+from pipelines.config import DataConfig
+from pipelines.loader import Loader
 
 
 def main() -> None:
     root = sys.argv[1]
     batch, threads, steps = map(int, sys.argv[2:])
     begin = time.perf_counter()
-    loader = UnpairedLoader(root, DataConfig(threads=threads), seed=0, global_batch=batch, device=torch.device("cpu"))
+    loader = Loader(root, DataConfig(threads=threads), seed=0, global_batch=batch, device=torch.device("cpu"))
     batches = iter(loader)
     next(batches)
     first_batch_s = time.perf_counter() - begin

@@ -1,6 +1,6 @@
 """What the loader is compared with: DALI alone, and Pillow in a torch DataLoader as the published CUT code loads.
 
-Both give what `UnpairedLoader` gives, crops of random place and half of them mirrored, float32 in [-1, 1]; neither has
+Both give what `Loader` gives, crops of random place and half of them mirrored, float32 in [-1, 1]; neither has
 its fixed order, its hashes, its names of the samples or its way to resume.
 """
 

@@ -18,7 +18,7 @@ from launch.benchmarks.profiling import time_shares
 from launch.benchmarks.published import PublishedStep
 from launch.benchmarks.work import PROGRESS, flops_of
 from launch.runs.config import JobConfig, make_config
-from pipelines.loader import UnpairedLoader
+from pipelines.loader import Loader
 from trainer.draws import Draws
 from trainer.engines import make_engine
 from trainer.methods import Srunit
@@ -95,8 +95,8 @@ class Training:
         self.device, self.program = self.engine.device, program
         self.contiguous = config.engine.memory_format == "contiguous"
         batch = config.optim.global_batch
-        self.loader = UnpairedLoader(
-            str(config.data.root), config.data, seed=0, global_batch=batch, accumulation=1, device=self.device
+        self.loader = Loader(
+            str(config.data.root), config.data, config.method.view, seed=0, global_batch=batch, device=self.device
         )
         self.batches = iter(self.loader)
         self.method = config.method.build(seed=0, global_batch=batch)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 from infra.config import OptionParser, add_options, build, check_names, completed, flatten, option, read_yaml
 from infra.errors import UserError
-from pipelines.loader import DataConfig
+from pipelines.config import DataConfig
 from trainer.engines import EngineConfig
 from trainer.evaluation.config import EvaluationConfig
 from trainer.loop import LoopConfig

@@ -14,15 +14,15 @@ from torch import nn
 
 from infra.config import OptionParser, build, flatten, option
 from infra.storage import open_storage, replacing
+from infra.views import LabelledCrop, View
 from launch.runs.config import check_seed, read_options
 from launch.runs.data import EMBEDDED_TASK, find_data
 from launch.runs.folder import RunFolder
 from launch.runs.sampler import Draw
 from launch.runs.training import Job, run
+from pipelines.config import DataConfig
 from pipelines.dataset import Samples
-from pipelines.labelled import LabelledLoader
 from pipelines.labels import CLASSES, colourise
-from pipelines.loader import DataConfig
 from pipelines.manifest import DOMAINS, Split, load_manifest
 from trainer.checkpoint import Checkpoint
 from trainer.draws import generator
@@ -105,8 +105,9 @@ class SegmenterJob(Job[SegmenterConfig]):
     def title(self) -> str:
         return f"segmenter {self.config.model.network} on the {self.config.domain} images of {self._root}"
 
-    def loader(self, **options: Any) -> LabelledLoader:
-        return LabelledLoader(self._root, self.config.data, domain=self.config.domain, **options)
+    @property
+    def view(self) -> View:
+        return LabelledCrop(domain=self.config.domain)
 
     def method(self) -> Segmentation:
         network = self.config.model.build(len(CLASSES))

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Generic
 from infra.config import flatten
 from infra.console import ProgressLine, setup_logging
 from infra.errors import Stopped, UserError
+from infra.views import View
 from launch.runs.data import images_by_split
 from launch.runs.folder import Config, RunFolder, Status
 from launch.runs.follower import Follower, is_sent
@@ -62,9 +63,10 @@ class Job(ABC, Generic[Config]):
     @abstractmethod
     def title(self) -> str: ...
 
+    @property
     @abstractmethod
-    def loader(self, **options: Any) -> Loader[Any]:
-        """The training batches; options: as `Loader` takes them, from the seed on."""
+    def view(self) -> View:
+        """What is wanted of the training images."""
 
     @abstractmethod
     def method(self) -> Method[Any, Any]: ...
@@ -113,9 +115,10 @@ def _train(
     start = find_start(asked, engine, kind.run_name(asked), lambda before: kind.find_data(asked, before))
     engine.use_precision(start.config.engine.precision)
     job, folder, optim = kind(start.config), start.folder, start.config.optim
-    loader = job.loader(
-        seed=job.config.seed, global_batch=optim.global_batch, accumulation=optim.accumulation, rank=engine.rank,
-        world_size=engine.world_size, device=engine.device, first_step=start.step,
+    loader = Loader(
+        str(job.config.data.root), job.config.data, job.view, seed=job.config.seed, global_batch=optim.global_batch,
+        accumulation=optim.accumulation, rank=engine.rank, world_size=engine.world_size, device=engine.device,
+        first_step=start.step,
     )  # fmt: skip
     with closing(loader):
         method = job.method()
@@ -148,7 +151,7 @@ def _fit(
     job: Job[Config],
     start: Start[Config],
     trainer: Trainer,
-    loader: Loader[Any],
+    loader: Loader,
     validation: Validation | None,
     tags: Mapping[str, str],
     listener: Listener | None,

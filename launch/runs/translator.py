@@ -10,6 +10,7 @@ from torch import nn
 
 from infra.config import flatten
 from infra.errors import UserError
+from infra.views import View
 from launch.runs.config import JobConfig
 from launch.runs.data import find_data
 from launch.runs.evaluation import Evaluator, Outcome
@@ -18,7 +19,6 @@ from launch.runs.sampler import Draw
 from launch.runs.training import Job, Listener, run
 from launch.runs.validation import Validation
 from pipelines.dataset import Samples
-from pipelines.loader import UnpairedLoader
 from pipelines.manifest import DOMAINS
 from trainer.engines import Engine
 from trainer.evaluation.config import EvaluationConfig
@@ -51,8 +51,9 @@ class TranslatorJob(Job[JobConfig]):
     def title(self) -> str:
         return f"{self.config.method.name} on {self.config.task}"
 
-    def loader(self, **options: Any) -> UnpairedLoader:
-        return UnpairedLoader(str(self.config.data.root), self.config.data, **options)
+    @property
+    def view(self) -> View:
+        return self.config.method.view
 
     def method(self) -> Method[Any, Any]:
         return self.config.method.build(seed=self.config.seed, global_batch=self.config.optim.global_batch)

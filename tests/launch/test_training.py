@@ -1,12 +1,20 @@
-"""What a training says of itself when it starts."""
+"""What a training says of itself when it starts, and that its method gets the images that it wants."""
 
+from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from shardmaker import write_root
 
+from infra.json_lines import JsonLines
+from infra.storage import LocalStorage
+from infra.views import Tiles, View
+from launch.runs import training, translator
 from launch.runs.config import make_config
 from launch.runs.training import losses_not_reached
+from trainer.methods import METHODS, CutConfig, Family
 from trainer.optim import OptimConfig
 from trainer.schedule import Schedule
 
@@ -42,3 +50,26 @@ def test_a_run_without_such_a_loss_or_with_it_from_the_start_says_nothing(option
 def test_the_losses_that_srunit_is_compared_with_begin_late_too() -> None:
     (words,) = said(10, {"method.robust.beta": 0.0, "method.constraint.smoothness": 1.0})
     assert "before the loss of method.constraint.start = 0.25 begins (step 251)" in words
+
+
+@dataclass(frozen=True, kw_only=True)
+class TiledConfig(CutConfig):
+    """CUT on tiles of one image, four of them an epoch."""
+
+    @property
+    def view(self) -> View:
+        return Tiles(zoom=0.5, epoch=4)
+
+
+def test_a_run_has_the_view_of_its_method(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_root(LocalStorage(place / "data"), source=(1,), target=(1,))
+    monkeypatch.setitem(METHODS, "tiled", Family(TiledConfig))
+    monkeypatch.setattr(training, "Follower", lambda folder: SimpleNamespace(finish=lambda: None))
+    monkeypatch.setattr(translator, "save_pyfunc_model", lambda folder, *_: folder.mkdir())
+    run = {
+        "method.name": "tiled", "method.patches": 4, "data.root": "data", "data.crop": 32, "data.decoder": "pillow",
+        "run_dir": "run", "optim.global_batch": 2, "optim.epochs": 1.0, "optim.decay_epochs": 1.0, "loop.samples": 1,
+        "engine.device": "cpu", "engine.precision": "fp32",
+    }  # fmt: skip
+    translator.train(make_config(TINY, run))
+    assert [row["epoch"] for row in JsonLines(place / "run" / "metrics.jsonl").read()] == [1, 1, 2, 2]

@@ -15,9 +15,10 @@ from shardmaker import write_split
 
 from infra.errors import UserError
 from infra.storage import LocalStorage
-from pipelines.labelled import LabelledBatch, LabelledLoader
+from infra.views import LabelledCrop
+from pipelines.config import DataConfig
 from pipelines.labels import IGNORE
-from pipelines.loader import DataConfig
+from pipelines.loader import LabelledBatch, Loader
 from pipelines.manifest import MANIFEST, Manifest, Split
 from pipelines.shards import LABEL_SPACE, Sample, build_tar, write_shard
 
@@ -60,7 +61,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def steps(root: str, count: int, config: DataConfig = CONFIG, domain: str = "target", **options: Any) -> list:
     options = {"seed": 5, "global_batch": 4, "device": torch.device("cpu")} | options
-    loader = LabelledLoader(root, config, domain=domain, **options)
+    loader = Loader(root, config, LabelledCrop(domain=domain), **options)
     try:
         return list(islice(loader, count))
     finally:

@@ -17,11 +17,12 @@ from shardmaker import break_samples, write_root
 
 from infra.errors import UserError
 from infra.storage import LocalStorage, S3Storage
+from infra.views import LabelledCrop
 from pipelines.cache import UnusableShard
+from pipelines.config import DataConfig
 from pipelines.decode import DaliDecoder, PillowDecoder, Undecodable
 from pipelines.health import DataHealth
-from pipelines.labelled import LabelledLoader
-from pipelines.loader import DataConfig, UnpairedLoader
+from pipelines.loader import Loader
 from pipelines.manifest import MANIFEST, Manifest, Split
 from pipelines.order import SampleOrder
 from pipelines.shards import LABEL_SPACE, Sample, build_tar, write_shard
@@ -40,7 +41,7 @@ Seen = dict[tuple[str, int], tuple[str, bytes]]  # (domain, position): (key, pix
 def read(root: Path, config: DataConfig = CONFIG, **options: Any) -> tuple[Seen, DataHealth]:
     """What a rank gets at its positions until step 9, and the health of its data."""
     options = {"seed": 5, "global_batch": 4, "device": torch.device("cpu"), "first_step": 0} | options
-    loader = UnpairedLoader(str(root), config, **options)
+    loader = Loader(str(root), config, **options)
     seen: Seen = {}
     try:
         for step, batches in enumerate(islice(loader, STEPS - options["first_step"]), options["first_step"]):
@@ -163,7 +164,7 @@ def test_a_shard_that_is_not_fetched_is_left_out_of_a_run_from_s3(s3_server: Any
     storage = S3Storage(s3_server.make_bucket())
     write_root(storage)
     storage.delete("train/target/000000.tar")
-    loader = UnpairedLoader(
+    loader = Loader(
         storage.url, dataclasses.replace(CONFIG, cache_dir=str(tmp_path)), seed=5, global_batch=4,
         device=torch.device("cpu"),
     )  # fmt: skip
@@ -189,8 +190,8 @@ def test_a_labelled_sample_goes_whole(kind: str, part: str, tmp_path: Path) -> N
     write_root(LocalStorage(tmp_path))
 
     def labelled() -> tuple[list[Any], DataHealth]:
-        loader = LabelledLoader(
-            str(tmp_path), dataclasses.replace(CONFIG, decoder=kind), domain="target", seed=5, global_batch=4,
+        loader = Loader(
+            str(tmp_path), dataclasses.replace(CONFIG, decoder=kind), LabelledCrop(domain="target"), seed=5, global_batch=4,
             device=torch.device("cpu"),
         )  # fmt: skip
         try:
@@ -218,7 +219,8 @@ def test_a_label_of_unknown_ids_can_be_left_out(tmp_path: Path) -> None:
     shard = write_shard(storage, "train/target/000000.tar", build_tar(samples, "png")).shard
     split = Split((shard,), (48, 32), LABEL_SPACE)
     storage.write(MANIFEST, Manifest({"train/target": split}).to_json().encode())
-    loader = LabelledLoader(str(tmp_path), CONFIG, domain="target", seed=0, global_batch=3, device=torch.device("cpu"))
+    view = LabelledCrop(domain="target")
+    loader = Loader(str(tmp_path), CONFIG, view, seed=0, global_batch=3, device=torch.device("cpu"))
     assert {key for (batch,) in islice(loader, 3) for key in batch.keys} == {"s0", "s2"}
     loader.close()
     (reason,) = loader.health.bad_samples.values()

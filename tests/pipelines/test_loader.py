@@ -12,8 +12,10 @@ from shardmaker import break_samples, write_root, write_split
 
 from infra.errors import UserError
 from infra.storage import LocalStorage, S3Storage, open_storage
+from pipelines.ahead import Ahead
+from pipelines.config import DataConfig
 from pipelines.dataset import Samples
-from pipelines.loader import DataConfig, UnpairedLoader, _Ahead
+from pipelines.loader import Loader
 from pipelines.manifest import MANIFEST, Manifest
 
 has_dali = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
@@ -29,7 +31,7 @@ def root(tmp_path_factory):
 
 
 def make(root, config=CONFIG, **options):
-    return UnpairedLoader(root, config, **{"seed": 5, "global_batch": 4, "device": torch.device("cpu")} | options)
+    return Loader(root, config, **{"seed": 5, "global_batch": 4, "device": torch.device("cpu")} | options)
 
 
 def steps(loader, count):
@@ -165,7 +167,7 @@ def test_a_new_iteration_begins_again_and_ends_the_one_before(root):
 
 
 def test_who_waits_for_the_next_step_is_let_go_at_the_end():
-    ahead = _Ahead(iter(()), depth=1)
+    ahead = Ahead(iter(()), depth=1)
     ended = []
     waiting = threading.Thread(target=lambda: ended.append(list(ahead)), daemon=True)
     waiting.start()
@@ -191,9 +193,11 @@ def test_stopping_early_leaves_no_thread(root):
 def test_the_interpreter_exits_while_batches_are_decoded(root, decoder, end):
     script = f"""
 import torch
-from pipelines.loader import DataConfig, UnpairedLoader, _Ahead
+from pipelines.ahead import Ahead
+from pipelines.config import DataConfig
+from pipelines.loader import Loader
 config = DataConfig(crop=16, decoder={decoder!r}, threads=1)
-iterator = iter(UnpairedLoader({root!r}, config, seed=0, global_batch=4, device=torch.device("cpu")))
+iterator = iter(Loader({root!r}, config, seed=0, global_batch=4, device=torch.device("cpu")))
 next(iterator)
 {end}
 """

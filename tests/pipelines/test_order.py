@@ -15,9 +15,11 @@ from shardmaker import write_split
 
 from infra.errors import UserError
 from infra.storage import LocalStorage
-from pipelines.loader import Batch, DataConfig, UnpairedLoader
+from pipelines.config import DataConfig
+from pipelines.cuts import augmentation
+from pipelines.loader import Batch, Loader
 from pipelines.manifest import DOMAINS, MANIFEST, Manifest
-from pipelines.order import SampleOrder, augmentation, micro_batch_slots, random_words
+from pipelines.order import SampleOrder, micro_batch_slots, random_words
 
 SHARD_SIZES = st.lists(st.integers(1, 7), min_size=1, max_size=9)
 PROVED = settings(max_examples=40, deadline=None, derandomize=True)
@@ -148,7 +150,7 @@ def load(root, first_step, steps, ranks=1, config=CONFIG, global_batch=DIVIDES) 
     options = {"seed": 3, "global_batch": global_batch, "device": torch.device("cpu"), "first_step": first_step}
     parts: list[list[Batch]] = [[] for _ in range(steps)]
     for rank in range(ranks):
-        loader = UnpairedLoader(root, config, rank=rank, world_size=ranks, **options)
+        loader = Loader(root, config, rank=rank, world_size=ranks, **options)
         for step, micro_batches in enumerate(islice(loader, steps)):
             parts[step] += micro_batches
         loader.close()

@@ -12,7 +12,8 @@ import torch
 from shardmaker import write_split
 
 from infra.storage import LocalStorage
-from pipelines.loader import DataConfig, UnpairedLoader
+from pipelines.config import DataConfig
+from pipelines.loader import Loader
 from pipelines.manifest import DOMAINS, MANIFEST, Manifest, SampleEntry, Split
 from pipelines.order import SampleOrder
 
@@ -54,8 +55,8 @@ def write_large_root(root: Path, templates, samples: int, first_step: int = 0) -
     return manifest
 
 
-def make_loader(root: Path, first_step: int = 0) -> UnpairedLoader:
-    return UnpairedLoader(
+def make_loader(root: Path, first_step: int = 0) -> Loader:
+    return Loader(
         str(root), CONFIG, seed=SEED, global_batch=GLOBAL_BATCH, device=torch.device("cpu"), first_step=first_step
     )
 

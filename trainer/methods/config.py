@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra.config import option
+from infra.views import SINGLE_CROP, View
 from trainer.methods.base import Method
 from trainer.translation import Translation
 
@@ -14,6 +15,11 @@ class MethodConfig(ABC):
     """The section `method` of the configuration tree: the options of one method, networks included."""
 
     name: str = option("", "the method")  # the tree of a job adds the choices (launch/runs/config.py)
+
+    @property
+    def view(self) -> View:
+        """What the method wants of the training images."""
+        return SINGLE_CROP
 
     @abstractmethod
     def translation(self) -> Translation:

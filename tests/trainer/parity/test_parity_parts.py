@@ -7,7 +7,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pipelines.images import multiple_of, resize, to_array
+from pipelines.cuts import zoomed_size
+from pipelines.decode import EncodedCrop, PillowDecoder
+from pipelines.images import encode, multiple_of, resize, to_array
 from tests.trainer.parity.recorded import Recording, assert_same, each
 from trainer.losses import adversarial_loss, patch_nce, perturbation, robustness_loss
 from trainer.methods.parts.image_buffers import ImageBuffer
@@ -263,3 +265,21 @@ def test_image_transforms(recording: Recording) -> None:
         # One grey level for a Pillow that rounds otherwise; nearly all pixels are equal.
         assert difference.max() <= 1.001 / 127.5, name
         assert difference.mean() < 1e-3, name
+
+
+@each("sincut_patches*.npz")
+def test_tiles_of_a_zoomed_image(recording: Recording) -> None:
+    """The published cell is number patch_index of the grid, counted down its columns."""
+    image = Image.fromarray(recording.arrays["image_hwc_uint8"])
+    side, file = recording.plain("crop_size"), encode(image, "png")
+    decoder = PillowDecoder((side, side), torch.device("cpu"), 1)
+    names = ("patch_index", "start_x", "start_y", "flip", "factor_w", "factor_h")
+    for i, (number, start_x, start_y, flip, *factors) in enumerate(zip(*map(recording.plain, names), strict=True)):
+        zoomed = zoomed_size(image.size, factors, (side, side))
+        assert list(zoomed) == recording.plain(f"zoomed{i}_size_wh")
+        columns, rows = zoomed[0] // side, zoomed[1] // side
+        column, row = divmod(number % (columns * rows), rows)
+        tile = EncodedCrop(file, start_x + column * side, start_y + row * side, flip, "image", zoomed)
+        pixels = (decoder.decode([tile])[0].permute(1, 2, 0).numpy() + 1) * 127.5
+        assert np.abs(pixels - recording.arrays[f"out{i}"]).max() <= 1.001  # grey levels, as above
+    decoder.close()
