@@ -96,6 +96,7 @@ def test_width_and_height_are_zoomed_by_factors_of_their_own_between_the_least_a
         assert 1 / 3 <= factors.min() < 0.335 and 0.998 < factors.max() <= 1
         assert abs(factors.mean() - 2 / 3) < 4.5 * 0.1925 / np.sqrt(2000) and abs(factors.std() - 0.1925) < 0.01
     assert abs(np.corrcoef(sizes.T)[0, 1]) < 4.5 / np.sqrt(2000)
+    assert zoomed_of(cuts_of(TILES, (1200, 900), 64, domain="target")(0)) != tuple(sizes[0])
 
 
 def test_a_zoomed_image_is_never_smaller_than_a_tile() -> None:
@@ -121,6 +122,8 @@ def test_a_box_is_uniform_over_the_grid_inside_a_crop_that_is_cut_as_without() -
         assert dataclasses.replace(cuts(position), box=None) == single(position)
         x, y, flip = augmentation(3, "source", position, (110, 75), (16, 16))
         assert single(position) == Cut(x, y, flip)
+    target = cuts_of(CropWithBox(side=5, grid=4), domain="target")
+    assert [target(position).box for position in range(9)] != [cuts(position).box for position in range(9)]
     assert cuts_of(CropWithBox(side=16, grid=8))(7).box == (0, 0)
 
 
@@ -175,7 +178,7 @@ def by_slot(batches: Sequence[Any]) -> dict[int, dict[str, Any]]:
 def test_two_ranks_and_a_resumed_run_get_what_one_rank_gets(root: str, view: View, kind: str) -> None:
     config = dataclasses.replace(CONFIG, decoder=kind)
     whole = [by_slot(step) for step in steps(root, view, 5, config)]
-    assert whole[0].keys() == {0, 1, 2, 3}
+    assert all(step.keys() == {0, 1, 2, 3} for step in whole)
     ranks = [steps(root, view, 3, config, rank=rank, world_size=2, accumulation=2, first_step=2) for rank in range(2)]
     assert [by_slot([*one, *other]) for one, other in zip(*ranks, strict=True)] == whole[2:]
 
