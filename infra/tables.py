@@ -1,7 +1,7 @@
 """Tables of text: for a terminal, and in Markdown."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 def plain(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -26,3 +26,8 @@ def mean_spread(values: Sequence[float], digits: int = 1) -> str:
         return "–"
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{spread}"
+
+
+def spreads(runs: Sequence[Mapping[str, float]], columns: Mapping[str, float]) -> list[str]:
+    """A cell for each column: mean ± standard deviation over the runs that have this figure. columns: figure -> factor."""
+    return [mean_spread([run[name] * factor for run in runs if name in run]) for name, factor in columns.items()]

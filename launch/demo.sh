@@ -1,19 +1,16 @@
 #!/usr/bin/env bash
-# The whole way at a small size: draw street scenes, train a segmenter to judge by and SRUNIT, evaluate, say where
+# The whole way at a small size: draw street scenes, train a segmenter to evaluate with and SRUNIT, evaluate, say where
 # everything is.
 # Run it through `make demo`, which sets up the environment first. The same run again continues or shows what is there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 run=runs/demo
-judge=runs/demo-segmenter
+segmenter=runs/demo-segmenter
 
-# The segmenter learns from scenes of its own, as full of sky as of trees.
-python launch/prepare.py street-scenes --count 800 --test-count 40 --size 192x96 --mismatch 0.5 --out data/demo-segmenter
-deepspeed launch/train_segmenter.py --data data/demo-segmenter --config launch/demo-segmenter.yaml --run-dir "$judge"
-python launch/prepare.py street-scenes --count 400 --test-count 40 --size 192x96 --out data/demo
+python -m launch.runs.embedded   # draws data/demo, trains $segmenter on scenes of its own
 deepspeed launch/train.py --task gta2city --data data/demo --config launch/demo.yaml --run-dir "$run" \
-    --evaluation.segmenter "$judge" --evaluation.every 1
-python launch/evaluate.py "$run" --segmenter "$judge"
+    --evaluation.segmenter "$segmenter" --evaluation.every 1
+python launch/evaluate.py "$run" --segmenter "$segmenter"
 
 newest=$(ls -td "$run"/checkpoints/step_* | head -n 1)
 cat <<END

@@ -1,10 +1,10 @@
-"""The flipping benchmark: data, a segmenter, and many trainings alike. `launch/flipping.py` runs it.
+"""The flipping benchmark: data, a segmenter, and many trainings alike, which `launch/flipping.py` runs.
 
 OUT/data/{none,middle,strong}    street scenes; the strength is in the layout of the training targets alone
 OUT/data/segmenter               more scenes, whose target images train the segmenter
 OUT/segmenter                    its run
 OUT/runs/STRENGTH-METHOD-SEED    run folders of the translators
-OUT/logs                         what each process said
+OUT/logs                         output of each training
 OUT/results.csv, results.md      figures of every run; mean and spread
 OUT/pictures.png                 test scenes as each method translates them
 """
@@ -17,7 +17,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,8 @@ from tqdm import tqdm
 
 from infra.errors import UserError
 from infra.storage import replacing
-from infra.tables import mean_spread
+from infra.tables import markdown, spreads
+from launch.runs.embedded import LARGE_SEGMENTER, SMALL_SEGMENTER, Setup
 from pipelines.dataset import Samples
 from trainer.samples import stack
 from trainer.translator import load_translator
@@ -37,44 +37,24 @@ STRENGTHS = {"none": 0.0, "middle": 0.5, "strong": 1.0}
 FIGURES = {"mIoU": 100, "pxAcc": 100, "clsAcc": 100, "flip_rate": 100, "Dist": 1}  # and what they are multiplied by
 PICTURE_ROWS = 3  # scenes of each strength
 
-
-@dataclass(frozen=True)
-class Tier:
-    """A size of the benchmark. config: the translators' options. scenes: of prepare.py. counts: training scenes of each
-    domain for the translators, target scenes for the segmenter, test scenes. segmenter: options of its training."""
-
-    config: str
-    scenes: str
-    counts: tuple[int, int, int]
-    segmenter: tuple[str, ...]
-
+Cell = tuple[str, str, int]  # strength, method, seed
+Results = dict[Cell, dict[str, Any]]
 
 TIERS = {
-    "small": Tier(
-        "flipping-small.yaml",
-        "128x64",
-        (1000, 2000, 100),
-        ("--model.output-stride", "8", "--model.width", "0.5", "--optim.epochs", "6", "--precision", "fp32"),
+    "small": Setup(
+        LAUNCH / "flipping-small.yaml", (128, 64), (1000, 2000, 100), {**SMALL_SEGMENTER, "optim.epochs": 6.0}
     ),
-    "gpu": Tier(
-        "flipping-gpu.yaml",
-        "256x128",
-        (4000, 10000, 500),
-        (
-            "--model.output-stride",
-            "8",
-        ),
-    ),
+    "gpu": Setup(LAUNCH / "flipping-gpu.yaml", (256, 128), (4000, 10000, 500), LARGE_SEGMENTER),
 }
 
 
 class Benchmark:
     """betas: SRUNIT's. seeds: runs of each method and strength. parallel: processes at once, which share the cores."""
 
-    def __init__(self, tier: Tier, out: Path, betas: Sequence[float], seeds: int, parallel: int) -> None:
+    def __init__(self, tier: Setup, out: Path, betas: Sequence[float], seeds: int, parallel: int) -> None:
         if seeds < 1 or parallel < 1:
             raise UserError(f"{seeds} seeds and {parallel} trainings at once are impossible: give 1 or more of each")
-        if min(betas) < 0:
+        if min(betas, default=0) < 0:
             raise UserError(f"beta is {min(betas):g}: give 0 or more")
         self.tier, self.out, self.parallel = tier, out, parallel
         # By its name: that of its run folders, and its options.
@@ -92,15 +72,13 @@ class Benchmark:
 
     def run(self) -> None:
         """Do whatever is not done yet."""
-        count, segmenter_count, test_count = self.tier.counts
         for name, mismatch in STRENGTHS.items():
-            self._prepare(name, mismatch, count, test_count)
-        self._prepare("segmenter", 0.5, segmenter_count, test_count)
-        self._call("segmenter", self._segmenter_command(), os.cpu_count() or 1)
+            self.tier.draw(self.out / "data" / name, mismatch)
+        self.tier.train_segmenter(self.out / "data" / "segmenter", self.out / "segmenter")
         threads = max(1, (os.cpu_count() or 1) // self.parallel)
         with ThreadPoolExecutor(self.parallel) as pool:
             jobs = [
-                pool.submit(self._call, self.run_dir(*cell).name, self._train_command(*cell), threads)
+                pool.submit(self._train, cell, threads)
                 for cell in self.cells
                 if not (self.run_dir(*cell) / "model").is_dir()  # the last thing that a run leaves
             ]
@@ -111,29 +89,21 @@ class Benchmark:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _prepare(self, name: str, mismatch: float, count: int, test_count: int) -> None:
-        options = ["--count", count, "--test-count", test_count, "--size", self.tier.scenes, "--mismatch", mismatch]
-        options += ["--out", self.out / "data" / name]
-        self._call(f"prepare-{name}", [LAUNCH / "prepare.py", "street-scenes", *options], os.cpu_count() or 1)
-
-    def _segmenter_command(self) -> list[Any]:
-        data, run_dir = self.out / "data" / "segmenter", self.out / "segmenter"
-        return [LAUNCH / "train_segmenter.py", "--data", data, "--run-dir", run_dir, *self.tier.segmenter]
-
-    def _train_command(self, strength: str, method: str, seed: int) -> list[Any]:
+    def _command(self, strength: str, method: str, seed: int) -> list[Any]:
         return [
-            LAUNCH / "train.py", "--task", "gta2city", "--config", LAUNCH / self.tier.config, *self.methods[method][1],
+            LAUNCH / "train.py", "--task", "gta2city", "--config", self.tier.config, *self.methods[method][1],
             "--seed", seed, "--data", self.out / "data" / strength, "--run-dir", self.run_dir(strength, method, seed),
             "--evaluation.segmenter", self.out / "segmenter",
         ]  # fmt: skip
 
-    def _call(self, name: str, command: Sequence[Any], threads: int) -> None:
-        """Run one of the project's scripts; UserError with the end of its log if it fails."""
+    def _train(self, cell: Cell, threads: int) -> None:
+        """UserError with the end of its log if it fails."""
+        name = self.run_dir(*cell).name
         log = self.out / "logs" / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         with log.open("ab") as output:
-            arguments = [sys.executable, *map(str, command)]
+            arguments = [sys.executable, *map(str, self._command(*cell))]
             done = subprocess.run(arguments, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False)
         if done.returncode:
             last = log.read_text().strip().splitlines()[-1:]
@@ -153,26 +123,25 @@ class Benchmark:
             Image.fromarray(self._pictures()).save(file, format="png")
         return f"{text}\nwritten: {', '.join(str(self.out / name) for name in (*files, 'pictures.png'))}"
 
-    def _csv(self, results: dict[tuple[str, str, int], dict[str, Any]]) -> str:
+    def _csv(self, results: Results) -> str:
         lines = io.StringIO()
         writer = csv.writer(lines, lineterminator="\n")
         writer.writerow(("mismatch", "method", "seed", *FIGURES))
         writer.writerows((*cell, *(figures[name] for name in FIGURES)) for cell, figures in results.items())
         return lines.getvalue()
 
-    def _table(self, results: dict[tuple[str, str, int], dict[str, Any]]) -> str:
+    def _table(self, results: Results) -> str:
         """Markdown: mean ± standard deviation over the seeds, between untranslated sources and real images."""
-        lines = ["| mismatch | method | " + " | ".join(FIGURES) + " | worst flip |", "|---" * (len(FIGURES) + 3) + "|"]
         some = next(iter(results.values()))
-        for name, figures in (("untranslated", some["baseline"]), ("real images (ceiling)", some["ceiling"])):
-            cells = [f"{figures[f] * scale:.1f}" if f in figures else "" for f, scale in FIGURES.items()]
-            lines.append(f"| | {name} | {' | '.join(cells)} | |")
+        rows = [
+            ["", name, *spreads([figures], FIGURES), ""]
+            for name, figures in (("untranslated", some["baseline"]), ("real images (ceiling)", some["ceiling"]))
+        ]
         for strength in STRENGTHS:
             for method in self.methods:
                 runs = [figures for cell, figures in results.items() if cell[:2] == (strength, method)]
-                cells = [mean_spread([run[f] * scale for run in runs]) for f, scale in FIGURES.items()]
-                lines.append(f"| {strength} | {method} | {' | '.join(cells)} | {_worst(runs)} |")
-        return "\n".join(lines) + "\n"
+                rows.append([strength, method, *spreads(runs, FIGURES), _worst(runs)])
+        return markdown(("mismatch", "method", *FIGURES, "worst flip"), rows) + "\n"
 
     def _pictures(self) -> np.ndarray:
         """Rows of scenes: source | each method, by its first seed | the true target; a block for each strength."""

@@ -118,7 +118,7 @@ def first_decision(request: Request, made: Design) -> int:
     return first
 
 
-def _embedded(request: Request, size: embedded.Size) -> dict[str, Any]:
+def _embedded(request: Request, size: embedded.Setup) -> dict[str, Any]:
     if request.search.metric in ("FID", "KID") and not request.options.get("evaluation.inception"):
         raise UserError(f"{request.search.metric} needs the weights of Inception V3: give --evaluation.inception, "
                         "or another --metric")  # fmt: skip

@@ -12,7 +12,8 @@ from PIL import Image
 from infra.errors import UserError
 from launch import flipping as cli
 from launch import flipping_benchmark
-from launch.flipping_benchmark import FIGURES, Benchmark, Tier
+from launch.flipping_benchmark import FIGURES, Benchmark
+from launch.runs.embedded import Setup
 
 TRAINING = """
 data: {crop: 32, threads: 1}
@@ -25,16 +26,16 @@ evaluation: {every: 1}
 
 
 @pytest.fixture
-def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tier:
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
     (tmp_path / "tiny.yaml").write_text(TRAINING)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(flipping_benchmark, "STRENGTHS", {"strong": 1.0})
     monkeypatch.setattr(flipping_benchmark, "PICTURE_ROWS", 2)
-    segmenter = ("--model.output-stride", "8", "--model.width", "0.25", "--optim.epochs", "1")
-    return Tier(str(tmp_path / "tiny.yaml"), "64x32", (4, 8, 4), segmenter)
+    segmenter = {"model.output_stride": 8, "model.width": 0.25, "optim.epochs": 1.0}
+    return Setup(tmp_path / "tiny.yaml", (64, 32), (4, 8, 4), segmenter)
 
 
-def test_the_benchmark_from_nothing_to_the_table(tiny: Tier, monkeypatch, capsys) -> None:
+def test_the_benchmark_from_nothing_to_the_table(tiny: Setup, monkeypatch, capsys) -> None:
     monkeypatch.setattr(cli, "TIERS", {"small": tiny})
     monkeypatch.setattr(
         sys, "argv", ["flipping.py", "--out", "out", "--beta", "1e-3", "--seeds", "1", "--parallel", "2"]
@@ -51,34 +52,33 @@ def test_the_benchmark_from_nothing_to_the_table(tiny: Tier, monkeypatch, capsys
         last = json.loads(Path(f"out/runs/{name}/evaluations.jsonl").read_text().splitlines()[-1])
         assert last["step"] == 4 and [float(row[f]) for f in FIGURES] == [last[f] for f in FIGURES]
         assert f"| strong | {row['method']} | {last['mIoU'] * 100:.1f} |" in printed
-    assert "| | untranslated |" in printed and "| | real images (ceiling) |" in printed
+    assert "|  | untranslated |" in printed and "|  | real images (ceiling) |" in printed
     assert Path("out/results.md").read_text() in printed
     assert np.asarray(Image.open("out/pictures.png")).shape == (2 * 32 + 4, 4 * 64 + 3 * 4, 3)
 
     # Again: nothing is trained a second time.
-    before = {path: path.stat().st_mtime_ns for path in Path("out/runs").rglob("*.jsonl")}
-    monkeypatch.setattr(Benchmark, "_prepare", lambda *_: None)
-    monkeypatch.setattr(Benchmark, "_segmenter_command", lambda _: ["-c", "pass"])
+    before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*.jsonl")}
     cli.main()
     assert capsys.readouterr().out == printed
-    assert {path: path.stat().st_mtime_ns for path in Path("out/runs").rglob("*.jsonl")} == before
+    assert {path: path.stat().st_mtime_ns for path in Path("out").rglob("*.jsonl")} == before
 
 
-def test_a_step_that_fails_is_named_with_its_log(tiny: Tier, monkeypatch) -> None:
-    monkeypatch.setattr(Benchmark, "_prepare", lambda *_: None)
+def test_a_training_that_fails_is_named_with_its_log(tiny: Setup, monkeypatch) -> None:
+    monkeypatch.setattr(Setup, "draw", lambda *_: None)
+    monkeypatch.setattr(Setup, "train_segmenter", lambda *_: None)
     with pytest.raises(
-        UserError, match=r"^segmenter failed \(error: no prepared data at .*\): see .*segmenter\.log, and"
+        UserError, match=r"^strong-cut-0 failed \(error: no prepared data at .*\): see .*strong-cut-0\.log, and"
     ):
-        Benchmark(tiny, Path("out"), [1e-4], seeds=1, parallel=1).run()
+        Benchmark(tiny, Path("out"), [], seeds=1, parallel=1).run()
 
 
 @pytest.mark.parametrize("options", [{"seeds": 0, "parallel": 1}, {"seeds": 1, "parallel": 0}])
-def test_impossible_numbers(tiny: Tier, options: dict[str, int]) -> None:
+def test_impossible_numbers(tiny: Setup, options: dict[str, int]) -> None:
     with pytest.raises(UserError, match="are impossible: give 1 or more"):
         Benchmark(tiny, Path("out"), [1e-4], **options)
 
 
-def test_an_impossible_beta(tiny: Tier) -> None:
+def test_an_impossible_beta(tiny: Setup) -> None:
     with pytest.raises(UserError, match="beta is -1: give 0 or more"):
         Benchmark(tiny, Path("out"), [0.0, -1.0], seeds=1, parallel=1)
 

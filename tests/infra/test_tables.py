@@ -1,11 +1,16 @@
 """Tables of text."""
 
-from infra.tables import markdown, mean_spread, plain
+from infra.tables import markdown, mean_spread, plain, spreads
 
 
 def test_mean_and_spread() -> None:
     assert mean_spread([1.0]) == "1.0" and mean_spread([1.0, 3.0]) == "2.0 ± 1.4"
     assert mean_spread([]) == "–" and mean_spread([0.25], digits=2) == "0.25"
+
+
+def test_each_figure_is_spread_over_the_runs_that_have_it() -> None:
+    runs = [{"mIoU": 0.01, "Dist": 5.0}, {"mIoU": 0.03}]
+    assert spreads(runs, {"mIoU": 100, "Dist": 1, "FID": 1}) == ["2.0 ± 1.4", "5.0", "–"]
 
 
 def test_columns_are_aligned() -> None:

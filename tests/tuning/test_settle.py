@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+import launch.runs.embedded
 import tuning.settle
 from launch.runs.config import make_config
+from launch.runs.embedded import Setup
 from tuning import embedded
 from tuning.config import parse_arguments
 from tuning.settle import evaluations, settle
@@ -47,9 +49,9 @@ def test_paths_hold_in_any_folder(data: str, tmp_path: Path, monkeypatch: pytest
     assert options["evaluation.inception"] == str(tmp_path / "weights.pt")
 
 
-@pytest.mark.parametrize("size", [embedded.SMALL, embedded.LARGE])
-def test_the_embedded_judge_learns_from_scenes_of_its_own(
-    size: embedded.Size, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("setup", [embedded.SMALL, embedded.LARGE])
+def test_the_segmenter_of_a_search_learns_from_scenes_of_its_own(
+    setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[tuple[int, int, int]] = []
     read: list[str] = []
@@ -58,12 +60,12 @@ def test_the_embedded_judge_learns_from_scenes_of_its_own(
         drawn.append((count, test_count, seed))
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(embedded, "street_scenes", draw)
-    monkeypatch.setattr(embedded, "prepare", lambda *_, **__: None)
-    monkeypatch.setattr(embedded, "train", lambda config: read.append(config.data.root))
-    trials = embedded.draw(size)
-    embedded.segmenter(size)
-    (count, tests, seed), (judge_count, judge_tests, judge_seed) = drawn
-    assert (count, judge_count, tests, judge_tests) == (*size.counts[:2], size.counts[2], size.counts[2])
-    assert seed != judge_seed and read != [str(trials)]
-    assert make_config(embedded.options(size)).evaluation.every > 0
+    monkeypatch.setattr(launch.runs.embedded, "street_scenes", draw)
+    monkeypatch.setattr(launch.runs.embedded, "prepare", lambda *_, **__: None)
+    monkeypatch.setattr(launch.runs.embedded, "train", lambda config: read.append(config.data.root))
+    trials = embedded.draw(setup)
+    embedded.segmenter(setup)
+    (count, tests, seed), (segmenter_count, segmenter_tests, segmenter_seed) = drawn
+    assert (count, segmenter_count, tests, segmenter_tests) == (*setup.counts[:2], setup.counts[2], setup.counts[2])
+    assert seed != segmenter_seed and read != [str(trials)]
+    assert make_config(embedded.options(setup)).evaluation.every > 0
