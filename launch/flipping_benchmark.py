@@ -28,7 +28,7 @@ from infra.errors import UserError
 from infra.storage import replacing
 from infra.tables import markdown, spreads
 from launch.runs.embedded import LARGE_SEGMENTER, SMALL_SEGMENTER, Setup
-from pipelines.dataset import Samples
+from pipelines.dataset import ImageDataset
 from trainer.samples import stack
 from trainer.translator import load_translator
 
@@ -148,7 +148,7 @@ class Benchmark:
         rows = []
         for strength in STRENGTHS:
             root = str(self.out / "data" / strength)
-            sources, targets = (Samples(root, "test", domain) for domain in ("source", "target"))
+            sources, targets = (ImageDataset(root, "test", domain) for domain in ("source", "target"))
             translators = [load_translator(self.run_dir(strength, method, 0)) for method in self.methods]
             for place in range(0, len(sources), len(sources) // PICTURE_ROWS)[:PICTURE_ROWS]:
                 source = sources.read(place)[0]

@@ -14,21 +14,21 @@ from pipelines.cache import OpenShard, ShardCache
 from pipelines.manifest import SampleEntry, load_manifest
 
 
-class Samples:
-    """The images of one domain of one phase, in the order of the shards.
+class ImageDataset:
+    """The images of one domain of one split, in the order of the shards.
 
-    phase: "train" or "test". domain: "source" or "target". fallback: the phase to take where the first has no images.
+    split: "train" or "test". domain: "source" or "target". fallback: the split to take where the first has no images.
     cache_dir: where shards from S3 are kept, the usual place if None. Raises UserError if there is no such data.
     """
 
     def __init__(
-        self, root_url: str, phase: str, domain: str, *, fallback: str | None = None, cache_dir: str | None = None
+        self, root_url: str, split: str, domain: str, *, fallback: str | None = None, cache_dir: str | None = None
     ) -> None:
         storage = open_storage(root_url)
         manifest = load_manifest(storage)
-        first_choice = manifest.splits.get(f"{phase}/{domain}")
+        first_choice = manifest.splits.get(f"{split}/{domain}")
         has_images = first_choice is not None and first_choice.samples > 0
-        self.split = manifest.split(phase if has_images or fallback is None else fallback, domain)
+        self.split = manifest.split(split if has_images or fallback is None else fallback, domain)
         self._cache = ShardCache(storage, Path(cache_dir) if cache_dir else None)
         self._ends = list(itertools.accumulate(shard.samples for shard in self.split.shards))
 

@@ -70,18 +70,18 @@ class Domain:
         )  # fmt: skip
         self._order = SampleOrder([shard.samples for shard in split.shards], seed, name, config.window)
         self._order_guard = threading.Lock()
-        self._left_out: set[int] = set()  # shards
+        self._skipped: set[int] = set()  # shards
 
     def upcoming(self, position: int) -> list[Shard]:
         """The shards that the positions from this one on need, the first of them first."""
         with self._order_guard:
             upcoming = self._order.upcoming_shards(self._cuts.place(position))
-        return [self._split.shards[index] for index in upcoming if index not in self._left_out]
+        return [self._split.shards[index] for index in upcoming if index not in self._skipped]
 
     def pick(self, position: int, attempt: int = 0) -> Pick:
         """The sample in turn at a global position or, after so many attempts at others, the one that replaces it.
 
-        Two threads may ask. Samples in shards that are left out are passed over. UserError if none is left to try.
+        Two threads may ask. Samples in skipped shards are passed over. UserError if none is left to try.
         """
         place = self._cuts.place(position)
         for number in range(attempt, ATTEMPTS):
@@ -101,8 +101,8 @@ class Domain:
         )
 
     def _open(self, index: int) -> OpenShard | None:
-        """A shard by its index; None if it is left out."""
-        if index in self._left_out:
+        """A shard by its index; None if it is skipped."""
+        if index in self._skipped:
             return None
         shard = self._split.shards[index]
         try:
@@ -110,7 +110,7 @@ class Domain:
         except UnusableShard as error:
             if self._config.on_bad_shard == "fail":
                 raise
-            self._left_out.add(index)
+            self._skipped.add(index)
             self._health.bad_shard(shard.name, str(error))
             return None
 

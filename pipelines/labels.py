@@ -95,5 +95,5 @@ _COLOUR_OF_TRAINID[: len(CLASSES)] = PALETTE
 
 
 def class_histogram(label: np.ndarray) -> np.ndarray:
-    """Pixels per trainId, int64 (19,); ignored pixels are left out."""
+    """Pixels per trainId, int64 (19,); without ignored pixels."""
     return np.bincount(label.ravel(), minlength=256)[: len(CLASSES)].astype(np.int64)

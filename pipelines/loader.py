@@ -73,7 +73,7 @@ class Loader:
     image is damaged, from the iteration.
 
     A sample that cannot be had and is to be skipped leaves its position to a replacement drawn for that position, which
-    hangs on no rank, thread or earlier step. health: what happened to the data, and what was left out. steps_per_call: how
+    depends on no rank, thread or earlier step. health: what happened to the data, and what was skipped. steps_per_call: how
     many steps are decoded together. crop: (width, height) of every image in a batch. epoch_samples: images of the source
     (or of the only domain) that make an epoch.
     """

@@ -19,7 +19,7 @@ from infra.storage import Storage
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-PHASES = ("train", "test")
+SPLITS = ("train", "test")
 DOMAINS = ("source", "target")
 
 
@@ -40,11 +40,11 @@ class Shard:
 
 @dataclass(frozen=True)
 class Split:
-    """One domain of one phase, e.g. "train/source".
+    """One domain of one split, e.g. "train/source".
 
     image_size: (width, height) in pixels, the same for every image of the split.
     label_space: "cityscapes19" (trainIds 0..18, 255 = ignore) or None for unlabelled images.
-    class_histogram: labelled pixels per trainId, ignored pixels left out; None for unlabelled images.
+    class_histogram: labelled pixels per trainId, without ignored pixels; None for unlabelled images.
     grey_histogram: pixels per bin of five grey levels in the maps of the split's pairs, if they were split by those.
     """
 
@@ -61,7 +61,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Manifest:
-    """splits: by "phase/domain". paired: the k-th test source and the k-th test target show the same scene.
+    """splits: by "split/domain". paired: the k-th test source and the k-th test target show the same scene.
     provenance: how the data was made (the source's name and every parameter), enough to make it again."""
 
     splits: dict[str, Split]
@@ -91,14 +91,14 @@ class Manifest:
         }
         return cls(splits=splits, paired=raw["paired"], provenance=raw["provenance"])
 
-    def split(self, phase: str, domain: str) -> Split:
+    def split(self, split: str, domain: str) -> Split:
         """The split of that name; UserError if it is absent or has no samples."""
-        split = self.splits.get(f"{phase}/{domain}")
-        if split is None or split.samples == 0:
+        found = self.splits.get(f"{split}/{domain}")
+        if found is None or found.samples == 0:
             raise UserError(
-                f"the data has no {phase} images of the {domain} domain: prepare it again with images on that side"
+                f"the data has no {split} images of the {domain} domain: prepare it again with images on that side"
             )
-        return split
+        return found
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from infra.errors import UserError
 from infra.storage import Storage
 from pipelines.distributions import CHART, distributions
 from pipelines.images import encode
-from pipelines.manifest import MANIFEST, PHASES, Manifest, Split, load_manifest
+from pipelines.manifest import MANIFEST, SPLITS, Manifest, Split, load_manifest
 from pipelines.shards import IMAGE_FORMATS, LABEL_SPACE, Sample, ShardFacts, build_tar, read_shard, write_shard
 from pipelines.sources.base import Item, Source, fingerprint
 
@@ -103,7 +103,7 @@ def _claim(storage: Storage, provenance: dict[str, Any], tasks: Sequence[_Task])
     """Mark the root as being prepared in this way. If it holds shards already, check that it is so marked, and remove
     those whose input is no longer what they were made from."""
     inputs = {task.name: fingerprint(task.items)["sha256"] for task in tasks}
-    there = [name for phase in PHASES for name in storage.list(f"{phase}/")]
+    there = [name for split in SPLITS for name in storage.list(f"{split}/")]
     if there:
         try:
             before = json.loads(storage.read(PREPARING))

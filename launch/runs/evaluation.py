@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from infra.errors import UserError
 from infra.storage import open_storage
-from pipelines.dataset import Samples
+from pipelines.dataset import ImageDataset
 from pipelines.labels import CLASSES, colourise
 from pipelines.manifest import Manifest, load_manifest
 from trainer.engines import Engine
@@ -52,9 +52,9 @@ class TestImages:
     def __init__(self, root: str, limit: int | None, cache_dir: str | None) -> None:
         self.manifest: Manifest = load_manifest(open_storage(root))
         self.paired = self.manifest.paired
-        self.sources = Samples(root, "test", "source", cache_dir=cache_dir)
+        self.sources = ImageDataset(root, "test", "source", cache_dir=cache_dir)
         has_targets = "test/target" in self.manifest.splits and self.manifest.splits["test/target"].samples > 0
-        self.targets = Samples(root, "test", "target", cache_dir=cache_dir) if has_targets else None
+        self.targets = ImageDataset(root, "test", "target", cache_dir=cache_dir) if has_targets else None
         if self.paired and (self.targets is None or _shape(self.targets) != _shape(self.sources)):
             raise UserError(f"the test pairs of {root} differ in number or size between source and target: "
                             "prepare the data again")  # fmt: skip
@@ -72,7 +72,7 @@ class TestImages:
         return self.targets.read(place)
 
 
-def _shape(samples: Samples) -> tuple[int, tuple[int, int]]:
+def _shape(samples: ImageDataset) -> tuple[int, tuple[int, int]]:
     return len(samples), samples.split.image_size
 
 

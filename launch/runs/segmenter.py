@@ -21,7 +21,7 @@ from launch.runs.folder import RunFolder
 from launch.runs.sampler import Draw
 from launch.runs.training import Job, run
 from pipelines.config import DataConfig
-from pipelines.dataset import Samples
+from pipelines.dataset import ImageDataset
 from pipelines.labels import CLASSES, colourise
 from pipelines.manifest import DOMAINS, Split, load_manifest
 from trainer.checkpoint import Checkpoint
@@ -117,7 +117,7 @@ class SegmenterJob(Job[SegmenterConfig]):
     def sample_picture(self) -> Draw:
         """Test images (train, where there are none) from all over the split: photo | predicted labels | true labels."""
         data, rows, split = self.config.data, self.config.loop.samples, self._split("train")
-        samples = Samples(self._root, "test", self.config.domain, fallback="train", cache_dir=data.cache_dir)
+        samples = ImageDataset(self._root, "test", self.config.domain, fallback="train", cache_dir=data.cache_dir)
         shown = [samples.read(row * len(samples) // rows) for row in range(min(rows, len(samples)))]
 
         def draw(network: nn.Module, device: torch.device) -> np.ndarray:
@@ -153,7 +153,7 @@ class SegmenterJob(Job[SegmenterConfig]):
 
     def _score(self, segmenter: Segmenter) -> dict[str, Any]:
         """What `ConfusionMatrix.scores` gives for the labelled test images of the domain."""
-        samples = Samples(self._root, "test", self.config.domain, cache_dir=self.config.data.cache_dir)
+        samples = ImageDataset(self._root, "test", self.config.domain, cache_dir=self.config.data.cache_dir)
         matrix = ConfusionMatrix(CLASSES)
         for i in range(len(samples)):
             image, label = samples.read(i)
@@ -168,10 +168,10 @@ class SegmenterJob(Job[SegmenterConfig]):
     def _root(self) -> str:
         return str(self.config.data.root)
 
-    def _split(self, phase: str) -> Split:
-        """The domain's images of a phase; an empty split if there are none."""
+    def _split(self, split: str) -> Split:
+        """The domain's images of a split; an empty split if there are none."""
         splits = load_manifest(open_storage(self._root)).splits
-        return splits.get(f"{phase}/{self.config.domain}", Split((), (0, 0)))
+        return splits.get(f"{split}/{self.config.domain}", Split((), (0, 0)))
 
 
 def train(config: SegmenterConfig) -> Path:

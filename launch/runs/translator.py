@@ -18,7 +18,7 @@ from launch.runs.folder import RunFolder
 from launch.runs.sampler import Draw
 from launch.runs.training import Job, Listener, run
 from launch.runs.validation import Validation
-from pipelines.dataset import Samples
+from pipelines.dataset import ImageDataset
 from pipelines.manifest import DOMAINS
 from trainer.engines import Engine
 from trainer.evaluation.config import EvaluationConfig
@@ -63,7 +63,8 @@ class TranslatorJob(Job[JobConfig]):
         translation and a target image of another scene."""
         data, rows = self.config.data, self.config.loop.samples
         sources, targets = (
-            Samples(str(data.root), "test", domain, fallback="train", cache_dir=data.cache_dir) for domain in DOMAINS
+            ImageDataset(str(data.root), "test", domain, fallback="train", cache_dir=data.cache_dir)
+            for domain in DOMAINS
         )
         rows = min(rows, len(sources))
         source_images = [sources.read(row * len(sources) // rows)[0] for row in range(rows)]

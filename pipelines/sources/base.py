@@ -41,7 +41,7 @@ class Item(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """What is to be prepared: the samples of every split by "phase/domain", and how they were chosen.
+    """What is to be prepared: the samples of every split by "split/domain", and how they were chosen.
 
     parameters: the source's name and options, in JSON's types. paired, grey_histograms (by split): as in the manifest.
     """

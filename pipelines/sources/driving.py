@@ -49,14 +49,14 @@ def cityscapes(directory: Path, domain: str = "label2city") -> Source:
     """
     if domain not in CITYSCAPES_DOMAINS:
         raise UserError(f"the domain {domain!r} does not exist: use one of {', '.join(CITYSCAPES_DOMAINS)}")
-    photos = {phase: _cityscapes_frames(directory, folder) for phase, folder in (("train", "train"), ("test", "val"))}
+    photos = {split: _cityscapes_frames(directory, folder) for split, folder in (("train", "train"), ("test", "val"))}
     side = "target" if domain == "label2city" else domain
     splits: dict[str, Sequence[Item]] = {}
-    for phase, frames in photos.items():
+    for split, frames in photos.items():
         if frames and domain == "label2city":
-            splits[f"{phase}/source"] = [LabelColours(frame.root, frame.label) for frame in frames]
+            splits[f"{split}/source"] = [LabelColours(frame.root, frame.label) for frame in frames]
         if frames:
-            splits[f"{phase}/{side}"] = list(frames)
+            splits[f"{split}/{side}"] = list(frames)
     paired = domain == "label2city" and "test/source" in splits
     return Source({"source": "cityscapes", "domain": domain}, splits, paired)
 

@@ -27,15 +27,15 @@ def folders(directory: Path, domains: tuple[str, str] = LETTERS) -> Source:
     or DIR/val/NAME, whichever of them is there. UserError for a name without a training folder.
     """
     splits: dict[str, Sequence[Item]] = {}
-    for phase, places in (("train", _TRAIN), ("test", _TEST)):
+    for split, places in (("train", _TRAIN), ("test", _TEST)):
         for domain, name in zip(("source", "target"), domains, strict=True):
             candidates = [directory / place.format(name) for place in places]
             folder = next((each for each in candidates if each.is_dir()), None)
             if folder is not None:
-                splits[f"{phase}/{domain}"] = [
+                splits[f"{split}/{domain}"] = [
                     ImageFile(directory, path.relative_to(directory)) for path in find_images(folder)
                 ]
-            elif phase == "train":
+            elif split == "train":
                 raise UserError(
                     f"the folder {candidates[0]} does not exist, nor does {candidates[1]}: "
                     f"check the path, or name the two with --domains"
@@ -80,12 +80,12 @@ def paired(directory: Path, direction: str = "AtoB", distinct: bool = False) -> 
     if held_out is not None:
         folders_of["test"] = held_out
     splits: dict[str, Sequence[Item]] = {}
-    for phase, folder in folders_of.items():
+    for split, folder in folders_of.items():
         paths = [path.relative_to(directory) for path in find_images(folder)]
         for domain in ("source", "target"):
             right = (domain == "target") == (direction == "AtoB")
             halves = [HalfImage(directory, path, right) for path in paths]
-            splits[f"{phase}/{domain}"] = _each_once(halves) if distinct and phase == "train" else halves
+            splits[f"{split}/{domain}"] = _each_once(halves) if distinct and split == "train" else halves
     parameters: dict[str, Any] = {"source": "paired", "direction": direction}
     return Source(parameters | ({"distinct": True} if distinct else {}), splits, paired="test" in folders_of)
 

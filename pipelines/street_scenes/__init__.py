@@ -3,7 +3,7 @@
 import numpy as np
 
 from infra.errors import UserError
-from pipelines.street_scenes.draw import Draws
+from pipelines.street_scenes.draw import Random
 from pipelines.street_scenes.layout import SOURCE_LAYOUT, TARGET_LAYOUT, Layout, between
 from pipelines.street_scenes.looks import LookName, picture
 from pipelines.street_scenes.street import compose
@@ -25,5 +25,5 @@ def render(
     """
     if min(size) < SMALLEST:
         raise UserError(f"a street scene of {size[0]}x{size[1]} is too small: ask for at least {SMALLEST}x{SMALLEST}")
-    drawn = compose(Draws(seed, index, stream=0), layout, size)
-    return picture(drawn, Draws(seed, index, stream=1 if look == "game" else 2), look), drawn.labels()
+    drawn = compose(Random(seed, index, stream=0), layout, size)
+    return picture(drawn, Random(seed, index, stream=1 if look == "game" else 2), look), drawn.labels()

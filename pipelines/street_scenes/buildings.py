@@ -1,6 +1,6 @@
 """Houses: a facade along the street, the end that faces the camera, and a roof."""
 
-from pipelines.street_scenes.draw import Canvas, Colour, Draws, Material
+from pipelines.street_scenes.draw import Canvas, Colour, Material, Random
 
 FLOOR = 3.1  # metres
 FACADES: tuple[Colour, ...] = (
@@ -12,7 +12,7 @@ PANES: tuple[Colour, ...] = ((58, 76, 96), (48, 58, 70), (78, 98, 118))
 
 
 def building(
-    canvas: Canvas, draws: Draws, *, side: int, floors: int, style: float, sun: tuple[float, float],
+    canvas: Canvas, draws: Random, *, side: int, floors: int, style: float, sun: tuple[float, float],
     near: tuple[float, float], far: tuple[float, float],
 ) -> None:  # fmt: skip
     """side: -1 left of the street, 1 right. near, far: (X, Z) of the facade's two ends. style: 0..1, modern to old."""
@@ -49,7 +49,7 @@ def building(
 
 
 def _pitched_roof(
-    canvas: Canvas, draws: Draws, side: int, near: tuple[float, float], far: tuple[float, float], eaves: float,
+    canvas: Canvas, draws: Random, side: int, near: tuple[float, float], far: tuple[float, float], eaves: float,
     depth: float, gable: int,
 ) -> None:  # fmt: skip
     (x1, z1), (x2, z2) = near, far
@@ -61,7 +61,7 @@ def _pitched_roof(
     canvas.polygon(gable, [(x1, eaves, z1), (x1 + half, ridge, z1), (x1 + 2 * half, eaves, z1)])
 
 
-def _awning(canvas: Canvas, draws: Draws, side: int, near: tuple[float, float], far: tuple[float, float]) -> None:
+def _awning(canvas: Canvas, draws: Random, side: int, near: tuple[float, float], far: tuple[float, float]) -> None:
     (x1, z1), (x2, z2) = near, far
     cloth = canvas.surface(
         "building", draws.vary(draws.among(((170, 50, 48), (44, 96, 72), (50, 84, 140), (214, 176, 80))), 0.1), z=z1

@@ -53,7 +53,7 @@ COLUMNS = (
 COLUMN = {name: k for k, name in enumerate(COLUMNS)}
 
 
-class Draws:
+class Random:
     """A stream of uniform numbers, keyed by (seed, index, stream) and nothing else (counter-based Philox)."""
 
     def __init__(self, seed: int, index: int, stream: int) -> None:

@@ -1,6 +1,6 @@
 """The ground of a street and what closes the view: hills, road, sidewalks, lane markings."""
 
-from pipelines.street_scenes.draw import NEAREST, Canvas, Colour, Draws, Material
+from pipelines.street_scenes.draw import NEAREST, Canvas, Colour, Material, Random
 from pipelines.street_scenes.layout import Layout
 from pipelines.street_scenes.plan import JUNCTION_WIDTH, STREET_END, Plan, band
 
@@ -11,7 +11,7 @@ GRASS: Colour = (112, 140, 66)
 PAINT: Colour = (232, 232, 226)
 
 
-def horizon(canvas: Canvas, draws: Draws, layout: Layout, plan: Plan) -> None:
+def horizon(canvas: Canvas, draws: Random, layout: Layout, plan: Plan) -> None:
     """Hills or woods along the horizon and the houses far off, as ridges of raster points."""
     wooded = draws.chance(layout.wooded_horizon)
     width, height, y0 = canvas.width, canvas.height, canvas.y0
@@ -43,7 +43,7 @@ def horizon(canvas: Canvas, draws: Draws, layout: Layout, plan: Plan) -> None:
             canvas.raster_polygon(tower, [(x - w, y0 + 1), (x + w, y0 + 1), (x + w, y0 - h), (x - w, y0 - h)])
 
 
-def ground(canvas: Canvas, draws: Draws, plan: Plan) -> None:
+def ground(canvas: Canvas, draws: Random, plan: Plan) -> None:
     plane = canvas.ground_plane()
     land = canvas.surface("terrain", draws.vary(GRASS, 0.15), (88, 98, 52), plane=plane, material=Material.GRASS)
     canvas.raster_polygon(
@@ -89,7 +89,7 @@ def ground(canvas: Canvas, draws: Draws, plan: Plan) -> None:
             band(canvas, plan, rail, plan.middle + dx - 0.06, plan.middle + dx + 0.06)
 
 
-def markings(canvas: Canvas, draws: Draws, plan: Plan) -> None:
+def markings(canvas: Canvas, draws: Random, plan: Plan) -> None:
     plane = canvas.ground_plane()
     white = canvas.surface("road", draws.vary(PAINT), plane=plane, material=Material.ASPHALT)
     yellow = canvas.surface("road", (226, 178, 60), plane=plane, material=Material.ASPHALT)

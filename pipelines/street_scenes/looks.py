@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageFilter
 
-from pipelines.street_scenes.draw import COLUMN, GROUND, OVERSAMPLE, Drawn, Draws, Material
+from pipelines.street_scenes.draw import COLUMN, GROUND, OVERSAMPLE, Drawn, Material, Random
 from pipelines.street_scenes.materials import Weather, shade
 from pipelines.street_scenes.samples import take_samples
 
@@ -58,14 +58,14 @@ CAMERA = Look(
 LOOKS: dict[str, Look] = {"game": GAME, "camera": CAMERA}
 
 
-def picture(drawn: Drawn, draws: Draws, look_name: LookName) -> np.ndarray:
+def picture(drawn: Drawn, draws: Random, look_name: LookName) -> np.ndarray:
     """The scene in that look, uint8 (H, W, 3) RGB. draws: the look's own stream of random numbers."""
     look = LOOKS[look_name]
     rgb_CHW = _lit(drawn, draws, look, draws.among(look.skies))
     return _developed(rgb_CHW) if look_name == "game" else _exposed(rgb_CHW, draws)
 
 
-def _lit(drawn: Drawn, draws: Draws, look: Look, sky: Sky) -> np.ndarray:
+def _lit(drawn: Drawn, draws: Random, look: Look, sky: Sky) -> np.ndarray:
     """The picture's radiance, float32 (3, H, W), 0..255 and a little beyond."""
     canvas, samples = drawn.canvas, take_samples(drawn)
     table, ids = samples.table, samples.ids
@@ -127,7 +127,7 @@ def _developed(rgb_CHW: np.ndarray) -> np.ndarray:
     return _to_image(255 * (0.6 * x + 0.4 * x * x * (3 - 2 * x)))
 
 
-def _exposed(rgb_CHW: np.ndarray, draws: Draws) -> np.ndarray:
+def _exposed(rgb_CHW: np.ndarray, draws: Random) -> np.ndarray:
     """A camera's: blur, vignette, cast, flat contrast, grain."""
     height, width = rgb_CHW.shape[1:]
     soft = Image.fromarray(_to_image(rgb_CHW)).filter(ImageFilter.BoxBlur(height * draws.between(0.003, 0.006)))

@@ -4,7 +4,7 @@ from functools import partial
 
 from pipelines.street_scenes import things
 from pipelines.street_scenes.buildings import building
-from pipelines.street_scenes.draw import NEAREST, Canvas, Colour, Draws, Material
+from pipelines.street_scenes.draw import NEAREST, Canvas, Colour, Material, Random
 from pipelines.street_scenes.ground import PAVEMENT
 from pipelines.street_scenes.layout import Layout
 from pipelines.street_scenes.plan import STREET_END, Plan, Scenery, band
@@ -13,7 +13,7 @@ FENCES: tuple[Colour, ...] = ((84, 92, 84), (150, 118, 84), (60, 62, 66), (196, 
 WALLS: tuple[Colour, ...] = ((168, 140, 116), (176, 170, 158), (150, 96, 78), (190, 180, 160))
 
 
-def lots(canvas: Canvas, draws: Draws, layout: Layout, plan: Plan, side: int) -> Scenery:
+def lots(canvas: Canvas, draws: Random, layout: Layout, plan: Plan, side: int) -> Scenery:
     """Buildings and open ground along one side."""
     scenery: Scenery = []
     z = draws.between(0.7, 3.0)
@@ -38,7 +38,7 @@ def lots(canvas: Canvas, draws: Draws, layout: Layout, plan: Plan, side: int) ->
 
 
 def _built_lot(
-    canvas: Canvas, draws: Draws, layout: Layout, plan: Plan, side: int, z: float, length: float, style: float,
+    canvas: Canvas, draws: Random, layout: Layout, plan: Plan, side: int, z: float, length: float, style: float,
     scenery: Scenery,
 ) -> None:  # fmt: skip
     setback = draws.between(2.0, 5.0) if draws.chance(0.25) else 0.0
@@ -58,7 +58,7 @@ def _built_lot(
 
 
 def _open_lot(
-    canvas: Canvas, draws: Draws, layout: Layout, plan: Plan, side: int, z: float, length: float, style: float,
+    canvas: Canvas, draws: Random, layout: Layout, plan: Plan, side: int, z: float, length: float, style: float,
     scenery: Scenery,
 ) -> None:  # fmt: skip
     front = plan.front(side)
@@ -82,7 +82,7 @@ def _open_lot(
         _barrier(canvas, draws, layout, plan, side, z, z + length, scenery)
 
 
-def planted_tree(canvas: Canvas, draws: Draws, plan: Plan, lateral: float, z: float, height: float) -> None:
+def planted_tree(canvas: Canvas, draws: Random, plan: Plan, lateral: float, z: float, height: float) -> None:
     x = plan.at(lateral, z)
     things.tree(canvas, draws, x, z, height, sun=-1.0 if plan.sun[0] > 0 else 1.0)
     _cast_crown(canvas, plan, x, z, height)
@@ -114,7 +114,7 @@ def _screen(
     canvas.polygon(surface, [(x1, 0, z1), (x1, height, z1), (x2, height, z2), (x2, 0, z2)])
 
 
-def _hedge(canvas: Canvas, draws: Draws, plan: Plan, side: int, z1: float, z2: float, scenery: Scenery) -> None:
+def _hedge(canvas: Canvas, draws: Random, plan: Plan, side: int, z1: float, z2: float, scenery: Scenery) -> None:
     height = draws.between(0.8, 1.7)
     green = draws.vary(draws.among(things.LEAVES), 0.15)
     shade = (green[0] * 0.45, green[1] * 0.5, green[2] * 0.5)
@@ -125,7 +125,7 @@ def _hedge(canvas: Canvas, draws: Draws, plan: Plan, side: int, z1: float, z2: f
 
 
 def _barrier(
-    canvas: Canvas, draws: Draws, layout: Layout, plan: Plan, side: int, z1: float, z2: float, scenery: Scenery
+    canvas: Canvas, draws: Random, layout: Layout, plan: Plan, side: int, z1: float, z2: float, scenery: Scenery
 ) -> None:
     """A wall, a fence or nothing."""
     if draws.chance(layout.walls):

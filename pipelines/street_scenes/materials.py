@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.street_scenes.draw import COLUMN, OVERSAMPLE, Canvas, Material
-from pipelines.street_scenes.samples import Samples
+from pipelines.street_scenes.samples import RasterSamples
 from pipelines.street_scenes.textures import look_up, look_up_smooth, noise
 
 GRAIN, DIRT, LEAVES, CLOUDS = (1, 0.2), (2, 1.0), (3, 0.75), (4, 1.6)  # arguments of noise()
@@ -178,7 +178,7 @@ _PAINTERS: dict[Material, Callable[[Pixels], None]] = {
 
 
 def shade(
-    canvas: Canvas, samples: Samples, texture: float, weather: Weather
+    canvas: Canvas, samples: RasterSamples, texture: float, weather: Weather
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For every sample, float32 (n,): the share of the second colour, the brightness, and 1/Z."""
     table = samples.table

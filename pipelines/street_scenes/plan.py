@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipelines.street_scenes.draw import NEAREST, Canvas, Draws
+from pipelines.street_scenes.draw import NEAREST, Canvas, Random
 from pipelines.street_scenes.layout import Layout
 
 STREET_END = 130.0  # metres: beyond it only the horizon
@@ -40,7 +40,7 @@ class Plan:
         return self.junction is not None and -margin < z - self.junction < JUNCTION_WIDTH + margin
 
 
-def draw_plan(draws: Draws, layout: Layout) -> Plan:
+def draw_plan(draws: Random, layout: Layout) -> Plan:
     lanes = draws.among((2, 2, 3, 4))
     half = lanes * draws.between(1.6, 1.85) + draws.between(0.9, 2.0)
     offset = draws.between(0.9, 1.9) if lanes < 4 else draws.between(2.0, 5.0)
@@ -57,7 +57,7 @@ def draw_plan(draws: Draws, layout: Layout) -> Plan:
     )
 
 
-def _sun(draws: Draws) -> tuple[float, float]:
+def _sun(draws: Random) -> tuple[float, float]:
     """Plan.sun: mostly high and from a side, now and then low ahead."""
     sideways = draws.among((-1, 1))
     if draws.chance(0.15):

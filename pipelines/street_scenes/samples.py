@@ -13,7 +13,7 @@ from pipelines.street_scenes.draw import OVERSAMPLE, Drawn
 
 
 @dataclass(frozen=True)
-class Samples:
+class RasterSamples:
     """n points of the raster. table: of the surfaces. ids: intp (n,), rows of the table. places: intp (n,), raster
     pixels, flat. x, y: float32 (n,), raster coordinates. single, mixed: flat picture pixels with one sample and with
     OVERSAMPLE² of them; the samples come in this order, those of the mixed pixels as (OVERSAMPLE², mixed)."""
@@ -27,13 +27,13 @@ class Samples:
     mixed: np.ndarray
 
     def resolve(self, values: np.ndarray, out: np.ndarray) -> None:
-        """Samples (n,) to picture pixels, into the flat array out: the mean where a pixel has several."""
+        """RasterSamples (n,) to picture pixels, into the flat array out: the mean where a pixel has several."""
         parts = values[self.single.size :].reshape(OVERSAMPLE**2, -1)
         out[self.single] = values[: self.single.size]
         out[self.mixed] = parts.sum(axis=0) * np.float32(1 / OVERSAMPLE**2)
 
 
-def take_samples(drawn: Drawn) -> Samples:
+def take_samples(drawn: Drawn) -> RasterSamples:
     ids = drawn.ids
     corners = [ids[dy::OVERSAMPLE, dx::OVERSAMPLE] for dy in range(OVERSAMPLE) for dx in range(OVERSAMPLE)]
     is_mixed = corners[1] != corners[0]
@@ -47,7 +47,7 @@ def take_samples(drawn: Drawn) -> Samples:
     x, y = x.take(places), y.take(places)
     for axis in (x, y):  # one sample stands for the pixel's centre
         axis[: single.size] += (OVERSAMPLE - 1) / 2
-    return Samples(drawn.table, ids.ravel().take(places), places, x, y, single, mixed)
+    return RasterSamples(drawn.table, ids.ravel().take(places), places, x, y, single, mixed)
 
 
 @lru_cache(maxsize=4)

@@ -3,14 +3,14 @@
 from functools import partial
 
 from pipelines.street_scenes import things, vehicles
-from pipelines.street_scenes.draw import Canvas, Drawn, Draws
+from pipelines.street_scenes.draw import Canvas, Drawn, Random
 from pipelines.street_scenes.ground import ground, horizon, markings
 from pipelines.street_scenes.layout import Layout
 from pipelines.street_scenes.lots import lots, planted_tree
 from pipelines.street_scenes.plan import JUNCTION_WIDTH, STREET_END, Plan, Scenery, draw_plan
 
 
-def compose(draws: Draws, layout: Layout, size: tuple[int, int]) -> Drawn:
+def compose(draws: Random, layout: Layout, size: tuple[int, int]) -> Drawn:
     """Draw a whole scene for a picture of that size (width, height)."""
     plan = draw_plan(draws, layout)
     canvas = Canvas(
@@ -36,7 +36,7 @@ def compose(draws: Draws, layout: Layout, size: tuple[int, int]) -> Drawn:
     return canvas.drawn()
 
 
-def _kerbside(canvas: Canvas, draws: Draws, layout: Layout, plan: Plan, side: int) -> Scenery:
+def _kerbside(canvas: Canvas, draws: Random, layout: Layout, plan: Plan, side: int) -> Scenery:
     """Trees, lamps, lights, signs and parked vehicles along one kerb."""
     scenery: Scenery = []
     strip = plan.kerb(side) + side * (plan.verge / 2 if plan.verge else 0.7)
@@ -78,7 +78,7 @@ def _kerbside(canvas: Canvas, draws: Draws, layout: Layout, plan: Plan, side: in
 # On the street
 
 
-def _traffic(canvas: Canvas, draws: Draws, layout: Layout, plan: Plan) -> Scenery:
+def _traffic(canvas: Canvas, draws: Random, layout: Layout, plan: Plan) -> Scenery:
     scenery: Scenery = []
     taken: list[tuple[int, float]] = []
     if plan.tram:
@@ -100,7 +100,7 @@ def _traffic(canvas: Canvas, draws: Draws, layout: Layout, plan: Plan) -> Scener
     return scenery
 
 
-def _people(canvas: Canvas, draws: Draws, layout: Layout, plan: Plan) -> Scenery:
+def _people(canvas: Canvas, draws: Random, layout: Layout, plan: Plan) -> Scenery:
     scenery: Scenery = []
     for _ in range(draws.count(layout.pedestrians)):
         side, z = draws.among((-1, 1)), 4.5 + 45 * draws.unit() ** 1.3
@@ -124,7 +124,7 @@ def _people(canvas: Canvas, draws: Draws, layout: Layout, plan: Plan) -> Scenery
     return scenery
 
 
-def _walker(canvas: Canvas, draws: Draws, plan: Plan, lateral: float, z: float) -> None:
+def _walker(canvas: Canvas, draws: Random, plan: Plan, lateral: float, z: float) -> None:
     x, (dx, dz) = plan.at(lateral, z), plan.sun
     things.person(canvas, draws, x, z)
     canvas.cast([(x - 0.2, z), (x + 0.2, z), (x + 0.15 + 1.7 * dx, z + 1.7 * dz), (x - 0.15 + 1.7 * dx, z + 1.7 * dz)])

@@ -4,7 +4,7 @@ from functools import cache
 
 import numpy as np
 
-from pipelines.street_scenes.draw import Canvas, Colour, Draws, Material
+from pipelines.street_scenes.draw import Canvas, Colour, Material, Random
 
 TYRE: Colour = (28, 28, 30)
 CHROME: Colour = (150, 150, 152)
@@ -40,7 +40,7 @@ def crown_outlines() -> tuple[tuple[tuple[float, float], ...], ...]:
     return tuple(outlines)
 
 
-def _blob(canvas: Canvas, draws: Draws, surface: int, x: float, y: float, z: float, rx: float, ry: float) -> None:
+def _blob(canvas: Canvas, draws: Random, surface: int, x: float, y: float, z: float, rx: float, ry: float) -> None:
     unit = canvas.scale / z
     cx, cy = canvas.project(x, y, z)
     rx, ry, outline = rx * unit, ry * unit, draws.among(crown_outlines())
@@ -55,7 +55,7 @@ def _leaves(canvas: Canvas, colour: Colour, z: float, bottom: float, top: float,
     )
 
 
-def tree(canvas: Canvas, draws: Draws, x: float, z: float, height: float, sun: float) -> None:
+def tree(canvas: Canvas, draws: Random, x: float, z: float, height: float, sun: float) -> None:
     """A broad or slender tree. sun: -1 the light comes from the left, 1 from the right."""
     slender = draws.chance(0.2)
     width = height * (draws.between(0.16, 0.2) if slender else draws.between(0.3, 0.4))
@@ -77,7 +77,7 @@ def tree(canvas: Canvas, draws: Draws, x: float, z: float, height: float, sun: f
         _blob(canvas, draws, bright, x + dx * width, middle + dy * half, z, width * 0.45, half * 0.38)
 
 
-def palm(canvas: Canvas, draws: Draws, x: float, z: float, height: float) -> None:
+def palm(canvas: Canvas, draws: Random, x: float, z: float, height: float) -> None:
     trunk = canvas.surface("vegetation", draws.vary((132, 108, 80)), z=z)
     lean = draws.between(-0.4, 0.4)
     canvas.upright(trunk, z, x, [(-0.18, 0), (0.18, 0), (lean + 0.1, height), (lean - 0.1, height)])
@@ -94,7 +94,7 @@ def palm(canvas: Canvas, draws: Draws, x: float, z: float, height: float) -> Non
             )
 
 
-def bush(canvas: Canvas, draws: Draws, x: float, z: float, height: float) -> None:
+def bush(canvas: Canvas, draws: Random, x: float, z: float, height: float) -> None:
     leaves = _leaves(canvas, draws.vary(draws.among(LEAVES), 0.15), z, -0.3, height, draws.between(0.85, 1.1))
     _blob(canvas, draws, leaves, x, height * 0.45, z, height * draws.between(0.7, 1.1), height * 0.55)
 
@@ -106,7 +106,7 @@ def _post(canvas: Canvas, surface: int, x: float, z: float, height: float, radiu
     canvas.rectangle(surface, x - radius, x + radius, 0, height, z)
 
 
-def lamp_post(canvas: Canvas, draws: Draws, x: float, z: float, reach: float) -> None:
+def lamp_post(canvas: Canvas, draws: Random, x: float, z: float, reach: float) -> None:
     """reach: how far its arm goes over the road, signed."""
     pole = canvas.surface("pole", draws.vary(STEEL, 0.2), z=z)
     height = draws.between(6.0, 8.0)
@@ -115,7 +115,7 @@ def lamp_post(canvas: Canvas, draws: Draws, x: float, z: float, reach: float) ->
     canvas.rectangle(pole, x + reach - 0.3, x + reach + 0.3, height + 0.25, height + 0.45, z)
 
 
-def traffic_light(canvas: Canvas, draws: Draws, x: float, z: float, reach: float = 0.0) -> None:
+def traffic_light(canvas: Canvas, draws: Random, x: float, z: float, reach: float = 0.0) -> None:
     """reach: 0 for a plain post; otherwise a second head hangs from an arm of that length (signed) over the road."""
     pole = canvas.surface("pole", draws.vary(STEEL, 0.15), z=z)
     box = canvas.surface("traffic light", (34, 36, 34), z=z)
@@ -136,7 +136,7 @@ def traffic_light(canvas: Canvas, draws: Draws, x: float, z: float, reach: float
             canvas.disc(lamp, cx, bottom + 0.94 - 0.36 * k, z, 0.15, 0.15)
 
 
-def traffic_sign(canvas: Canvas, draws: Draws, x: float, z: float) -> None:
+def traffic_sign(canvas: Canvas, draws: Random, x: float, z: float) -> None:
     pole = canvas.surface("pole", STEEL, z=z)
     bottom = draws.between(2.1, 2.5)
     _post(canvas, pole, x, z, bottom + 0.4, 0.045)
@@ -160,7 +160,7 @@ def traffic_sign(canvas: Canvas, draws: Draws, x: float, z: float) -> None:
 # People and two-wheelers
 
 
-def person(canvas: Canvas, draws: Draws, x: float, z: float, *, seat: float = 0.0, name: str = "person") -> None:
+def person(canvas: Canvas, draws: Random, x: float, z: float, *, seat: float = 0.0, name: str = "person") -> None:
     """A standing or walking person; with seat > 0 a rider whose hips are at that height."""
     tall = draws.between(1.55, 1.9) if draws.chance(0.88) else draws.between(1.1, 1.4)
     lift = seat - 0.48 * tall if seat else 0.0
@@ -183,7 +183,7 @@ def person(canvas: Canvas, draws: Draws, x: float, z: float, *, seat: float = 0.
     canvas.disc(hair, x, lift + 0.955 * tall, z, 0.12, 0.09)
 
 
-def bicycle(canvas: Canvas, draws: Draws, x: float, z: float, *, sideways: bool, ridden: bool) -> None:
+def bicycle(canvas: Canvas, draws: Random, x: float, z: float, *, sideways: bool, ridden: bool) -> None:
     frame = canvas.surface("bicycle", draws.vary(draws.among(PAINTS), 0.1), z=z, light=0.9)
     black = canvas.surface("bicycle", TYRE, z=z)
     if sideways:
@@ -202,7 +202,7 @@ def bicycle(canvas: Canvas, draws: Draws, x: float, z: float, *, sideways: bool,
     canvas.rectangle(frame, x - 0.3, x + 0.3, 0.96, 1.03, z)
 
 
-def motorcycle(canvas: Canvas, draws: Draws, x: float, z: float, *, ridden: bool) -> None:
+def motorcycle(canvas: Canvas, draws: Random, x: float, z: float, *, ridden: bool) -> None:
     """Seen from behind."""
     body = canvas.surface("motorcycle", draws.vary(draws.among(PAINTS), 0.1), z=z)
     black = canvas.surface("motorcycle", TYRE, z=z)

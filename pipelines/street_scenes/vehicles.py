@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pipelines.street_scenes.draw import Canvas, Colour, Draws, Material
+from pipelines.street_scenes.draw import Canvas, Colour, Material, Random
 from pipelines.street_scenes.things import CHROME, GLASS, PAINTS, SKY_ON_GLASS, TYRE
 
 BUS_PAINTS: tuple[Colour, ...] = ((214, 170, 40), (180, 40, 44), (210, 210, 206), (50, 110, 90), (60, 90, 160))
@@ -66,7 +66,7 @@ class _Body:
             self.canvas.cast([corners[k], thrown[k], thrown[k + 2], corners[k + 2]])
 
 
-def car(canvas: Canvas, draws: Draws, x: float, z: float, *, rear: bool, sun_shift: tuple[float, float]) -> None:
+def car(canvas: Canvas, draws: Random, x: float, z: float, *, rear: bool, sun_shift: tuple[float, float]) -> None:
     """rear: seen from behind, else from the front."""
     tall = draws.chance(0.3)  # a van or off-roader
     body = _Body(canvas, "car", x, z, draws.between(3.8, 4.7), draws.between(1.7, 1.9))
@@ -116,7 +116,7 @@ def car(canvas: Canvas, draws: Draws, x: float, z: float, *, rear: bool, sun_shi
         body.end(plate, [(-0.26, 0.42), (0.26, 0.42), (0.26, 0.52), (-0.26, 0.52)])
 
 
-def truck(canvas: Canvas, draws: Draws, x: float, z: float, *, rear: bool, sun_shift: tuple[float, float]) -> None:
+def truck(canvas: Canvas, draws: Random, x: float, z: float, *, rear: bool, sun_shift: tuple[float, float]) -> None:
     body = _Body(canvas, "truck", x, z, draws.between(7.0, 9.0), 2.4)
     height = draws.between(3.1, 3.7)
     colour = draws.vary(draws.among((*PAINTS, (220, 218, 210), (212, 196, 160))), 0.1)
@@ -145,16 +145,16 @@ def truck(canvas: Canvas, draws: Draws, x: float, z: float, *, rear: bool, sun_s
         body.end(lamp, [(side * 0.95, 0.66), (side * 0.7, 0.66), (side * 0.7, 0.84), (side * 0.95, 0.84)])
 
 
-def bus(canvas: Canvas, draws: Draws, x: float, z: float, *, rear: bool, sun_shift: tuple[float, float]) -> None:
+def bus(canvas: Canvas, draws: Random, x: float, z: float, *, rear: bool, sun_shift: tuple[float, float]) -> None:
     _coach(canvas, draws, "bus", x, z, draws.between(9.0, 12.0), 2.5, 3.1, rear, sun_shift)
 
 
-def tram(canvas: Canvas, draws: Draws, x: float, z: float, *, rear: bool, sun_shift: tuple[float, float]) -> None:
+def tram(canvas: Canvas, draws: Random, x: float, z: float, *, rear: bool, sun_shift: tuple[float, float]) -> None:
     _coach(canvas, draws, "train", x, z, draws.between(20.0, 28.0), 2.4, 3.4, rear, sun_shift)
 
 
 def _coach(
-    canvas: Canvas, draws: Draws, name: str, x: float, z: float, length: float, width: float, height: float,
+    canvas: Canvas, draws: Random, name: str, x: float, z: float, length: float, width: float, height: float,
     rear: bool, sun_shift: tuple[float, float],
 ) -> None:  # fmt: skip
     """A long box with a band of windows."""

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from infra.storage import open_storage
-from pipelines.dataset import Samples
+from pipelines.dataset import ImageDataset
 from pipelines.prepare import Encoding, prepare
 from pipelines.sources.drawn import StreetScene, street_scenes
 from tests.end_to_end.jobs import REPOSITORY, finish, losses, start, wait_for_step, weights
@@ -67,7 +67,7 @@ def test_it_learns_and_leaves_what_a_run_leaves(workplace: Path) -> None:
     assert Image.open(folder / "samples" / f"step_{STEPS}.png").size == (3 * 64 + 2 * 4, 2 * 32 + 4)
     scores = json.loads((folder / "evaluation.json").read_text())
 
-    segmenter, samples = load_segmenter(folder), Samples(str(workplace / "data"), "test", "target")
+    segmenter, samples = load_segmenter(folder), ImageDataset(str(workplace / "data"), "test", "target")
     pairs = [samples.read(i) for i in range(3)]
     right = np.mean([segmenter(image) == label for image, label in pairs])
     assert scores["pxAcc"] == pytest.approx(right) and scores["pxAcc"] > 0.2

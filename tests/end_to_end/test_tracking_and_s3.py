@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from infra.storage import open_storage
-from pipelines.dataset import Samples
+from pipelines.dataset import ImageDataset
 from pipelines.prepare import Encoding, prepare
 from pipelines.sources.drawn import street_scenes
 from tests.conftest import S3Server
@@ -80,7 +80,7 @@ def test_the_logged_model_translates_an_image(workplace: Path, monkeypatch: pyte
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     line = next(line for line in (workplace / "run" / "train.log").read_text().splitlines() if "models:/" in line)
     model = mlflow.pyfunc.load_model(line[line.index("models:/") :])
-    image, _ = Samples(str(workplace / "data"), "test", "source").read(0)
+    image, _ = ImageDataset(str(workplace / "data"), "test", "source").read(0)
     translated = model.predict(image)
     assert translated.shape == image.shape
     assert translated.dtype == np.uint8

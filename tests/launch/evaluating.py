@@ -17,7 +17,7 @@ from infra.config import flatten, to_yaml
 from infra.storage import LocalStorage
 from launch import evaluate as cli
 from launch.runs.config import make_config
-from pipelines.dataset import Samples
+from pipelines.dataset import ImageDataset
 from pipelines.prepare import Encoding, prepare
 from pipelines.sources.drawn import street_scenes
 from trainer.checkpointer import Checkpointer
@@ -53,7 +53,7 @@ def make_scenes(root: Path) -> Path:
 def make_segmenter(folder: Path, scenes: Path, classes: int = 19, **changes: Any) -> Path:
     """colours.yaml and colours.onnx: each pixel is of the class whose mean colour in the target's training scenes is
     nearest to its own. (|x - m|² is least where 2 m·x - |m|² is largest: a 1x1 convolution.)"""
-    samples = Samples(str(scenes), "train", "target")
+    samples = ImageDataset(str(scenes), "train", "target")
     images, labels = (np.stack(part) for part in zip(*map(samples.read, range(len(samples))), strict=True))
     kernel = np.zeros((classes, 3, 1, 1), np.float32)
     bias = np.full(classes, -9.0, np.float32)  # never the highest

@@ -15,7 +15,7 @@ from torch import nn
 from infra.storage import LocalStorage
 from infra.tracking import MlflowRun
 from launch.runs import evaluation
-from pipelines.dataset import Samples
+from pipelines.dataset import ImageDataset
 from pipelines.manifest import DOMAINS
 from pipelines.prepare import Encoding, prepare
 from pipelines.sources.photos import folders, paired
@@ -64,7 +64,7 @@ def expected(run: Path, data: Path, places: Iterable[int], deltas: tuple[int, in
     """The metrics from the pictures themselves, in one go."""
     translator = load_translator(run)
     sources, targets = (
-        np.stack([Samples(str(data), "test", side).read(i)[0] for i in places]) for side in ("source", "target")
+        np.stack([ImageDataset(str(data), "test", side).read(i)[0] for i in places]) for side in ("source", "target")
     )
     metrics = {}
     for name, pictures in (("translation", np.stack([translator(s) for s in sources])), ("baseline", sources)):
@@ -101,7 +101,7 @@ def test_table_metrics_and_picture(monkeypatch, run: Path, data: Path, capsys) -
 
     sheet = np.asarray(Image.open(run / "samples" / "evaluation.png"))
     assert sheet.shape == (8 * 16 + 7 * 4, 3 * 24 + 2 * 4, 3)
-    source, target = (Samples(str(data / "pairs"), "test", side).read(8)[0] for side in ("source", "target"))
+    source, target = (ImageDataset(str(data / "pairs"), "test", side).read(8)[0] for side in ("source", "target"))
     last = sheet[-16:]  # eight of the ten, evenly spread
     np.testing.assert_array_equal(last[:, :24], source)
     np.testing.assert_array_equal(last[:, 28:52], load_translator(run)(source))
@@ -130,7 +130,7 @@ def test_fid_and_kid_with_inception(monkeypatch, run: Path, data: Path, capsys) 
     for line, metrics in ((source, report["baseline"]), (translation, report)):
         assert line.split()[-2:] == [f"{metrics['FID']:.2f}", f"{metrics['KID']:.4f}"]
 
-    translator, samples = load_translator(run), [Samples(str(data / "pairs"), "test", side) for side in DOMAINS]
+    translator, samples = load_translator(run), [ImageDataset(str(data / "pairs"), "test", side) for side in DOMAINS]
     translations, real = Features(extractor), Features(extractor)
     for i in range(TESTS):
         translations.update(Example(i, translator(samples[0].read(i)[0])))

@@ -15,7 +15,7 @@ from PIL import Image
 
 from infra.storage import LocalStorage
 from infra.tracking import MlflowRun
-from pipelines.dataset import Samples
+from pipelines.dataset import ImageDataset
 from pipelines.labels import CLASSES
 from pipelines.prepare import Encoding, prepare
 from pipelines.sources.base import Source
@@ -69,7 +69,7 @@ def test_the_metrics_are_those_of_the_pictures(evaluated: tuple[Path, str], scen
     }  # fmt: skip
     assert (report["segmenter"], report["step"], report["images"]) == ("colours", STEP, SCENES)
 
-    read = [[Samples(str(scenes), "test", side).read(i) for i in range(SCENES)] for side in ("source", "target")]
+    read = [[ImageDataset(str(scenes), "test", side).read(i) for i in range(SCENES)] for side in ("source", "target")]
     (sources, labels), (targets, target_labels) = (zip(*side, strict=True) for side in read)
     translator = load_translator(run)
     real = counted(targets, target_labels, segmenter)
@@ -94,7 +94,7 @@ def test_the_metrics_are_those_of_the_pictures(evaluated: tuple[Path, str], scen
 def test_the_distribution_of_the_target_is_that_of_its_training_images(
     evaluated: tuple[Path, str], scenes: Path
 ) -> None:
-    train, shares = Samples(str(scenes), "train", "target").split, report_of(evaluated[0])["class_distribution"]
+    train, shares = ImageDataset(str(scenes), "train", "target").split, report_of(evaluated[0])["class_distribution"]
     assert train.class_histogram is not None
     assert shares["target"]["road"] == train.class_histogram[0] / sum(train.class_histogram)
     assert shares["target"] != shares["target_seen"]

@@ -14,7 +14,7 @@ from infra.errors import UserError
 from infra.storage import LocalStorage, S3Storage, open_storage
 from pipelines.ahead import Ahead
 from pipelines.config import DataConfig
-from pipelines.dataset import Samples
+from pipelines.dataset import ImageDataset
 from pipelines.loader import Loader
 from pipelines.manifest import MANIFEST, Manifest
 
@@ -94,7 +94,7 @@ def test_both_decoders_give_the_same_batches(root):
 
 
 def test_images_are_crops_of_the_named_samples(root):
-    samples = {domain: Samples(root, "train", domain) for domain in ("source", "target")}
+    samples = {domain: ImageDataset(root, "train", domain) for domain in ("source", "target")}
     for batches in steps(make(root), 3):
         for batch in batches:
             for domain, images, keys in (
@@ -263,20 +263,20 @@ def test_samples_are_read_in_the_order_of_the_shards(tmp_path):
         "test/target": write_split(storage, "test/target", [1], labelled=False),
     }
     storage.write(MANIFEST, Manifest(splits).to_json().encode())
-    samples = Samples(str(tmp_path), "test", "source")
+    samples = ImageDataset(str(tmp_path), "test", "source")
     assert len(samples) == 5 and samples.keys == [f"source_{i:06d}" for i in range(5)]
     image, label = samples.read(4)
     assert image.shape == (32, 48, 3) and image.dtype == np.uint8
     assert label is not None and label.shape == (32, 48) and label.max() <= 18
     assert len({samples.read(i)[0].tobytes() for i in range(5)}) == 5
-    assert Samples(str(tmp_path), "test", "target").read(0)[1] is None
+    assert ImageDataset(str(tmp_path), "test", "target").read(0)[1] is None
     with pytest.raises(IndexError):
         samples.read(5)
 
 
 def test_another_phase_stands_in_only_where_it_is_asked_to(root):
     with pytest.raises(UserError, match="no test images of the target domain"):
-        Samples(root, "test", "target")
-    assert len(Samples(root, "test", "target", fallback="train")) == 7
+        ImageDataset(root, "test", "target")
+    assert len(ImageDataset(root, "test", "target", fallback="train")) == 7
     with pytest.raises(UserError, match="no test images"):
-        Samples(root, "test", "target", fallback="test")
+        ImageDataset(root, "test", "target", fallback="test")

@@ -22,7 +22,7 @@ from infra.views import SINGLE_CROP, CropWithBox, LabelledCrop, Tiles, View
 from pipelines import decode
 from pipelines.config import DataConfig
 from pipelines.cuts import Cut, Cuts, augmentation, zoomed_size
-from pipelines.dataset import Samples
+from pipelines.dataset import ImageDataset
 from pipelines.loader import Loader
 from pipelines.manifest import DOMAINS
 from trainer.draws import Draws
@@ -205,7 +205,7 @@ def test_tiles_are_cut_from_one_zoomed_image_of_each_domain(root: str) -> None:
     for step, (batch,) in enumerate(steps(root, TILES, 11)):
         for domain in DOMAINS:
             (key,) = set(getattr(batch, f"{domain}_keys"))
-            samples = Samples(root, "train", domain)
+            samples = ImageDataset(root, "train", domain)
             image = Image.fromarray(samples.read(samples.keys.index(key))[0])
             cuts = cuts_of(TILES, (48, 32), 8, seed=5, domain=domain, global_batch=4)
             for slot, tile in enumerate(getattr(batch, domain)):

@@ -1,4 +1,4 @@
-"""Samples and shards that are left out: others take their places, and nothing else changes."""
+"""Samples and shards that are skipped: others take their places, and nothing else changes."""
 
 import dataclasses
 import importlib.util
@@ -136,7 +136,7 @@ def test_a_small_image_is_replaced_only_where_it_is_too_small_for_its_crop(kind:
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut"])
-def test_a_shard_is_left_out_and_no_other_position_changes(
+def test_a_shard_is_skipped_and_no_other_position_changes(
     damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_root(LocalStorage(tmp_path))
@@ -160,7 +160,7 @@ def test_a_shard_is_left_out_and_no_other_position_changes(
     same_for_ranks_and_resume_points(tmp_path, whole)
 
 
-def test_a_shard_that_is_not_fetched_is_left_out_of_a_run_from_s3(s3_server: Any, tmp_path: Path) -> None:
+def test_a_shard_that_is_not_fetched_is_skipped_in_a_run_from_s3(s3_server: Any, tmp_path: Path) -> None:
     storage = S3Storage(s3_server.make_bucket())
     write_root(storage)
     storage.delete("train/target/000000.tar")
@@ -212,7 +212,7 @@ def test_a_labelled_sample_goes_whole(kind: str, part: str, tmp_path: Path) -> N
             assert key == other and all(torch.equal(a, b) for a, b in zip(values, others, strict=True))
 
 
-def test_a_label_of_unknown_ids_can_be_left_out(tmp_path: Path) -> None:
+def test_a_label_of_unknown_ids_can_be_skipped(tmp_path: Path) -> None:
     image = Image.new("RGB", (48, 32))
     samples = [Sample(f"s{n}", image, np.full((32, 48), 33 if n == 1 else n, np.uint8)) for n in range(3)]
     storage = LocalStorage(tmp_path)
