@@ -46,7 +46,7 @@ def _bars(axes: Axes, shown: dict[str, Distribution], labels: dict[str, str]) ->
     """Every class that occurs, the first domain's most frequent on top."""
     shares = np.stack([each.shares for each in shown.values()])
     order = [c for c in np.argsort(-shares[0], kind="stable") if shares[:, c].any()]
-    splits = next(iter(shown.values())).names
+    names = next(iter(shown.values())).names
     rows, thickness = np.arange(len(order)), 0.8 / len(shown)
     for place, domain in enumerate(shown):
         values = 100 * shares[place, order]
@@ -54,7 +54,7 @@ def _bars(axes: Axes, shown: dict[str, Distribution], labels: dict[str, str]) ->
             rows + thickness * (place + 0.5) - 0.4, values, thickness, color=COLOURS[domain], label=labels[domain]
         )
         axes.bar_label(bars, [f"{value:.1f}" if value else "" for value in values], padding=2, fontsize=7)
-    axes.set_yticks(rows, [splits[c] for c in order])
+    axes.set_yticks(rows, [names[c] for c in order])
     axes.set_ylim(len(order) - 0.5, -0.5)
     axes.set_xlim(0, 112 * max(shares.max(), 0.01))  # room for the number at the end of the longest bar
     axes.set_xlabel("% of the labelled pixels")
