@@ -28,9 +28,10 @@ class OptimConfig:
     epochs: float = option(200.0, "epochs (of the source) at the full learning rate")
     decay_epochs: float = option(200.0, "epochs over which it then falls to zero (schedule linear)")
     schedule: str = option(
-        "linear", "how the learning rate falls: cosine and poly over all epochs, step by tenths", choices=SCHEDULES
+        "linear", "how the learning rate falls: cosine and poly over all epochs, step by steps", choices=SCHEDULES
     )
-    step_epochs: int = option(50, "schedule step: epochs between divisions by ten")
+    step_epochs: int = option(50, "schedule step: epochs between two falls")
+    step_factor: float = option(0.1, "schedule step: what the rate is multiplied by at each")
     ema: float = option(
         0.0, "decay of the exponential moving average of the generator (or segmenter), e.g. 0.999; 0: none"
     )
@@ -49,6 +50,8 @@ class OptimConfig:
             raise UserError(
                 "optim.step_epochs must be 1 or more, and optim.epochs above 0 for schedule cosine-published"
             )
+        if not 0 < self.step_factor <= 1:
+            raise UserError(f"optim.step_factor = {self.step_factor} must lie in (0, 1]: 0.1 and 0.5 are usual")
         if not 0 <= self.ema < 1:
             raise UserError(f"optim.ema = {self.ema} must lie in [0, 1): 0.999 is usual, 0 turns it off")
 

@@ -45,7 +45,7 @@ class Schedule:
         """The rate that a step (counted from 0) uses."""
         optim = self.optim
         return optim.lr * lr_factor(
-            optim.schedule, self.epoch(step), optim.epochs, optim.decay_epochs, optim.step_epochs,
+            optim.schedule, self.epoch(step), optim.epochs, optim.decay_epochs, optim.step_epochs, optim.step_factor,
             progress=self.progress(step),
         )  # fmt: skip
 
@@ -59,13 +59,20 @@ def _exact(number: float) -> Fraction:
 
 
 def lr_factor(
-    kind: str, epoch: int, n_epochs: float, n_epochs_decay: float, step_epochs: int = 50, *, progress: float = 0.0
+    kind: str,
+    epoch: int,
+    n_epochs: float,
+    n_epochs_decay: float,
+    step_epochs: int = 50,
+    step_factor: float = 0.1,
+    *,
+    progress: float = 0.0,
 ) -> float:
     """What the learning rate is multiplied by in an epoch, counted from 1, or when a share `progress` of all is done.
 
     By epochs, as CycleGAN's and CUT's published code. linear, where both numbers of epochs are whole: 1 for n_epochs,
-    then evenly down; the last of the n_epochs_decay epochs still has 1 / (n_epochs_decay + 1). step: a tenth after every
-    step_epochs. cosine-published: from 1 down to 0 over n_epochs, and up again after.
+    then evenly down; the last of the n_epochs_decay epochs still has 1 / (n_epochs_decay + 1). step: times
+    step_factor after every step_epochs. cosine-published: from 1 down to 0 over n_epochs, and up again after.
     By progress, in [0, 1). linear, where a number of epochs is not whole: 1 for n_epochs, then down to 0 over
     n_epochs_decay. cosine: from 1 down to 0 over all epochs. poly: (1 - progress) ** 0.9 (Chen et al. 2017, DeepLabv3,
     Sec. 4.1).
@@ -77,7 +84,7 @@ def lr_factor(
             late = progress * (n_epochs + n_epochs_decay) - n_epochs
             return 1 - late / n_epochs_decay if late > 0 and n_epochs_decay > 0 else 1.0
         case "step":
-            return 0.1 ** ((epoch - 1) // step_epochs)
+            return step_factor ** ((epoch - 1) // step_epochs)
         case "cosine":
             return (1 + math.cos(math.pi * progress)) / 2
         case "cosine-published":

@@ -45,3 +45,22 @@ class OneGenerator(Translation):
 
     def forward(self, x_NCHW: Tensor, code: Tensor | None = None, direction: str = "AtoB") -> Tensor:
         return self.generator(x_NCHW)
+
+
+class TwoGenerators(Translation):
+    """A generator each way, as CycleGAN has them; no styles."""
+
+    directions = ("AtoB", "BtoA")
+
+    def __init__(self, generator_a: ResnetGenerator, generator_b: ResnetGenerator) -> None:
+        """generator_a: from the source to the target domain."""
+        super().__init__()
+        self.generator_a, self.generator_b = generator_a, generator_b
+
+    @property
+    def sizes(self) -> Sizes:
+        return self.generator_a.sizes
+
+    def forward(self, x_NCHW: Tensor, code: Tensor | None = None, direction: str = "AtoB") -> Tensor:
+        network = self.generator_a if direction == "AtoB" else self.generator_b
+        return network(x_NCHW)

@@ -18,11 +18,17 @@ from trainer.translation import Translation
 class Translator:
     """Translates pictures of any size that is not too small.
 
-    seed: of the styles, where the translation has them.
+    seed: of the styles, where the translation has them. direction: AtoB, from the source to the target domain, or BtoA.
+    UserError for a direction that the translation does not know.
     """
 
-    def __init__(self, translation: Translation, device: torch.device | str = "cpu", *, seed: int = 0) -> None:
-        self.translation, self.device, self.seed = translation, device, seed
+    def __init__(
+        self, translation: Translation, device: torch.device | str = "cpu", *, seed: int = 0, direction: str = "AtoB"
+    ) -> None:
+        if direction not in translation.directions:
+            raise UserError(f"this method translates {' and '.join(translation.directions)}, not {direction}: "
+                            "choose one of these, or a method with both directions such as cyclegan")  # fmt: skip
+        self.translation, self.device, self.seed, self.direction = translation, device, seed, direction
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray, key: str = "") -> np.ndarray:
@@ -43,7 +49,7 @@ class Translator:
         x_NCHW = to_tensor(batch).to(self.device)
         padded = nn.functional.pad(x_NCHW, (0, -width % multiple, 0, -height % multiple), mode="reflect")
         codes = self._codes(len(batch), key)
-        result = to_images(self.translation(padded, codes)[:, :, :height, :width])
+        result = to_images(self.translation(padded, codes, self.direction)[:, :, :height, :width])
         return result if image.ndim == 4 else result[0]
 
     def _codes(self, count: int, key: str) -> Tensor | None:
@@ -78,7 +84,9 @@ def find_checkpoint(path: Path) -> Path:
     return path
 
 
-def load_translator(path: Path, device: torch.device | str = "cpu", *, averaged: bool = True) -> Translator:
+def load_translator(
+    path: Path, device: torch.device | str = "cpu", *, averaged: bool = True, direction: str = "AtoB"
+) -> Translator:
     """The translation of a run or checkpoint; its moving average where the run kept one and `averaged` is true.
 
     UserError if there is none, or if it is damaged.
@@ -94,4 +102,4 @@ def load_translator(path: Path, device: torch.device | str = "cpu", *, averaged:
     translation = build(cls, completed(cls, section)).translation()
     for name, network in translation.named_children():
         checkpoint.load_into(network, checkpoint.averaged(name) if averaged else name)
-    return Translator(translation.to(device).eval(), device, seed=config.get("seed", 0))
+    return Translator(translation.to(device).eval(), device, seed=config.get("seed", 0), direction=direction)

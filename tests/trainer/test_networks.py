@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from infra.errors import UserError
 from trainer.networks import PatchDiscriminator, ProjectionHeads, ResnetGenerator, init_weights
 from trainer.networks.heads import normalise, sample_patches
+from trainer.networks.initialise import Rule
 from trainer.networks.norm import InstanceNorm2d
 from trainer.networks.resample import BlurDownsample, BlurUpsample
 from trainer.networks.sizes import Sizes
@@ -167,6 +168,22 @@ def test_initialisation(net: nn.Module) -> None:
             assert float(parameter.detach().std()) == pytest.approx(0.02 * math.sqrt(2 / fan_sum), rel=error), name
     init_weights(net, torch.Generator().manual_seed(4))
     assert any(not torch.equal(value, first[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("rule", ["normal", "kaiming"])
+@pytest.mark.parametrize("uniform_biases", [False, True])
+def test_other_rules_of_initialisation(rule: Rule, uniform_biases: bool) -> None:
+    net = nn.Sequential(
+        nn.Conv2d(16, 64, 5), nn.ConvTranspose2d(64, 32, 3), nn.Linear(300, 700), nn.Conv2d(8, 8, 3, bias=False)
+    )
+    init_weights(net, torch.Generator().manual_seed(3), rule, uniform_biases=uniform_biases)
+    fans = (16 * 25, 32 * 9, 300, 72)  # of a transposed convolution torch counts the outputs
+    for layer, fan in zip(net, fans, strict=True):
+        spread = 0.02 if rule == "normal" else math.sqrt(2 / fan)
+        assert float(layer.weight.detach().std()) == pytest.approx(spread, rel=5 / math.sqrt(2 * layer.weight.numel()))
+        if layer.bias is not None:
+            largest = float(layer.bias.detach().abs().max())
+            assert (0.8 / math.sqrt(fan) < largest <= 1 / math.sqrt(fan)) if uniform_biases else largest == 0
 
 
 def test_patches_are_image_major() -> None:

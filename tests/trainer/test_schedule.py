@@ -75,10 +75,14 @@ def test_linear_without_decay_keeps_its_rate() -> None:
     assert {schedule.learning_rate(step) for step in range(schedule.steps)} == {1.0}
 
 
-def test_step_divides_by_ten() -> None:
+def test_step_falls_at_once_after_so_many_epochs() -> None:
     assert [lr_factor("step", epoch, 0, 0, step_epochs=2) for epoch in range(1, 6)] == pytest.approx(
         [1, 1, 0.1, 0.1, 0.01]
     )
+    schedule = Schedule(
+        OptimConfig(epochs=3, decay_epochs=0, lr=1.0, schedule="step", step_epochs=1, step_factor=0.5), 2
+    )
+    assert [schedule.learning_rate(step) for step in range(schedule.steps)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
 
 
 def test_cosine_falls_from_one_to_zero_over_all_epochs() -> None:

@@ -12,7 +12,7 @@ from trainer.checkpointer import Checkpointer
 from trainer.methods import SrunitConfig
 from trainer.networks.config import GeneratorConfig
 from trainer.pyfunc import save_pyfunc_model
-from trainer.translation import OneGenerator
+from trainer.translation import OneGenerator, TwoGenerators
 from trainer.translator import (
     Translator,
     find_checkpoint,
@@ -146,3 +146,14 @@ def test_mlflow_predicts_the_same_pixels(run: Path, tmp_path: Path, monkeypatch:
     translator = load_translator(run)
     for image in (picture(13, 18), np.stack([picture(), picture(seed=1)])):
         assert np.array_equal(model.predict(image), translator(image))
+
+
+def test_both_directions_of_two_generators() -> None:
+    first, second = (translation(seed).generator for seed in (1, 2))
+    both = TwoGenerators(first, second).eval()
+    image = picture()
+    for direction, generator in (("AtoB", first), ("BtoA", second)):
+        expected = Translator(OneGenerator(generator))(image)
+        assert np.array_equal(Translator(both, direction=direction)(image), expected)
+    with pytest.raises(UserError, match="translates AtoB, not BtoA"):
+        Translator(OneGenerator(first), direction="BtoA")
