@@ -59,8 +59,8 @@ def test_what_is_saved_is_loaded_exactly(tmp_path: Path) -> None:
 
 
 def test_the_best_stays_until_there_is_a_better(tmp_path: Path) -> None:
+    assert Checkpointer(tmp_path, keep=1).best is None
     checkpointer = Checkpointer(tmp_path, keep=1)
-    assert checkpointer.best is None
     for step, best in ((1, False), (2, True), (3, False), (4, False)):
         checkpointer.save(step, TENSORS, {**STATE, "step": step}, best=best)
     assert names(tmp_path) == ["best", "step_2", "step_4"] and checkpointer.best == tmp_path / "step_2"
@@ -144,7 +144,8 @@ def test_what_an_upload_leaves_that_breaks_off_is_no_checkpoint(tmp_path: Path, 
         mirror.uploads = uploads
         with pytest.raises(UserError, match="full"):
             save(Checkpointer(tmp_path / f"again{step}", 2, mirror), step)
-        assert Checkpointer(tmp_path / f"new machine {step}", 2, mirror).latest().name == "step_8"
+        latest = Checkpointer(tmp_path / f"new machine {step}", 2, mirror).latest()
+        assert latest is not None and latest.name == "step_8"
 
 
 def restored(folder: Path, mirror: LocalStorage, keep: int) -> Checkpointer:
@@ -252,10 +253,10 @@ def test_another_architecture_is_named(tmp_path: Path, other: dict[str, Any], wo
     small = GeneratorConfig(ngf=4, blocks=6)
     path = Checkpointer(tmp_path, 1).save(3, {"generator": small.build().state_dict()}, STATE)
     network = GeneratorConfig(**{"ngf": 4, "blocks": 6} | other).build()
-    before = network.model[1].weight.clone()
+    before = network.get_parameter("model.1.weight").clone()
     with pytest.raises(UserError, match=f"{path} holds another architecture: {words}"):
         Checkpoint(path).load_into(network, "generator")
-    assert torch.equal(network.model[1].weight, before)
+    assert torch.equal(network.get_parameter("model.1.weight"), before)
 
 
 # ---- a whole run ------------------------------------------------------------------------------------------------------
@@ -279,7 +280,8 @@ def steps_of_noise(first: int) -> Iterator[list[Pairs]]:
 
 class Keeper:
     def __init__(self, checkpointer: Checkpointer) -> None:
-        self.checkpointer, self.rows = checkpointer, []
+        self.checkpointer = checkpointer
+        self.rows: list[dict[str, Any]] = []
 
     def estimate(self, seconds: float) -> None:
         pass
@@ -293,7 +295,7 @@ class Keeper:
 
 def train(folder: Path, steps: int, **model: Any) -> Keeper:
     """Train to that step, from the newest checkpoint in the folder if there is one."""
-    options = {"taps": (0, 4, 12), "patches": 8, "buffer": 2, "discriminator__layers": 1} | model
+    options: dict[str, Any] = {"taps": (0, 4, 12), "patches": 8, "buffer": 2, "discriminator__layers": 1} | model
     method = small_method(global_batch=2, **options)
     engine = Engine(EngineConfig(device="cpu", precision="fp32"))
     optim = OptimConfig(global_batch=2, ema=0.9, epochs=1, decay_epochs=1)

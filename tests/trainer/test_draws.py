@@ -39,7 +39,7 @@ def test_no_draw_touches_the_global_generator() -> None:
 @pytest.mark.parametrize(
     "counters", [("seed", [(0, 7), (1, 7)]), ("step", [(7, 0), (7, 1)]), ("swapped", [(1, 2), (2, 1)])]
 )
-def test_another_seed_or_step_draws_another(counters) -> None:
+def test_another_seed_or_step_draws_another(counters: tuple[str, list[tuple[int, int]]]) -> None:
     one, other = (Draws(*counter) for counter in counters[1])
     assert not torch.equal(drawn.patch_ids(one, "nce", 8, 100, 20), drawn.patch_ids(other, "nce", 8, 100, 20))
     slots = torch.tensor([0])

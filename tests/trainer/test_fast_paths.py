@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,19 @@ def features(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> 
 
 def in_layout(x: Tensor, layout: torch.memory_format) -> Tensor:
     return x.detach().contiguous(memory_format=layout).requires_grad_()
+
+
+@contextmanager
+def saved_for_the_backward_pass() -> Iterator[list[Tensor]]:
+    """What autograd keeps of what is computed inside."""
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield kept
 
 
 # ---- the operators ---------------------------------------------------------------------------------------------------
@@ -108,9 +123,8 @@ def test_a_guarded_channel_without_variance_passes_no_gradient(normalise: Any, d
 
 @layouts
 def test_the_norm_keeps_one_map_for_the_backward_pass(layout: torch.memory_format) -> None:
-    kept: list[Tensor] = []
     x = in_layout(features(2, 4, 8, 8), layout)
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+    with saved_for_the_backward_pass() as kept:
         norm_activation(x, 0.0)
     assert [tensor.data_ptr() for tensor in kept if tensor.numel() >= x.numel()] == [x.data_ptr()]
 
@@ -130,10 +144,10 @@ def test_gradients_of_gradients(operator: Any, layout: torch.memory_format) -> N
 @layouts
 @pytest.mark.parametrize(("widths", "mode"), [((1, 1, 1, 1), "reflect"), ((1, 2, 3, 4), "reflect"), (1, "replicate")])
 def test_padding(layout: torch.memory_format, widths: Any, mode: str) -> None:
-    pad, x, kept = Pad2d(widths, mode), in_layout(features(2, 3, 6, 7), layout), []
+    pad, x = Pad2d(widths, mode), in_layout(features(2, 3, 6, 7), layout)
     expected = F.pad(x, pad.widths, mode=mode)
     gradient = features(*expected.shape, seed=1).contiguous(memory_format=layout)
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+    with saved_for_the_backward_pass() as kept:
         y = pad(x)
     assert torch.equal(y, expected) and y.is_contiguous(memory_format=layout) and not kept
     (actual,), (slopes,) = (torch.autograd.grad(result, x, gradient) for result in (y, expected))
@@ -189,12 +203,17 @@ def test_autocast_leaves_bf16_alone(module: nn.Module) -> None:
     torch.testing.assert_close(y.float(), module(x.float()), rtol=1e-2, atol=0)
 
 
+def weighted(parts: list[Tensor]) -> Tensor:
+    """A scalar on which each part has its own effect."""
+    return torch.stack([(i + 1) * part.square().sum() for i, part in enumerate(parts)]).sum()
+
+
 @layouts
 @pytest.mark.parametrize("used", [[0], [1], [0, 1]])
 def test_a_split_batch_has_the_gradient_of_slices(layout: torch.memory_format, used: list[int]) -> None:
     x = in_layout(features(3, 2, 4, 5), layout)
-    (expected,) = torch.autograd.grad(sum((i + 1) * (x[:1], x[1:])[i].square().sum() for i in used), x)
-    (actual,) = torch.autograd.grad(sum((i + 1) * split_batch(x, [1, 2])[i].square().sum() for i in used), x)
+    (expected,) = torch.autograd.grad(weighted([(x[:1], x[1:])[i] for i in used]), x)
+    (actual,) = torch.autograd.grad(weighted([split_batch(x, [1, 2])[i] for i in used]), x)
     assert torch.equal(actual, expected) and actual.is_contiguous(memory_format=layout)
 
 
@@ -237,15 +256,22 @@ class Step:
         self, *, dtype: torch.dtype = torch.float32, options: dict[str, Any] | None = None, **engine: Any
     ) -> None:
         self.engine = make_engine(EngineConfig(kind="single", device="cpu", **engine))
-        robust = {"robust__beta": 0.01, "robust__least": 0.05, "robust__start": 0.0}
-        sizes = {"generator__ngf": 8, "discriminator__ndf": 8, "head_dim": 16, "patches": 16, "buffer": 2}
+        robust: dict[str, Any] = {"robust__beta": 0.01, "robust__least": 0.05, "robust__start": 0.0}
+        sizes: dict[str, Any] = {
+            "generator__ngf": 8,
+            "discriminator__ndf": 8,
+            "head_dim": 16,
+            "patches": 16,
+            "buffer": 2,
+        }
         self.method = small_method(global_batch=2, **robust, **sizes, **(options or {}))
         for parameter in self.method.parameters():
             parameter.data = parameter.data * 20 if parameter.ndim > 1 else parameter.data + 0.1
         self.method.to(dtype)
         self.engine.prepare(self.method, OptimConfig(lr=1e-9))
         images = torch.rand(2, 2, 32, 32, 3, generator=torch.Generator().manual_seed(0)).to(dtype) * 2 - 1
-        self.batch = Pairs(*images.permute(0, 1, 4, 2, 3), torch.arange(2))
+        source, target = images.permute(0, 1, 4, 2, 3)
+        self.batch = Pairs(source, target, torch.arange(2))
 
     def take(self, number: int = 0) -> Losses:
         return train_step(self.method, self.engine, [self.batch], StepContext(Draws(0, number)))
@@ -299,12 +325,12 @@ def test_an_image_of_one_colour_does_no_harm() -> None:
 def test_checkpointing_changes_no_bit_and_keeps_less() -> None:
     results, kept = [], []
     for checkpointing in (False, True):
-        step, sizes = Step(precision="fp32", options={"generator__checkpointing": checkpointing}), []
-        with torch.autograd.graph.saved_tensors_hooks(lambda x, s=sizes: s.append(x.numel()) or x, lambda x: x):
+        step = Step(precision="fp32", options={"generator__checkpointing": checkpointing})
+        with saved_for_the_backward_pass() as maps:
             step.method.generator(step.batch.source)
         losses = step.take()
         results.append([*losses.values(), *step.gradients().values()])
-        kept.append(sum(sizes))
+        kept.append(sum(saved.numel() for saved in maps))
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
     assert kept[1] < 0.7 * kept[0]
 

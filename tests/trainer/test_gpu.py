@@ -28,7 +28,7 @@ def losses_of(steps: int, beta: float, **options: Any) -> list[dict[str, float]]
     """The losses of so many steps on two pairs of 128x128, all with the published initialisation: nothing is learnt.
     options: of the engine."""
     engine = make_engine(EngineConfig(kind="single", **options))
-    sizes = {"generator__ngf": 16, "generator__blocks": 9, "discriminator__ndf": 16, "head_dim": 256}
+    sizes: dict[str, Any] = {"generator__ngf": 16, "generator__blocks": 9, "discriminator__ndf": 16, "head_dim": 256}
     method = small_method(global_batch=2, robust__beta=beta, robust__start=0.0, **sizes)
     engine.prepare(method, OptimConfig(lr=1e-12))
     images = torch.rand(2, 2, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1

@@ -34,7 +34,8 @@ def steps_of_noise(first: int = 0) -> Iterator[list[Pairs]]:
     step = first
     while True:
         draw = torch.Generator().manual_seed(step)
-        yield [Pairs(*(torch.rand(1, 3, 16, 16, generator=draw) * 2 - 1 for _ in range(2)), torch.tensor([0]))]
+        source, target = (torch.rand(1, 3, 16, 16, generator=draw) * 2 - 1 for _ in range(2))
+        yield [Pairs(source, target, torch.tensor([0]))]
         step += 1
 
 
@@ -198,7 +199,7 @@ def test_a_loss_that_is_no_number_stops_with_its_name_and_exit_code_3() -> None:
     def poison(done: int) -> None:
         if done == 3:
             with torch.no_grad():
-                trainer.method.generator.model[1].bias.fill_(math.nan)
+                trainer.method.get_parameter("generator.model.1.bias").fill_(math.nan)
 
     recorder = Recorder(poison)
     with pytest.raises(Stopped, match=r"^G, G_GAN, NCE.* is not a finite number at step 4: .*--run-dir") as stop:
@@ -225,15 +226,14 @@ def test_sigterm_saves_and_stops_with_143(ranks: int, told_at: int, ends_at: int
 
 def test_the_moving_average_is_one() -> None:
     trainer, seen = make(4, ema=0.5), []
-    weight = trainer.method.generator.model[1].weight
+    weight = trainer.method.get_parameter("generator.model.1.weight")
     recorder = Recorder(lambda done: seen.append(weight.detach().clone()))
     recorder.watch(trainer)
     average = seen[0]
     for later in seen[1:]:
         average = 0.5 * average + 0.5 * later
-    torch.testing.assert_close(trainer.product.generator.model[1].weight, average)
+    averaged = trainer.product.get_parameter("generator.model.1.weight")
+    torch.testing.assert_close(averaged, average)
     assert not torch.equal(average, seen[-1])
-    assert torch.equal(
-        recorder.states[-1].tensors["generator_ema"]["model.1.weight"], trainer.product.generator.model[1].weight
-    )
+    assert torch.equal(recorder.states[-1].tensors["generator_ema"]["model.1.weight"], averaged)
     assert make().product is not None and make().averaged is None

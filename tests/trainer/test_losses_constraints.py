@@ -112,7 +112,8 @@ def discriminator() -> PatchDiscriminator:
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_gradient_norms_and_their_gradient_are_finite_differences(count: int, layout: torch.memory_format) -> None:
-    net, at = discriminator().to(memory_format=layout), images(count, 24, 24).contiguous(memory_format=layout)
+    net: PatchDiscriminator = discriminator().to(memory_format=layout)  # type: ignore[call-overload]
+    at = images(count, 24, 24).contiguous(memory_format=layout)
     step, norms = 1e-6, gradient_norms(net, at)
     towards = torch.randn(at[0].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for image, norm in zip(at, norms, strict=True):

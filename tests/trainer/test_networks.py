@@ -44,7 +44,7 @@ def test_shared_pass_equals_one_pass_per_tap(antialias: bool, batch: int) -> Non
     values, gradients = [], []
     for passes in (net.perturbed_features(perturbed, taps), perturbed_one_by_one(net, perturbed, taps)):
         assert [f.shape for f in passes] == [f.shape for f in features]
-        loss = sum((weight * f.square()).mean() for weight, f in enumerate(passes, start=1))
+        loss = torch.stack([(weight * f.square()).mean() for weight, f in enumerate(passes, start=1)]).sum()
         values.append(passes)
         gradients.append(torch.autograd.grad(loss, [*perturbed, *net.parameters()]))
     torch.testing.assert_close(values[0], values[1], rtol=1e-10, atol=1e-12)
@@ -117,7 +117,7 @@ def test_impossible_taps(taps: list[int], words: str) -> None:
 
 def test_discriminator_does_not_normalise_its_first_and_last_convolution() -> None:
     net = PatchDiscriminator(ndf=4)
-    assert [type(layer) for layer in net.model[:4]] == [nn.Conv2d, nn.LeakyReLU, BlurDownsample, nn.Conv2d]
+    assert [type(layer) for layer in list(net.model)[:4]] == [nn.Conv2d, nn.LeakyReLU, BlurDownsample, nn.Conv2d]
     assert sum(isinstance(layer, nn.InstanceNorm2d) for layer in net.model) == 3
     assert isinstance(net.model[-1], nn.Conv2d)
 

@@ -1,7 +1,9 @@
 import os
 import pickle
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from infra.errors import UserError
 from trainer.networks import PatchDiscriminator, ProjectionHeads, ResnetGenerator
+from trainer.networks.norm import InstanceNorm2d
 from trainer.networks.published import load_published, save_published
 
 
@@ -31,7 +34,7 @@ def saved(state: object, path: Path) -> Path:
     [generator, lambda: generator(antialias=False), lambda: PatchDiscriminator(ndf=2), lambda: ProjectionHeads([3, 8])],
     ids=["generator", "generator-noantialias", "discriminator", "heads"],
 )
-def test_written_and_read_again(make: type[nn.Module], tmp_path: Path) -> None:
+def test_written_and_read_again(make: Callable[[], nn.Module], tmp_path: Path) -> None:
     first, second = make(), make()
     assert not same(first, second)
     save_published(first, tmp_path / "latest_net_G.pth")
@@ -41,9 +44,9 @@ def test_written_and_read_again(make: type[nn.Module], tmp_path: Path) -> None:
 
 
 def test_written_form_is_a_plain_state_dict_of_its_own_memory(tmp_path: Path) -> None:
-    net = generator().to(memory_format=torch.channels_last)
+    net: ResnetGenerator = generator().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     flat = torch.zeros(100_000)  # an engine may keep all weights in one buffer
-    bias = net.model[1].bias
+    bias = net.get_parameter("model.1.bias")
     bias.data = flat[: bias.numel()]
     save_published(net, tmp_path / "net.pth")
     state = torch.load(tmp_path / "net.pth", weights_only=True)
@@ -56,9 +59,10 @@ def test_prefix_and_leftovers_are_dropped(tmp_path: Path) -> None:
     first, second = generator(antialias=False), generator(antialias=False)
     state = OrderedDict((f"module.{key}", value) for key, value in first.state_dict().items())
     for index in 2, 5, 8:  # instance norms of checkpoints before PyTorch 0.4
-        width = first.model[index].num_features
-        state[f"module.model.{index}.running_mean"] = torch.zeros(width)
-        state[f"module.model.{index}.running_var"] = torch.ones(width)
+        norm = first.model[index]
+        assert isinstance(norm, InstanceNorm2d)
+        state[f"module.model.{index}.running_mean"] = torch.zeros(norm.num_features)
+        state[f"module.model.{index}.running_var"] = torch.ones(norm.num_features)
         state[f"module.model.{index}.num_batches_tracked"] = torch.tensor(3)
     load_published(second, saved(state, tmp_path / "net.pth"))
     assert same(first, second)
@@ -102,9 +106,9 @@ class Malice:
 
 
 @pytest.mark.parametrize("save", [torch.save, lambda state, path: path.write_bytes(pickle.dumps(state, protocol=2))])
-def test_code_in_a_checkpoint_does_not_run(save: object, tmp_path: Path) -> None:
+def test_code_in_a_checkpoint_does_not_run(save: Callable[[Any, Path], object], tmp_path: Path) -> None:
     path, folder = tmp_path / "net.pth", tmp_path / "made"
-    save({**generator().state_dict(), "model.1.bias": Malice(folder)}, path)  # type: ignore[operator]
+    save({**generator().state_dict(), "model.1.bias": Malice(folder)}, path)
     with pytest.raises(UserError, match="could run code and is never loaded"):
         load_published(generator(), path)
     assert not folder.exists()
@@ -139,5 +143,6 @@ def test_half_precision_checkpoint_keeps_the_networks_type(tmp_path: Path) -> No
     first, second = generator(), generator()
     state: dict[str, Tensor] = {key: value.half() for key, value in first.state_dict().items()}
     load_published(second, saved(state, tmp_path / "net.pth"))
-    assert second.model[1].weight.dtype == torch.float32
-    torch.testing.assert_close(second.model[1].weight, first.model[1].weight, rtol=1e-3, atol=1e-4)
+    loaded = second.get_parameter("model.1.weight")
+    assert loaded.dtype == torch.float32
+    torch.testing.assert_close(loaded, first.get_parameter("model.1.weight"), rtol=1e-3, atol=1e-4)

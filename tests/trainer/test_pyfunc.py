@@ -137,7 +137,7 @@ def test_a_segmenters_labels_are_a_grey_png(tmp_path: Path) -> None:
     save_pyfunc_model(tmp_path / "model", path, ["segmenter"], load_trained)
     (text,) = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(np.array([encoded(picture(24, 32))], object))
     labels = Image.open(io.BytesIO(base64.b64decode(text)))
-    assert labels.mode == "L" and np.array_equal(labels, load_trained(path)(picture(24, 32)))
+    assert labels.mode == "L" and np.array_equal(np.asarray(labels), load_trained(path)(picture(24, 32)))
 
 
 # ---- images -----------------------------------------------------------------------------------------------------------

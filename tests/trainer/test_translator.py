@@ -48,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_pixels_survive_the_way_to_tensors_and_back() -> None:
     every_value = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
     x_NCHW = to_tensor(every_value)
-    assert x_NCHW.shape == (1, 3, 16, 16) and (x_NCHW.min(), x_NCHW.max()) == (-1, 1)
+    assert x_NCHW.shape == (1, 3, 16, 16) and (x_NCHW.min().item(), x_NCHW.max().item()) == (-1, 1)
     assert np.array_equal(to_images(x_NCHW), every_value)
     assert to_images(torch.full((1, 3, 1, 1), 1.5)).max() == 255
 

@@ -24,7 +24,12 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Figure]]:
     """The figures that were made into pictures."""
     figures: list[Figure] = []
     render = charts._drawn
-    monkeypatch.setattr(charts, "_drawn", lambda figure: figures.append(figure) or render(figure))
+
+    def keep(figure: Figure) -> np.ndarray:
+        figures.append(figure)
+        return render(figure)
+
+    monkeypatch.setattr(charts, "_drawn", keep)
     yield figures
 
 

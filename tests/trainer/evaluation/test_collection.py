@@ -161,7 +161,8 @@ def test_parts_merged_in_any_order_give_the_same_bits() -> None:
             for other in others:
                 whole.merge(other)
             merged.append(whole)
-        return json.dumps(compute_metrics(*merged))
+        translated, untranslated, real = merged
+        return json.dumps(compute_metrics(translated, untranslated, real))
 
     places = list(range(6))
     expected = result([places])

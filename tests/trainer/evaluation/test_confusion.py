@@ -80,17 +80,16 @@ def test_as_torchmetrics_has_it() -> None:
     truth, predicted = drawn(1, [0, 1, 2, 3], right=0.7)
     truth[:5] = IGNORE
     scores = measured(truth, predicted).scores()
-    arguments = {"preds": torch.from_numpy(predicted).int(), "target": torch.from_numpy(truth).int()}
-    shared = {"num_classes": 4, "ignore_index": IGNORE}
+    maps = torch.from_numpy(predicted).int(), torch.from_numpy(truth).int()
     expected = {
-        "pxAcc": multiclass_accuracy(**arguments, **shared, average="micro"),
-        "clsAcc": multiclass_accuracy(**arguments, **shared, average="macro"),
-        "mIoU": multiclass_jaccard_index(**arguments, **shared, average="macro"),
+        "pxAcc": multiclass_accuracy(*maps, 4, "micro", ignore_index=IGNORE),
+        "clsAcc": multiclass_accuracy(*maps, 4, "macro", ignore_index=IGNORE),
+        "mIoU": multiclass_jaccard_index(*maps, 4, "macro", ignore_index=IGNORE),
     }
     assert {name: scores[name] for name in expected} == pytest.approx(
         {k: v.item() for k, v in expected.items()}, rel=1e-6
     )
-    each = multiclass_jaccard_index(**arguments, **shared, average="none").tolist()
+    each = multiclass_jaccard_index(*maps, 4, "none", ignore_index=IGNORE).tolist()
     assert [scores["per_class"][name]["IoU"] for name in CLASSES] == pytest.approx(each, rel=1e-6)
 
 

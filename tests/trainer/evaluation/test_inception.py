@@ -99,8 +99,9 @@ def test_features_of_an_image(network: InceptionV3) -> None:
 def test_average_poolings_leave_the_padding_out(network: InceptionV3, block: str, channels: int) -> None:
     """Of a constant map they are that constant, at the border too, and so is the whole pooling branch."""
     module = network.get_submodule(block)
-    width = module.branch_pool.conv.out_channels
-    pooled = module(torch.ones(1, channels, 5, 5))[:, -width:]
+    last = module.get_submodule("branch_pool.conv")
+    assert isinstance(last, nn.Conv2d)
+    pooled = module(torch.ones(1, channels, 5, 5))[:, -last.out_channels :]
     assert torch.allclose(pooled, pooled[:, :, 2:3, 2:3].expand_as(pooled), atol=1e-6)
     assert pooled.max() > 0
 

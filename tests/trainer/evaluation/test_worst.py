@@ -1,6 +1,7 @@
 """Which images are kept, and that the page shows each picture in its place."""
 
 import itertools
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ SCORES = {0: 0.5, 1: 0.1, 2: 0.5, 3: 0.9, 4: 0.5, 5: 0.2}
 HEIGHT, WIDTH, TEXT = 128, 256, 21  # TEXT: height of a line at size 14
 
 
-def collected(indices: list[int] | tuple[int, ...], *, target: bool = False, width: int = WIDTH) -> WorstImages:
+def collected(indices: Iterable[int], *, target: bool = False, width: int = WIDTH) -> WorstImages:
     worst = WorstImages(3, PALETTE)
     for index in indices:
         colours = [np.full((HEIGHT, width, 3), 50 * k + index, np.uint8) for k in range(3)]

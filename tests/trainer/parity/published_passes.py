@@ -7,7 +7,7 @@ by running the same passes with the same memory layouts and without the mend, wh
 networks, heads, losses, optimiser and order of the step are the project's own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import pytest
@@ -36,9 +36,12 @@ def stock_norm_is_wrong() -> bool:
 def unmend(patch: pytest.MonkeyPatch) -> None:
     """Bring torch's fault back, and the operators that pass the layouts of gradients on to it as the published ones do."""
 
+    activations: dict[float, Callable[[Tensor], Tensor]] = {
+        1.0: torch.nn.Identity(), 0.0: F.relu, 0.2: partial(F.leaky_relu, negative_slope=0.2),
+    }  # fmt: skip
+
     def stock_norm(self: norm.InstanceNorm2d, x: Tensor) -> Tensor:
-        activation = {1.0: torch.nn.Identity(), 0.0: F.relu, 0.2: partial(F.leaky_relu, negative_slope=0.2)}[self.slope]
-        return activation(F.instance_norm(x))
+        return activations[self.slope](F.instance_norm(x))
 
     def stock_pad(self: padding.Pad2d, x: Tensor) -> Tensor:
         return F.pad(x, self.widths, mode=self.mode)

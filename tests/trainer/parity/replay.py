@@ -34,7 +34,7 @@ class RecordedDraws(Draws):
 
     def stream(self, *name: int | str, device: Any = "cpu") -> Any:
         match name:
-            case (stream, "ids", tap):
+            case (str(stream), "ids", int(tap)):
                 taps = len(self.taps)
                 first = {"nce": 0, "identity": taps, "robust": 2 * taps}[stream]  # drawn one after the other
                 ids = self.recorded(f"ids{first if stream == 'robust' else first + self.taps.index(tap)}")
@@ -100,7 +100,7 @@ def job_of(recording: Recording) -> JobConfig:
             "method.robust.start": 0.0, "method.robust.per_step": "one", "method.robust.rule": "published",
             "method.robust.gradient": "generator" if given.get("reg_type") == "v1" else "both",
         }  # fmt: skip
-    published = {
+    published: dict[str, tuple[str, Callable[[str], Any]]] = {
         "nce_includes_all_negatives_from_minibatch": ("method.all_negatives", is_true),
         "nce_idt": ("method.identity", is_true), "flip_equivariance": ("method.flip_equivariance", is_true),
         "gan_mode": ("method.gan", str), "nce_T": ("method.temperature", float),
@@ -165,6 +165,6 @@ def biases_before_a_norm(network: nn.Module) -> set[str]:
         f"{name}.{index}.bias"
         for name, layers in network.named_modules()
         if isinstance(layers, nn.Sequential)
-        for index, follower in enumerate(layers[1:])
+        for index, follower in enumerate(list(layers)[1:])
         if isinstance(follower, InstanceNorm2d)
     }

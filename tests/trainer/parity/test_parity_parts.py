@@ -32,7 +32,7 @@ def generator_of(recording: Recording) -> ResnetGenerator:
     return net
 
 
-def assert_same_architecture(net: nn.Module, recording: Recording) -> None:
+def assert_same_architecture(net: ResnetGenerator | PatchDiscriminator, recording: Recording) -> None:
     classes: list[str] = []
     for before, layer in zip([None, *net.model], net.model, strict=False):
         name = type(layer).__name__
@@ -58,7 +58,7 @@ def test_generator(recording: Recording) -> None:
             assert_same(feature, recording[f"{case}_feat{tap}"])
             assert_same(encoded, recording[f"{case}_feat{tap}"])
         weighted = (net(x) * recording[f"{case}_gradw"]).sum()
-        grad_x, grad_first_conv = torch.autograd.grad(weighted, [x, net.model[1].weight])
+        grad_x, grad_first_conv = torch.autograd.grad(weighted, [x, net.get_parameter("model.1.weight")])
         assert_same(grad_x, recording[f"{case}_grad_x"])
         assert_same(grad_first_conv, recording[f"{case}_grad_first_conv"])
 
@@ -216,8 +216,8 @@ def assert_same_robustness(recording: Recording, tag: str) -> None:
     ]
     assert_same(torch.stack(distances), recording[f"{tag}_dist"])
 
-    names, weights = zip(*head.named_parameters(), strict=True)
-    grad_real, grad_perturbed, *grads = torch.autograd.grad(loss, [real, perturbed, *weights])
+    names, parameters = zip(*head.named_parameters(), strict=True)
+    grad_real, grad_perturbed, *grads = torch.autograd.grad(loss, [real, perturbed, *parameters])
     assert_same(grad_real, recording[f"{tag}_grad_real"])
     assert_same(grad_perturbed, recording[f"{tag}_grad_pert"])
     for name, grad in zip(names, grads, strict=True):

@@ -278,7 +278,7 @@ def test_triton_is_refused_where_nothing_would_use_it(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("wrong", [{"momentum": 1.0}, {"momentum": -0.1}, {"weight_decay": -1e-4}])
-def test_impossible_optimisers_are_refused(wrong: dict[str, float]) -> None:
+def test_impossible_optimisers_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"optim.momentum must lie in \[0, 1\) and optim.weight_decay not be negative"):
         OptimConfig(**wrong)
 

@@ -33,7 +33,7 @@ def without_pooling(net: DeepLab) -> DeepLab:
     for block in net.blocks:
         assert isinstance(block, InvertedResidual)
         block.squeeze_excite = nn.Identity()
-    net.head.gate = Open()
+    net.head.gate = nn.Sequential(Open())
     return net
 
 
@@ -108,7 +108,9 @@ def test_deeplab_sees_as_far_dilated_as_strided(output_stride: int) -> None:
 
 def test_dilation_computes_what_the_stride_skips() -> None:
     dilated, strided = (without_pooling(DeepLab(19, 0.25, stride)).eval() for stride in (16, 32))
-    dilated.blocks[8].shortcut = False  # which only a stride of 1 allows
+    block = dilated.blocks[8]
+    assert isinstance(block, InvertedResidual)
+    block.shortcut = False  # which only a stride of 1 allows
     init_weights(dilated, torch.Generator().manual_seed(1))
     strided.load_state_dict(dilated.state_dict())
     deep: list[Tensor] = []
@@ -132,7 +134,7 @@ def test_shortcuts() -> None:
         (strided, strided.project[1]),
     ):
         block.eval()
-        nn.init.zeros_(last_norm.weight)  # only the shortcut is left
+        nn.init.zeros_(last_norm.get_parameter("weight"))  # only the shortcut is left
     torch.testing.assert_close(plain(x), x.relu())
     torch.testing.assert_close(widening(x), widening.downsample(x).relu())
     torch.testing.assert_close(inverted(x)[0], x)

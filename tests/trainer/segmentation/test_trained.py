@@ -29,6 +29,7 @@ def network(seed: int) -> torch.nn.Module:
     init_weights(result, generator("cpu", seed))
     for module in result.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
+            assert module.running_mean is not None
             module.running_mean.normal_(generator=torch.Generator().manual_seed(seed))
     return result.eval()
 

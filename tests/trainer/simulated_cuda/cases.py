@@ -59,7 +59,7 @@ def translating(
     """Steps of a method, in the middle of its schedule unless `steps` says otherwise. options: by dotted name.
     continued: after another step and a restart of the optimisers from their states."""
     family = METHODS[method]
-    given = {f"method.{name}": value for name, value in WIDE[method].items()} | family.options | options
+    given = {**{f"method.{name}": value for name, value in WIDE[method].items()}, **family.options, **options}
     section = {name.removeprefix("method."): value for name, value in given.items() if name.startswith("method.")}
     section.pop("name", None)
     config: Any = build(family.config, section)
@@ -136,12 +136,9 @@ def judging() -> list[Finding]:
     The host may wait there, and layouts may change."""
     picture = np.zeros((SIZE, SIZE + 2, 3), np.uint8)
     with simulated_cuda() as watch:
-        networks = (
-            OneGenerator(GeneratorConfig(ngf=8, blocks=6).build()),
-            SegmenterModelConfig(width=0.25).build(CLASSES),
-            InceptionV3(),
-        )
-        generator, network, inception = (each.to(DEVICE).eval() for each in networks)
+        generator = OneGenerator(GeneratorConfig(ngf=8, blocks=6).build()).to(DEVICE).eval()
+        network = SegmenterModelConfig(width=0.25).build(CLASSES).to(DEVICE).eval()
+        inception = InceptionV3().to(DEVICE).eval()
         segmenter = Segmenter(
             network, name="simulated", input_size=(96, 64), mean=(0.5,) * 3, std=(0.5,) * 3, scale=255.0,
             trainids=range(CLASSES), device=DEVICE,
@@ -215,7 +212,7 @@ STEPS: dict[str, Callable[[], list[Finding]]] = {
     "drn-d-22 fp16": partial(segmenting, "drn-d-22", FP16),
 }  # fmt: skip
 
-CASES = {
+CASES: dict[str, Callable[[], list[Finding]]] = {
     **STEPS,
     "evaluation": judging,
     **{name: partial(small, commit) for name, (_, commit) in faults.SMALL.items()},

@@ -282,7 +282,7 @@ def simulated_cuda() -> Iterator[Watch]:
         setattr(owner, name, value)
     try:
         with FakeTensorMode(allow_non_fake_inputs=False) as mode, Watch() as watch:
-            torch.from_numpy = lambda array: mode.from_tensor(from_numpy(array))
+            torch.from_numpy = lambda ndarray: mode.from_tensor(from_numpy(ndarray))
             yield watch
     finally:
         for owner, name, value in before:
