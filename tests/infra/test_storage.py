@@ -173,7 +173,7 @@ def test_an_impossible_bucket_name_is_named() -> None:
 @pytest.mark.parametrize("variable", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
 @pytest.mark.parametrize("call", EVERY_CALL)
 def test_wrong_keys_are_access_denied(
-    s3_server, monkeypatch: pytest.MonkeyPatch, variable: str, call: Callable[[Storage], object]
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, variable: str, call: Callable[[Storage], object]
 ) -> None:
     bucket = s3_server.make_bucket()
     monkeypatch.setenv(variable, "SOMETHINGELSE")

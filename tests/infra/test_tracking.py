@@ -91,11 +91,13 @@ def test_an_experiment_is_one_of_model_training_and_a_run_names_its_data(client:
     there = client.get_run(run.id)
     experiment = client.get_experiment(there.info.experiment_id)
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    assert there.inputs is not None
     inputs = {entry.dataset.name: entry for entry in there.inputs.dataset_inputs}
     assert len(there.inputs.dataset_inputs) == 2 and inputs.keys() == {"streets", "other"}
     data = inputs["streets"].dataset
     assert data.digest == digest[:36] and data.source_type == "s3" and inputs["other"].dataset.source_type == "local"
-    assert json.loads(data.source) == {"uri": "s3://bucket/streets/"} and "train/source" in data.profile
+    assert json.loads(data.source) == {"uri": "s3://bucket/streets/"}
+    assert data.profile is not None and "train/source" in data.profile
     assert [(tag.key, tag.value) for tag in inputs["streets"].tags] == [("mlflow.data.context", "training")]
 
 
