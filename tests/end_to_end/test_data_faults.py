@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from shardmaker import break_samples
 
 from infra.storage import open_storage
 from pipelines.prepare import Encoding, prepare
@@ -13,6 +12,7 @@ from pipelines.sources.drawn import street_scenes
 from tests.conftest import S3Server
 from tests.end_to_end.jobs import losses, run, weights
 from tests.faulty_s3 import FaultyS3, now_and_then
+from tests.pipelines.shardmaker import break_samples
 
 STEPS = 8
 

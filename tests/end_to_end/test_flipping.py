@@ -35,7 +35,9 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
     return Setup(tmp_path / "tiny.yaml", (64, 32), (4, 8, 4), segmenter)
 
 
-def test_the_benchmark_from_nothing_to_the_table(tiny: Setup, monkeypatch, capsys) -> None:
+def test_the_benchmark_from_nothing_to_the_table(
+    tiny: Setup, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(cli, "TIERS", {"small": tiny})
     monkeypatch.setattr(
         sys, "argv", ["flipping.py", "--out", "out", "--beta", "1e-3", "--seeds", "1", "--parallel", "2"]
@@ -63,7 +65,7 @@ def test_the_benchmark_from_nothing_to_the_table(tiny: Setup, monkeypatch, capsy
     assert {path: path.stat().st_mtime_ns for path in Path("out").rglob("*.jsonl")} == before
 
 
-def test_a_training_that_fails_is_named_with_its_log(tiny: Setup, monkeypatch) -> None:
+def test_a_training_that_fails_is_named_with_its_log(tiny: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Setup, "draw", lambda *_: None)
     monkeypatch.setattr(Setup, "train_segmenter", lambda *_: None)
     with pytest.raises(

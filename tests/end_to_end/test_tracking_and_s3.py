@@ -67,6 +67,7 @@ def test_mlflow_has_the_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert tracked.data.params["method.robust.beta"] == "0.0001"
     assert [metric.step for metric in client.get_metric_history(tracked.info.run_id, "Loss/NCE")] == list(range(1, 9))
     assert tracked.data.metrics.keys() >= {"train/lr", "train/pairs_per_s", "train/memory_gib"}
+    assert tracked.inputs is not None
     (data,) = tracked.inputs.dataset_inputs
     manifest = hashlib.sha256((workplace / "data" / "manifest.json").read_bytes()).hexdigest()
     assert (data.dataset.name, data.dataset.digest) == ("data", manifest[:36])
