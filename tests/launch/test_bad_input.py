@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from botocore.config import Config
-from shardmaker import write_root
 
 from infra.config import flatten
 from infra.errors import UserError
@@ -21,6 +20,8 @@ from launch.runs.folder import RunFolder, resolved
 from launch.runs.training import check_sizes
 from launch.runs.translator import train
 from pipelines.manifest import MANIFEST, Manifest, load_manifest
+from tests.conftest import S3Server
+from tests.pipelines.shardmaker import write_root
 from trainer.checkpointer import Checkpointer
 from trainer.networks.sizes import Sizes
 
@@ -200,13 +201,13 @@ def test_a_missing_bucket() -> None:
 
 
 @pytest.mark.usefixtures("place")
-def test_an_empty_bucket(s3_server) -> None:
+def test_an_empty_bucket(s3_server: S3Server) -> None:
     bucket = s3_server.make_bucket()
     refused(f"no prepared data at s3://{bucket}/x", "--data", f"s3://{bucket}/x")
 
 
 @pytest.mark.usefixtures("place")
-def test_denied_access(s3_server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_denied_access(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     bucket = s3_server.make_bucket()
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "SOMETHINGELSE")
     refused(f"access to s3://{bucket} is denied.*AWS_ACCESS_KEY_ID", "--data", f"s3://{bucket}")
@@ -280,7 +281,9 @@ def test_a_mirror_that_cannot_be_made(root: Path) -> None:
     )
 
 
-def test_a_run_folder_without_rights_is_refused_before_scenes_are_drawn(place: Path, monkeypatch) -> None:
+def test_a_run_folder_without_rights_is_refused_before_scenes_are_drawn(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: path != place)  # root may write everywhere
     refused(f"the run folder run cannot be written .no right to write in {place}.: name another", "--run-dir", "run")
 
@@ -345,7 +348,9 @@ def test_a_mirror_of_another_run(config: JobConfig, root: Path, tmp_path: Path) 
 
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("line", [["--task", "gta2mars"], ["--precison", "fp32"]])
-def test_main_prints_the_sentence_and_exits_with_2(line: list[str], monkeypatch, capsys) -> None:
+def test_main_prints_the_sentence_and_exits_with_2(
+    line: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py", *line])
     with pytest.raises(SystemExit) as stop:
         script.main()

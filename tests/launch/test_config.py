@@ -27,7 +27,7 @@ def flat(*line: str) -> dict[str, Any]:
 def test_every_task_goes_with_every_method(task: str, method: str) -> None:
     config = make_config({"task": task, "method.name": method})
     assert (config.task, config.method.name, config.data.crop) == (task, method, 256)
-    epochs = (10, 10) if task == "gta2city" else (150, 50) if method == "fastcut" else (200, 200)
+    epochs = (10.0, 10.0) if task == "gta2city" else (150.0, 50.0) if method == "fastcut" else (200.0, 200.0)
     assert (config.optim.epochs, config.optim.decay_epochs) == epochs
     assert TASKS[task].crop <= min(TASKS[task].size)
 
@@ -105,6 +105,7 @@ def test_the_file_may_name_task_and_method_and_the_command_line_others(tmp_path:
     file = tmp_path / "job.yaml"
     file.write_text("task: horse2zebra\nmethod: {name: fastcut, buffer: 7}\n")
     config = parse_arguments(["--config", str(file)])
+    assert isinstance(config.method, CutConfig)
     assert (config.task, config.optim.epochs, config.method.lambda_nce, config.method.buffer) == (
         "horse2zebra",
         150,
@@ -112,6 +113,7 @@ def test_the_file_may_name_task_and_method_and_the_command_line_others(tmp_path:
         7,
     )
     config = parse_arguments(["--config", str(file), "--method", "cut"])
+    assert isinstance(config.method, CutConfig)
     assert (config.optim.epochs, config.method.lambda_nce, config.method.buffer) == (200, 1, 7)
 
 
@@ -192,7 +194,9 @@ def test_the_launcher_may_add_its_rank() -> None:
         (("--task", "cat2dog"), ("at the full learning rate [200.0]", "weight of PatchNCE [1.0]")),
     ],
 )
-def test_help_shows_the_defaults_of_the_task_and_method_named(line, shown, capsys, monkeypatch) -> None:
+def test_help_shows_the_defaults_of_the_task_and_method_named(
+    line: tuple[str, ...], shown: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "300")
     with pytest.raises(SystemExit) as stop:
         parse_arguments([*line, "--help"])

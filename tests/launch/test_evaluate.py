@@ -78,7 +78,9 @@ def paired_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
     return {name: metrics[name] for name in ("Dist", "Acc")}
 
 
-def test_table_metrics_and_picture(monkeypatch, run: Path, data: Path, capsys) -> None:
+def test_table_metrics_and_picture(
+    monkeypatch: pytest.MonkeyPatch, run: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert evaluate(monkeypatch, run) == 0
     report = report_of(run)
     want = expected(run, data / "pairs", range(TESTS))
@@ -101,14 +103,14 @@ def test_table_metrics_and_picture(monkeypatch, run: Path, data: Path, capsys) -
 
     sheet = np.asarray(Image.open(run / "samples" / "evaluation.png"))
     assert sheet.shape == (8 * 16 + 7 * 4, 3 * 24 + 2 * 4, 3)
-    source, target = (ImageDataset(str(data / "pairs"), "test", side).read(8)[0] for side in ("source", "target"))
+    picture, real = (ImageDataset(str(data / "pairs"), "test", side).read(8)[0] for side in ("source", "target"))
     last = sheet[-16:]  # eight of the ten, evenly spread
-    np.testing.assert_array_equal(last[:, :24], source)
-    np.testing.assert_array_equal(last[:, 28:52], load_translator(run)(source))
-    np.testing.assert_array_equal(last[:, 56:], target)
+    np.testing.assert_array_equal(last[:, :24], picture)
+    np.testing.assert_array_equal(last[:, 28:52], load_translator(run)(picture))
+    np.testing.assert_array_equal(last[:, 56:], real)
 
 
-def test_limit_and_json_of_another_task(monkeypatch, tmp_path: Path, data: Path) -> None:
+def test_limit_and_json_of_another_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: Path) -> None:
     run = make_run(tmp_path / "maps", tmp_path / "moved", task="photo2map")
     file = tmp_path / "deep" / "figures.json"
     args = (run / "checkpoints" / f"step_{STEP}", "--data", data / "pairs", "--limit", 3, "--json", file)
@@ -120,7 +122,9 @@ def test_limit_and_json_of_another_task(monkeypatch, tmp_path: Path, data: Path)
     assert (run / "samples" / "evaluation.png").exists() and not (run / "evaluation.json").exists()
 
 
-def test_fid_and_kid_with_inception(monkeypatch, run: Path, data: Path, capsys) -> None:
+def test_fid_and_kid_with_inception(
+    monkeypatch: pytest.MonkeyPatch, run: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     extractor = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 4)).requires_grad_(False)
     monkeypatch.setattr(evaluation, "load_inception", lambda path, device: extractor.to(device))
     assert evaluate(monkeypatch, run, "--inception", "weights.pth") == 0
@@ -141,7 +145,7 @@ def test_fid_and_kid_with_inception(monkeypatch, run: Path, data: Path, capsys) 
     assert "FID is not available: there are 10 images and 0 real ones" in capsys.readouterr().out
 
 
-def test_a_checkpoint_without_its_run_folder(monkeypatch, run: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_without_its_run_folder(monkeypatch: pytest.MonkeyPatch, run: Path, tmp_path: Path) -> None:
     shutil.copytree(run / "checkpoints" / f"step_{STEP}", tmp_path / "sent" / "model")
     assert evaluate(monkeypatch, tmp_path / "sent" / "model") == 0
     assert {path.name for path in (tmp_path / "sent").iterdir()} == {
@@ -149,7 +153,9 @@ def test_a_checkpoint_without_its_run_folder(monkeypatch, run: Path, tmp_path: P
     }  # fmt: skip
 
 
-def test_without_pairs_there_are_pictures_only(monkeypatch, run: Path, data: Path, capsys) -> None:
+def test_without_pairs_there_are_pictures_only(
+    monkeypatch: pytest.MonkeyPatch, run: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert evaluate(monkeypatch, run, "--data", data / "apart") == 0
     nothing, *_ = capsys.readouterr().out.splitlines()
     assert nothing.startswith(
@@ -160,7 +166,9 @@ def test_without_pairs_there_are_pictures_only(monkeypatch, run: Path, data: Pat
 
 
 @pytest.mark.parametrize("status", ["FINISHED", "KILLED", "RUNNING"])
-def test_the_metrics_join_the_run_in_mlflow(monkeypatch, client: MlflowClient, run: Path, status: str) -> None:
+def test_the_metrics_join_the_run_in_mlflow(
+    monkeypatch: pytest.MonkeyPatch, client: MlflowClient, run: Path, status: str
+) -> None:
     tracked = MlflowRun.open(run / "mlflow_run_id", "map2photo", "run")
     assert tracked is not None
     tracked.status(status)
@@ -180,7 +188,7 @@ def test_the_metrics_join_the_run_in_mlflow(monkeypatch, client: MlflowClient, r
 
 
 def test_a_store_that_does_not_know_the_run_is_told_nothing(
-    monkeypatch, client: MlflowClient, run: Path, capsys
+    monkeypatch: pytest.MonkeyPatch, client: MlflowClient, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (run / "mlflow_run_id").write_text("0123456789abcdef0123456789abcdef\n")
     assert evaluate(monkeypatch, run) == 0
@@ -188,7 +196,7 @@ def test_a_store_that_does_not_know_the_run_is_told_nothing(
     assert (run / "mlflow_run_id").read_text() == "0123456789abcdef0123456789abcdef\n"  # its training's
 
 
-def test_mlflow_may_be_away(monkeypatch, run: Path, capsys) -> None:
+def test_mlflow_may_be_away(monkeypatch: pytest.MonkeyPatch, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     (run / "mlflow_run_id").write_text("0123456789abcdef\n")
     assert evaluate(monkeypatch, run) == 0
@@ -217,7 +225,13 @@ def test_mlflow_may_be_away(monkeypatch, run: Path, capsys) -> None:
     ids=str,
 )
 def test_the_users_mistakes_exit_with_2(
-    monkeypatch, run: Path, data: Path, tmp_path: Path, capsys, args: list[str], words: str
+    monkeypatch: pytest.MonkeyPatch,
+    run: Path,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    args: list[str],
+    words: str,
 ) -> None:
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     (tmp_path / "other.pth").write_bytes(b"weights of something else")
@@ -234,7 +248,9 @@ def test_the_users_mistakes_exit_with_2(
 
 
 @pytest.mark.parametrize("file", ["generator.safetensors", "state.json", "manifest.json"])
-def test_a_damaged_checkpoint_is_named(monkeypatch, run: Path, capsys, file: str) -> None:
+def test_a_damaged_checkpoint_is_named(
+    monkeypatch: pytest.MonkeyPatch, run: Path, capsys: pytest.CaptureFixture[str], file: str
+) -> None:
     path = run / "checkpoints" / f"step_{STEP}" / file
     path.write_bytes(path.read_bytes()[:-9])
     assert evaluate(monkeypatch, run) == 2
@@ -243,7 +259,7 @@ def test_a_damaged_checkpoint_is_named(monkeypatch, run: Path, capsys, file: str
     assert not (run / "evaluation.json").exists()
 
 
-def test_help_reads_well(monkeypatch, capsys) -> None:
+def test_help_reads_well(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(monkeypatch, "--help") == 0
     text = capsys.readouterr().out
     assert all(word in text for word in (

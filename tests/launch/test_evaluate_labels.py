@@ -153,7 +153,9 @@ def test_the_pictures(evaluated: tuple[Path, str]) -> None:
     assert all(Image.open(folder / name).size[0] == 900 for name in ("flips.png", "class_distribution.png"))
 
 
-def test_evaluating_twice_gives_the_same_bytes(monkeypatch, evaluated: tuple[Path, str], segmenter: Path) -> None:
+def test_evaluating_twice_gives_the_same_bytes(
+    monkeypatch: pytest.MonkeyPatch, evaluated: tuple[Path, str], segmenter: Path
+) -> None:
     run, _ = evaluated
     files = [run / "evaluation.json", run / "evaluation.csv", *sorted((run / "samples").iterdir())]
     before = [file.read_bytes() for file in files]
@@ -163,7 +165,9 @@ def test_evaluating_twice_gives_the_same_bytes(monkeypatch, evaluated: tuple[Pat
     assert [file.read_bytes() for file in files] == before
 
 
-def test_metrics_and_pictures_in_mlflow(monkeypatch, client: MlflowClient, run: Path, segmenter: Path) -> None:
+def test_metrics_and_pictures_in_mlflow(
+    monkeypatch: pytest.MonkeyPatch, client: MlflowClient, run: Path, segmenter: Path
+) -> None:
     tracked = MlflowRun.open(run / "mlflow_run_id", "gta2city", "run")
     assert tracked is not None
     assert evaluate(monkeypatch, run, "--segmenter", segmenter) == 0
@@ -199,7 +203,13 @@ class Mislabelled(StreetScene):
     ],
 )
 def test_labels_that_do_not_fit(
-    monkeypatch, run: Path, segmenter: Path, tmp_path: Path, capsys, fault: str, complaint: str
+    monkeypatch: pytest.MonkeyPatch,
+    run: Path,
+    segmenter: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    fault: str,
+    complaint: str,
 ) -> None:
     good = street_scenes(count=1, test_count=2)
     splits = {
@@ -221,14 +231,26 @@ def test_labels_that_do_not_fit(
     ids=["classes", "trainids", "label space"],
 )
 def test_a_segmenter_of_other_classes(
-    monkeypatch, run: Path, scenes: Path, tmp_path: Path, capsys, classes: int, changes: dict[str, Any], complaint: str
+    monkeypatch: pytest.MonkeyPatch,
+    run: Path,
+    scenes: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    classes: int,
+    changes: dict[str, Any],
+    complaint: str,
 ) -> None:
     segmenter = make_segmenter(tmp_path / "other", scenes, classes, **changes)
     refused(monkeypatch, run, capsys, complaint, "--segmenter", segmenter)
 
 
 def test_data_of_another_label_space(
-    monkeypatch, run: Path, scenes: Path, segmenter: Path, tmp_path: Path, capsys
+    monkeypatch: pytest.MonkeyPatch,
+    run: Path,
+    scenes: Path,
+    segmenter: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     other = tmp_path / "other"
     manifest = json.loads((make_scenes(other) / "manifest.json").read_text())
@@ -238,12 +260,16 @@ def test_data_of_another_label_space(
     refused(monkeypatch, run, capsys, complaint, "--segmenter", segmenter, "--data", other)
 
 
-def test_a_segmenter_that_is_not_there(monkeypatch, run: Path, tmp_path: Path, capsys) -> None:
+def test_a_segmenter_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     refused(monkeypatch, run, capsys, "there is no segmenter", "--segmenter", tmp_path / "none")
     refused(monkeypatch, run, capsys, f"{run} holds no segmenter", "--segmenter", run)  # a translator's
 
 
-def test_data_that_are_only_tested_on(monkeypatch, run: Path, segmenter: Path, tmp_path: Path, capsys) -> None:
+def test_data_that_are_only_tested_on(
+    monkeypatch: pytest.MonkeyPatch, run: Path, segmenter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Labelled sources without any target: scores, and no ceiling to compare them with."""
     drawn = street_scenes(count=1, test_count=2)
     source = Source(drawn.parameters, {name: drawn.splits[name] for name in ("train/source", "test/source")})
@@ -255,7 +281,9 @@ def test_data_that_are_only_tested_on(monkeypatch, run: Path, segmenter: Path, t
     assert report_of(run).keys() & {"ceiling", "flip_rate", "Dist", "class_distribution"} == set()
 
 
-def refused(monkeypatch, run: Path, capsys, complaint: str, *args: object) -> None:
+def refused(
+    monkeypatch: pytest.MonkeyPatch, run: Path, capsys: pytest.CaptureFixture[str], complaint: str, *args: object
+) -> None:
     """Exit 2, one sentence, and nothing written."""
     assert evaluate(monkeypatch, run, *args) == 2
     assert complaint in sentence(capsys.readouterr().err)

@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,6 +103,7 @@ def test_everything_in_the_folder_arrives_once(client: MlflowClient, tmp_path: P
     run = client.get_run(training.id)
     assert (run.info.status, run.info.run_name) == ("FINISHED", "run")
     assert run.data.params == {"seed": "7", "loop.keep_logged": "1"} and run.data.tags["task"] == "gta2city"
+    assert run.inputs is not None
     assert [entry.dataset.name for entry in run.inputs.dataset_inputs] == ["streets"]
     assert steps_of(client, training, "Loss/G") == steps_of(client, training, "train/lr") == [1, 2, 3, 4]
     assert "Loss/NCE" not in run.data.metrics and "eval/FID" not in run.data.metrics
@@ -176,7 +178,11 @@ def test_a_thread_follows_while_the_run_goes_on(
 
 
 def test_a_run_made_offline_is_sent_by_a_command(
-    client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys
+    client: MlflowClient,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     store = follower.store_uri()
     monkeypatch.setattr(follower, "RETRY_S", 0.05)
@@ -216,7 +222,7 @@ def test_a_server_that_comes_back_gets_what_waited(
     caplog.set_level(logging.INFO, logger="launch")
     real, outage = MlflowClient.log_batch, {"left": 0}
 
-    def failing(self: MlflowClient, *args: object, **kwargs: object) -> None:
+    def failing(self: MlflowClient, *args: Any, **kwargs: Any) -> None:
         if outage["left"]:
             raise ConnectionError("reset")
         real(self, *args, **kwargs)

@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from shardmaker import write_root, write_split
 
 from infra.config import flatten, leaves
 from infra.errors import Stopped, UserError
@@ -27,6 +26,7 @@ from launch import evaluate as evaluate_script
 from launch import prepare as prepare_script
 from launch.runs import config, segmenter, translator
 from pipelines.manifest import MANIFEST
+from tests.pipelines.shardmaker import write_root, write_split
 from trainer.loop import DIVERGED
 
 # Left out: what takes minutes, or starts something that a process can start only once.
@@ -195,7 +195,7 @@ def arguments(draw: random.Random, parser: argparse.ArgumentParser, ordinary: di
     for action in draw.sample(options, draw.randint(1, 3)):
         line.append(action.option_strings[-1])
         if action.nargs != 0:
-            edges = {int: INTEGERS, float: FLOATS}.get(action.type, action.choices or TEXTS)  # type: ignore[arg-type]
+            edges = INTEGERS if action.type is int else FLOATS if action.type is float else action.choices or TEXTS
             value = (
                 draw.choice([*edges, *JUNK])
                 if draw.random() < 0.5
@@ -206,8 +206,11 @@ def arguments(draw: random.Random, parser: argparse.ArgumentParser, ordinary: di
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_any_arguments_of_a_preparation_work_or_exit_with_2(workplace: Path, monkeypatch, capsys) -> None:
-    commands = prepare_script.parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
+def test_any_arguments_of_a_preparation_work_or_exit_with_2(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    actions = prepare_script.parser()._actions
+    (commands,) = (action.choices for action in actions if isinstance(action, argparse._SubParsersAction))
     for side in ("A", "B"):
         picture(workplace / "photos" / f"train{side}" / "1.png")
     picture(workplace / "pairs" / "train" / "1.png")
@@ -232,7 +235,9 @@ def picture(path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_any_arguments_of_an_evaluation_work_or_exit_with_2(workplace: Path, monkeypatch, capsys) -> None:
+def test_any_arguments_of_an_evaluation_work_or_exit_with_2(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert outcome(TRANSLATOR, [*TRANSLATOR.base, "--run-dir", "run"]) == "trained"
     ordinary = {"json": "a.json", "data": "data/gta2city", "segmenter": "judge"}
     draw, codes = random.Random(0), Counter[int]()

@@ -14,6 +14,7 @@ from PIL import Image
 from infra.storage import LocalStorage
 from launch import prepare as cli
 from pipelines.manifest import load_manifest
+from tests.conftest import S3Server
 
 SCRIPT = Path(cli.__file__)
 
@@ -45,7 +46,9 @@ def scenes(out: object, *more: str) -> list[str]:
     ]
 
 
-def test_prepare_then_inspect(monkeypatch, tmp_path: Path, capsys) -> None:
+def test_prepare_then_inspect(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(monkeypatch, *scenes(tmp_path, "--source-layout", "street_trees=0.9", "--quality", "80")) == 0
     manifest = load_manifest(LocalStorage(tmp_path))
     assert manifest.provenance["source_layout"]["street_trees"] == 0.9
@@ -56,7 +59,9 @@ def test_prepare_then_inspect(monkeypatch, tmp_path: Path, capsys) -> None:
     assert "vegetation" in printed and "every shard is complete" in printed
 
 
-def test_maps_are_split_and_charted(monkeypatch, tmp_path: Path, capsys) -> None:
+def test_maps_are_split_and_charted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for number in range(8):
         both = np.full((16, 32, 3), 250 - 5 * number, np.uint8)
         (tmp_path / "maps" / "train").mkdir(parents=True, exist_ok=True)
@@ -74,7 +79,9 @@ def test_maps_are_split_and_charted(monkeypatch, tmp_path: Path, capsys) -> None
     assert "250-255" in printed and "(total variation)" in printed
 
 
-def test_folders_to_s3_and_back(monkeypatch, tmp_path: Path, s3_server, capsys) -> None:
+def test_folders_to_s3_and_back(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, s3_server: S3Server, capsys: pytest.CaptureFixture[str]
+) -> None:
     for side in ("trainA", "trainB"):
         (tmp_path / side).mkdir()
         Image.fromarray(np.full((20, 30, 3), 99, np.uint8)).save(tmp_path / side / "x.bmp")
@@ -119,7 +126,9 @@ def test_folders_to_s3_and_back(monkeypatch, tmp_path: Path, s3_server, capsys) 
     ],
     ids=lambda value: " ".join(value)[-40:] if isinstance(value, list) else "",
 )
-def test_the_users_mistakes_exit_with_2(monkeypatch, tmp_path: Path, capsys, args: list[str], words: str) -> None:
+def test_the_users_mistakes_exit_with_2(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], args: list[str], words: str
+) -> None:
     out = str(tmp_path / "out")
     assert run(monkeypatch, *[out if arg == "OUT" else arg for arg in args]) == 2
     message = capsys.readouterr().err
@@ -128,7 +137,9 @@ def test_the_users_mistakes_exit_with_2(monkeypatch, tmp_path: Path, capsys, arg
     assert not list(Path(tmp_path).rglob("*.tar"))
 
 
-def test_inspect_names_a_damaged_shard(monkeypatch, tmp_path: Path, capsys) -> None:
+def test_inspect_names_a_damaged_shard(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(monkeypatch, *scenes(tmp_path)) == 0
     shard = tmp_path / "train" / "target" / "000000.tar"
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
@@ -136,7 +147,7 @@ def test_inspect_names_a_damaged_shard(monkeypatch, tmp_path: Path, capsys) -> N
     assert "train/target/000000.tar is damaged" in capsys.readouterr().err
 
 
-def test_every_command_explains_itself(monkeypatch, capsys) -> None:
+def test_every_command_explains_itself(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "--help") == 0
     overview = capsys.readouterr().out
     assert "examples:" in overview
@@ -146,7 +157,7 @@ def test_every_command_explains_itself(monkeypatch, capsys) -> None:
         assert ("--out ROOT" in capsys.readouterr().out) == (command != "inspect")
 
 
-def test_a_killed_preparation_is_continued_to_the_same_bytes(monkeypatch, tmp_path: Path) -> None:
+def test_a_killed_preparation_is_continued_to_the_same_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     killed, whole = tmp_path / "killed", tmp_path / "whole"
 
     def args(out: Path, workers: int) -> list[str]:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shardmaker import write_root, write_split
 
 from infra.config import flatten, leaves, to_yaml
 from infra.errors import UserError
@@ -12,6 +11,7 @@ from infra.storage import LocalStorage
 from launch.runs.config import make_config as translator_config
 from launch.runs.segmenter import SegmenterConfig, make_config, parse_arguments, train
 from pipelines.manifest import MANIFEST, Manifest
+from tests.pipelines.shardmaker import write_root, write_split
 from trainer.segmentation.method import RECIPES
 
 pytestmark = pytest.mark.usefixtures("place")
