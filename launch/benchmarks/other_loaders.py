@@ -85,8 +85,8 @@ class PillowPairs:
 def pillow_dataloader(
     folder: Path, crop: int, workers: int, pairs: int, steps: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """`steps` batches of so many pairs, from the JPEG files in FOLDER/trainA and FOLDER/trainB, by `workers` processes."""
-    sources, targets = (sorted((folder / name).glob("*.jpg")) for name in ("trainA", "trainB"))
+    """`steps` batches of so many pairs, from the JPEG files in FOLDER/source and FOLDER/target, by `workers` processes."""
+    sources, targets = (sorted((folder / name).glob("*.jpg")) for name in ("source", "target"))
     dataset: Any = PillowPairs(sources, targets, crop, steps * pairs)
     loader = DataLoader(dataset, batch_size=pairs, num_workers=workers, pin_memory=device.type == "cuda")
     for source, target in loader:

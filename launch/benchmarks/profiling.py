@@ -1,5 +1,6 @@
 """Where the time of a step goes, by kind of work, from a torch.profiler trace."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ NOT_NORM = ("linalg_vector_norm", "linalgvectornorm", "normal")  # lengths of ve
 
 def time_shares(step: Callable[[], Any], device: torch.device) -> dict[str, float]:
     """Run a step and share out its time among KINDS: of the operators on a CPU, of the kernels on a GPU."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would say that it starts and stops
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     with profile(activities=activities, record_shapes=True) as trace:
         step()

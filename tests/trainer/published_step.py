@@ -4,14 +4,24 @@ One image of each domain, fp32, contiguous, eager. The generator runs once on bo
 contrastive loss are encoded anew from each original and each translation, all with graphs; L_robust is a loop over the
 taps with two passes each. The losses, the draws and the projection heads are the project's own, and the networks
 have the same parameters by name, so the baseline reports the same losses as `trainer.step.train_step`.
+
+    python -m tests.trainer.published_step [--repetitions N] [options of launch/train.py]
+
+prints seconds of this step and of the one that launch/bench.py measures, in turn, and their ratio.
 """
 
+import argparse
+import dataclasses
+import sys
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from launch.benchmarks.measuring import Figure, interleaved, ratios, table
+from launch.benchmarks.step import WARM_UP, Training
+from launch.runs.config import JobConfig, parse_arguments
 from trainer.losses import adversarial_loss, patch_nce, perturbation, robustness_loss
 from trainer.methods import Srunit
 from trainer.methods.base import Batch, Losses, StepContext
@@ -179,3 +189,45 @@ class PublishedStep:
 
     def _ids(self, feature: Tensor, tap: int, stream: str, context: StepContext) -> Tensor:
         return patch_ids([feature], [tap], self.config.patches, stream, context)[0]
+
+
+class PublishedTraining(Training):
+    """The same loader and initial weights, with one pair a step."""
+
+    def __init__(self, config: JobConfig) -> None:
+        super().__init__(config)
+        method = config.method.build(seed=config.seed, global_batch=1)
+        assert isinstance(method, Srunit)
+        self.published = PublishedStep(method, config.optim, self.device)
+
+    def update(self, batches: Sequence[Batch], context: StepContext) -> None:
+        (batch,) = batches
+        contiguous = {name: getattr(batch, name).contiguous() for name in ("source", "target")}
+        self.published(dataclasses.replace(batch, **contiguous), context)  # type: ignore[type-var]
+
+
+def compare(config: JobConfig, repetitions: int) -> list[Figure]:
+    """Seconds for each pair; 20 steps in a repetition on a GPU, 1 on a CPU."""
+    one_pair = dataclasses.replace(config, optim=dataclasses.replace(config.optim, global_batch=1))
+    trainings = {"published": PublishedTraining(one_pair), "ours": Training(config)}
+    on_gpu = trainings["ours"].device.type == "cuda"
+
+    def seconds(name: str) -> dict[str, float]:
+        training = trainings[name]
+        return {name: 1 / training.steps(20 if on_gpu else 1)["pairs_per_s"]}
+
+    for training in trainings.values():
+        for _ in range(WARM_UP if on_gpu or config.engine.compile else 1):
+            training.step()
+    found = interleaved([lambda: seconds("published"), lambda: seconds("ours")], repetitions)
+    for training in trainings.values():
+        training.close()
+    gain = ratios(found["published"], found["ours"])
+    return [*(Figure(name, "s a pair", values) for name, values in found.items()), Figure("published / ours", "", gain)]
+
+
+if __name__ == "__main__":
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--repetitions", type=int, default=3)
+    args, options = own.parse_known_args(sys.argv[1:])
+    print(table(compare(parse_arguments(options), args.repetitions)))
