@@ -1,7 +1,10 @@
-"""Tables of text: for a terminal, and in Markdown."""
+"""Tables of text: for a terminal, in Markdown, and as CSV."""
 
+import csv
+import io
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 
 def plain(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -18,6 +21,12 @@ def plain(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows))
+
+
+def comma_separated(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows((header, *rows))
+    return text.getvalue()
 
 
 def mean_spread(values: Sequence[float], digits: int = 1) -> str:

@@ -9,8 +9,6 @@ OUT/results.csv, results.md      figures of every run; mean and spread
 OUT/pictures.png                 test scenes as each method translates them
 """
 
-import csv
-import io
 import json
 import os
 import subprocess
@@ -26,7 +24,7 @@ from tqdm import tqdm
 
 from infra.errors import UserError
 from infra.storage import replacing
-from infra.tables import markdown, spreads
+from infra.tables import comma_separated, markdown, spreads
 from launch.runs.embedded import LARGE_SEGMENTER, SMALL_SEGMENTER, Setup
 from pipelines.dataset import ImageDataset
 from trainer.samples import stack
@@ -115,20 +113,15 @@ class Benchmark:
         """Write the results and say where they are, below the table."""
         results = {cell: _last_evaluation(self.run_dir(*cell)) for cell in self.cells}
         text = self._table(results)
-        files = {"results.csv": self._csv(results), "results.md": text}
+        rows = ((*cell, *(figures[name] for name in FIGURES)) for cell, figures in results.items())
+        runs = comma_separated(("mismatch", "method", "seed", *FIGURES), rows)
+        files = {"results.csv": runs, "results.md": text}
         for name, content in files.items():
             with replacing(self.out / name) as file:
                 file.write(content.encode())
         with replacing(self.out / "pictures.png") as file:
             Image.fromarray(self._pictures()).save(file, format="png")
         return f"{text}\nwritten: {', '.join(str(self.out / name) for name in (*files, 'pictures.png'))}"
-
-    def _csv(self, results: Results) -> str:
-        lines = io.StringIO()
-        writer = csv.writer(lines, lineterminator="\n")
-        writer.writerow(("mismatch", "method", "seed", *FIGURES))
-        writer.writerows((*cell, *(figures[name] for name in FIGURES)) for cell, figures in results.items())
-        return lines.getvalue()
 
     def _table(self, results: Results) -> str:
         """Markdown: mean ± standard deviation over the seeds, between untranslated sources and real images."""

@@ -1,7 +1,5 @@
 """What an evaluation leaves behind: a table on the screen, JSON and CSV, pictures, and the same in MLflow."""
 
-import csv
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+from infra import tables
 from infra.storage import replacing
 from launch.runs.evaluation import PICTURES, Outcome
 from trainer.evaluation.flips import Pair
@@ -23,17 +22,12 @@ def metrics_table(metrics: dict[str, Any]) -> str:
     """The metrics as aligned lines; empty where there is nothing to measure."""
     rows = {name: metrics if key is None else metrics.get(key, {}) for name, key in ROWS.items()}
     columns = [column for column in _columns(metrics) if any(column(row) for row in rows.values())]
-    cells = [["", *(column.title for column in columns)]]
-    cells += [[name, *texts] for name, row in rows.items() if any(texts := [column(row) for column in columns])]
-    first, *widths = (max(map(len, column)) for column in zip(*cells, strict=True))
-    lines = [
-        f"{name:{first}}" + "".join(f"  {text:>{width}}" for text, width in zip(texts, widths, strict=True))
-        for name, *texts in cells
-    ]
+    cells = [(name, *texts) for name, row in rows.items() if any(texts := [column(row) for column in columns])]
+    lines = [tables.plain(("", *(column.title for column in columns)), cells)]
     lines += [f"flips: {line}" if k == 0 else f"       {line}" for k, line in enumerate(_flips(metrics))]
     if isinstance(metrics["FID"], str):
         lines.append(f"FID, KID: {metrics['FID']}")
-    return "\n".join(line.rstrip() for line in lines) if columns else ""
+    return "\n".join(lines) if columns else ""
 
 
 def summary(metrics: dict[str, Any]) -> str:
@@ -77,15 +71,13 @@ def write(outcome: Outcome, about: dict[str, Any], json_file: Path, csv_file: Pa
     PNG files into a folder, where those of an earlier evaluation go."""
     with replacing(json_file) as file:
         file.write((json.dumps({**outcome.metrics, **about}, indent=1) + "\n").encode())
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(("of", "class", "metric", "value"))
-    for name, key in (("translation", None), ("baseline", "baseline"), ("ceiling", "ceiling")):
-        writer.writerows(
-            (name, *row) for row in _tidy(outcome.metrics if key is None else outcome.metrics.get(key, {}))
-        )
+    rows = (
+        (name, *row)
+        for name, key in (("translation", None), ("baseline", "baseline"), ("ceiling", "ceiling"))
+        for row in _tidy(outcome.metrics if key is None else outcome.metrics.get(key, {}))
+    )
     with replacing(csv_file) as file:
-        file.write(lines.getvalue().encode())
+        file.write(tables.comma_separated(("of", "class", "metric", "value"), rows).encode())
     for name in PICTURES:
         (pictures / f"{name}.png").unlink(missing_ok=True)
     for name, picture in outcome.pictures.items():

@@ -1,6 +1,6 @@
 """Tables of text."""
 
-from infra.tables import markdown, mean_spread, plain, spreads
+from infra.tables import comma_separated, markdown, mean_spread, plain, spreads
 
 
 def test_mean_and_spread() -> None:
@@ -16,3 +16,7 @@ def test_each_figure_is_spread_over_the_runs_that_have_it() -> None:
 def test_columns_are_aligned() -> None:
     assert plain(("", "mIoU"), [("CUT", "21.5"), ("SRUNIT", "3")]) == "        mIoU\nCUT     21.5\nSRUNIT     3"
     assert markdown(("", "mIoU"), [("CUT", "21.5")]) == "|  | mIoU |\n| --- | --- |\n| CUT | 21.5 |"
+
+
+def test_csv_quotes_what_holds_a_comma() -> None:
+    assert comma_separated(("method", "mIoU"), [("SRUNIT, beta 0", 0.5)]) == 'method,mIoU\n"SRUNIT, beta 0",0.5\n'
