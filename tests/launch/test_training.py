@@ -6,7 +6,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from shardmaker import write_root
 
 from infra.json_lines import JsonLines
 from infra.storage import LocalStorage
@@ -14,6 +13,7 @@ from infra.views import Tiles, View
 from launch.runs import training, translator
 from launch.runs.config import make_config
 from launch.runs.training import losses_not_reached
+from tests.pipelines.shardmaker import write_root
 from trainer.methods import METHODS, CutConfig, Family
 from trainer.optim import OptimConfig
 from trainer.schedule import Schedule

@@ -34,15 +34,24 @@ def contents(storage: Storage) -> dict[str, bytes]:
     return {name: storage.read(name) for name in storage.list()}
 
 
+def decoded(tar: bytes, place: tuple[int, int]) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(tar[place[0] : sum(place)])))
+
+
 def parts(storage: Storage, manifest: Manifest, split: str) -> list[tuple[str, np.ndarray, np.ndarray | None]]:
     """(key, image, label) of every sample, by way of the indexes."""
     found = []
     for shard in manifest.splits[split].shards:
         tar = storage.read(shard.name)
         for entry in index_from_json(storage.read(shard.index_name).decode()):
-            image, label = (
-                None if place is None else np.asarray(Image.open(io.BytesIO(tar[place[0] : sum(place)])))
-                for place in (entry.image, entry.label)
-            )
-            found.append((entry.key, image, label))
+            label = None if entry.label is None else decoded(tar, entry.label)
+            found.append((entry.key, decoded(tar, entry.image), label))
     return found
+
+
+def labelled_parts(storage: Storage, manifest: Manifest, split: str) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """The same, where every sample has a label."""
+    found = parts(storage, manifest, split)
+    labelled = [(key, image, label) for key, image, label in found if label is not None]
+    assert len(labelled) == len(found)
+    return labelled

@@ -2,27 +2,30 @@ import hashlib
 import re
 import shutil
 import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
-from shardmaker import write_root
 
 from infra.errors import UserError
 from infra.storage import LocalStorage, S3Storage, StorageUnavailable, WrongContent
 from pipelines import cache
 from pipelines.cache import FolderOfCopies, ShardCache, UnusableShard
 from pipelines.health import DataHealth
-from pipelines.manifest import Manifest
+from pipelines.manifest import Manifest, Shard
+from tests.conftest import S3Server
+from tests.pipelines.shardmaker import write_root
 
 
 class FaultyS3(S3Storage):
     """A real S3 store whose first downloads fail with the errors given (None: go well)."""
 
-    def __init__(self, bucket, faults=()):
+    def __init__(self, bucket: str, faults: Sequence[Exception | None] = ()) -> None:
         super().__init__(bucket)
         self.faults = list(faults)
         self.downloads = 0
 
-    def download(self, name, path, sha256=None):
+    def download(self, name: str, path: Path, sha256: str | None = None) -> int:
         self.downloads += 1
         if fault := self.faults.pop(0) if self.faults else None:
             raise fault
@@ -33,42 +36,43 @@ DOWN, WRONG = StorageUnavailable("the S3 endpoint cannot be reached"), WrongCont
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch):
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "WAIT_SECONDS", (0.001, 0.002))
     monkeypatch.setattr(cache, "PATIENCE_SECONDS", 0.2)
 
 
 @pytest.fixture(scope="module")
-def bucket(s3_server):
+def bucket(s3_server: S3Server) -> tuple[str, Manifest]:
     """(a bucket with a data set, its manifest)"""
     name = s3_server.make_bucket()
     return name, write_root(S3Storage(name))
 
 
-def first_shard(manifest: Manifest):
+def first_shard(manifest: Manifest) -> Shard:
     return manifest.splits["train/source"].shards[0]
 
 
-def wait_until(condition):
+def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def test_a_local_root_is_used_in_place(tmp_path):
+def test_a_local_root_is_used_in_place(tmp_path: Path) -> None:
     manifest = write_root(LocalStorage(tmp_path / "data"))
     shard = first_shard(manifest)
     opened = ShardCache(LocalStorage(tmp_path / "data"), tmp_path / "cache").open(shard)
     assert opened.path == tmp_path / "data" / shard.name and not (tmp_path / "cache").exists()
     assert [entry.key for entry in opened.entries] == [f"source_{i:06d}" for i in range(4)]
     assert opened.read(opened.entries[2].image).startswith(b"\xff\xd8\xff")
-    assert opened.read(opened.entries[2].label).startswith(b"\x89PNG")
+    label = opened.entries[2].label
+    assert label is not None and opened.read(label).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("file", ["name", "index_name"])
 @pytest.mark.parametrize("damage", ["flip a byte", "truncate", "remove"])
-def test_a_damaged_local_file_is_named(tmp_path, file, damage):
+def test_a_damaged_local_file_is_named(tmp_path: Path, file: str, damage: str) -> None:
     shard = first_shard(write_root(LocalStorage(tmp_path)))
     path = tmp_path / getattr(shard, file)
     data = bytearray(path.read_bytes())
@@ -80,7 +84,7 @@ def test_a_damaged_local_file_is_named(tmp_path, file, damage):
         ShardCache(LocalStorage(tmp_path)).open(shard)
 
 
-def test_a_remote_shard_is_fetched_once_and_shared_by_later_runs(bucket, tmp_path):
+def test_a_remote_shard_is_fetched_once_and_shared_by_later_runs(bucket: tuple[str, Manifest], tmp_path: Path) -> None:
     name, manifest = bucket
     shard, storage = first_shard(manifest), FaultyS3(name)
     for _ in range(2):
@@ -92,7 +96,7 @@ def test_a_remote_shard_is_fetched_once_and_shared_by_later_runs(bucket, tmp_pat
     assert storage.downloads == 2  # the tar and its index
 
 
-def test_a_cached_file_that_went_bad_is_fetched_again(bucket, tmp_path):
+def test_a_cached_file_that_went_bad_is_fetched_again(bucket: tuple[str, Manifest], tmp_path: Path) -> None:
     name, manifest = bucket
     shard = first_shard(manifest)
     path = ShardCache(FaultyS3(name), tmp_path).open(shard).path
@@ -101,7 +105,9 @@ def test_a_cached_file_that_went_bad_is_fetched_again(bucket, tmp_path):
 
 
 @pytest.mark.parametrize("faults", [[DOWN] * 10, [WRONG, DOWN, WRONG], [None, WRONG]])
-def test_faults_that_pass_are_survived_and_counted(bucket, tmp_path, faults):
+def test_faults_that_pass_are_survived_and_counted(
+    bucket: tuple[str, Manifest], tmp_path: Path, faults: list[Exception | None]
+) -> None:
     name, manifest = bucket
     shard, health = first_shard(manifest), DataHealth()
     shards = ShardCache(FaultyS3(name, faults), tmp_path, health=health)
@@ -111,7 +117,9 @@ def test_faults_that_pass_are_survived_and_counted(bucket, tmp_path, faults):
 
 
 @pytest.mark.parametrize(("fault", "why"), [(DOWN, "cannot be reached"), (WRONG, "damaged .*SHA-256")])
-def test_faults_that_stay_end_with_a_sentence_and_leave_nothing_behind(bucket, tmp_path, fault, why):
+def test_faults_that_stay_end_with_a_sentence_and_leave_nothing_behind(
+    bucket: tuple[str, Manifest], tmp_path: Path, fault: Exception, why: str
+) -> None:
     name, manifest = bucket
     shard = first_shard(manifest)
     with pytest.raises(UserError, match=rf"s3://{name}/{shard.index_name}.*{why}") as caught:
@@ -120,7 +128,7 @@ def test_faults_that_stay_end_with_a_sentence_and_leave_nothing_behind(bucket, t
     assert {path.name for path in tmp_path.iterdir()} <= {"locks"}
 
 
-def test_what_cannot_pass_is_not_tried_again(bucket, tmp_path, s3_server):
+def test_what_cannot_pass_is_not_tried_again(bucket: tuple[str, Manifest], tmp_path: Path, s3_server: S3Server) -> None:
     shard = first_shard(bucket[1])
     empty, absent = FaultyS3(s3_server.make_bucket()), FaultyS3("no-such-bucket")
     with pytest.raises(UnusableShard, match="is missing, though the manifest names it"):
@@ -130,14 +138,14 @@ def test_what_cannot_pass_is_not_tried_again(bucket, tmp_path, s3_server):
     assert empty.downloads == absent.downloads == 1
 
 
-def test_a_cache_folder_that_cannot_be_made_is_explained(bucket, tmp_path):
+def test_a_cache_folder_that_cannot_be_made_is_explained(bucket: tuple[str, Manifest], tmp_path: Path) -> None:
     name, manifest = bucket
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write to the shard cache .* --data.cache-dir"):
         ShardCache(FaultyS3(name), tmp_path / "file").open(first_shard(manifest))
 
 
-def test_prefetched_shards_are_there_without_being_opened(bucket, tmp_path):
+def test_prefetched_shards_are_there_without_being_opened(bucket: tuple[str, Manifest], tmp_path: Path) -> None:
     name, manifest = bucket
     wanted = manifest.splits["train/source"].shards
     shards = ShardCache(FaultyS3(name), tmp_path)
@@ -147,7 +155,7 @@ def test_prefetched_shards_are_there_without_being_opened(bucket, tmp_path):
     shards.close()
 
 
-def test_a_failed_prefetch_shows_when_the_shard_is_opened(tmp_path):
+def test_a_failed_prefetch_shows_when_the_shard_is_opened(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
     shard = first_shard(write_root(storage))
     (tmp_path / shard.name).write_bytes(b"bad")
@@ -158,7 +166,7 @@ def test_a_failed_prefetch_shows_when_the_shard_is_opened(tmp_path):
     shards.close()
 
 
-def test_only_the_last_used_indexes_stay_in_memory(tmp_path):
+def test_only_the_last_used_indexes_stay_in_memory(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
     wanted = write_root(storage).splits["train/source"].shards
     shards = ShardCache(storage, keep=2)
@@ -167,11 +175,11 @@ def test_only_the_last_used_indexes_stay_in_memory(tmp_path):
     assert shards.open(wanted[0]) is not opened[0]
 
 
-def cached(directory):
+def cached(directory: Path) -> set[str]:
     return {path.name for path in directory.iterdir() if path.suffix == ".tar"}
 
 
-def test_within_the_limit_those_opened_longest_ago_go_first(bucket, tmp_path):
+def test_within_the_limit_those_opened_longest_ago_go_first(bucket: tuple[str, Manifest], tmp_path: Path) -> None:
     name, manifest = bucket
     a, b, c = manifest.splits["train/source"].shards
     health = DataHealth()
@@ -185,7 +193,9 @@ def test_within_the_limit_those_opened_longest_ago_go_first(bucket, tmp_path):
     assert cached(tmp_path) == {f"{b.sha256}.tar", f"{c.sha256}.tar"}
 
 
-def test_what_is_in_use_stays_and_the_excess_is_said_once(bucket, tmp_path, caplog):
+def test_what_is_in_use_stays_and_the_excess_is_said_once(
+    bucket: tuple[str, Manifest], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     name, manifest = bucket
     wanted = manifest.splits["train/source"].shards
     health = DataHealth()
@@ -201,7 +211,9 @@ def test_what_is_in_use_stays_and_the_excess_is_said_once(bucket, tmp_path, capl
     assert cached(tmp_path) == {other.path.name}  # a closed cache uses nothing
 
 
-def test_an_open_shard_is_read_even_if_somebody_empties_the_folder(bucket, tmp_path):
+def test_an_open_shard_is_read_even_if_somebody_empties_the_folder(
+    bucket: tuple[str, Manifest], tmp_path: Path
+) -> None:
     name, manifest = bucket
     a, b, _ = manifest.splits["train/source"].shards
     storage = FaultyS3(name)
@@ -215,7 +227,7 @@ def test_an_open_shard_is_read_even_if_somebody_empties_the_folder(bucket, tmp_p
     assert storage.downloads == 6
 
 
-def test_a_shard_that_was_let_go_is_prefetched_again(bucket, tmp_path):
+def test_a_shard_that_was_let_go_is_prefetched_again(bucket: tuple[str, Manifest], tmp_path: Path) -> None:
     name, manifest = bucket
     a, b, _ = manifest.splits["train/source"].shards
     shards = ShardCache(FaultyS3(name), tmp_path, keep=1)
@@ -228,13 +240,13 @@ def test_a_shard_that_was_let_go_is_prefetched_again(bucket, tmp_path):
     shards.close()
 
 
-def test_left_overs_of_a_killed_process_are_swept(bucket, tmp_path):
+def test_left_overs_of_a_killed_process_are_swept(bucket: tuple[str, Manifest], tmp_path: Path) -> None:
     (tmp_path / ".tmp-left").write_bytes(b"half")
     ShardCache(FaultyS3(bucket[0]), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_locks_do_not_pile_up(tmp_path):
+def test_locks_do_not_pile_up(tmp_path: Path) -> None:
     folder = FolderOfCopies(S3Storage("bucket"), tmp_path, None, DataHealth())
     folder._storage = LocalStorage(tmp_path / "root")
     hashes = {hashlib.sha256(str(number).encode()).hexdigest(): str(number) for number in range(2000)}

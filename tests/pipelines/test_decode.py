@@ -2,15 +2,17 @@ import dataclasses
 import importlib.util
 import io
 import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from shardmaker import smooth_image
 
 from infra.errors import UserError
-from pipelines.decode import DaliDecoder, EncodedCrop, PillowDecoder, Undecodable, make_decoder
+from pipelines.decode import DaliDecoder, Decoder, EncodedCrop, PillowDecoder, Undecodable, make_decoder
+from tests.pipelines.shardmaker import smooth_image
 
 CPU = torch.device("cpu")
 CROP = 48
@@ -21,7 +23,7 @@ needs_dali = pytest.mark.skipif(not has_dali, reason="DALI is not installed")
 kinds = pytest.mark.parametrize("kind", ["pillow", pytest.param("dali", marks=needs_dali)])
 
 
-def encode(image: Image.Image, format: str, **options) -> bytes:
+def encode(image: Image.Image, format: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()
@@ -37,12 +39,12 @@ def images() -> list[Image.Image]:
     return [smooth_image(np.random.default_rng(i), (128, 96)) for i in range(4)]
 
 
-def decoder(kind: str, device: torch.device = CPU, crop: int = CROP):
+def decoder(kind: str, device: torch.device = CPU, crop: int = CROP) -> Decoder:
     return make_decoder(kind, crop=(crop, crop), device=device, threads=1, batch=4)
 
 
 @kinds
-def test_a_batch_stays_as_it_is_while_others_are_decoded(kind, images):
+def test_a_batch_stays_as_it_is_while_others_are_decoded(kind: str, images: list[Image.Image]) -> None:
     used = decoder(kind)
     encoded = [encode(image, "PNG") for image in images]
     first = used.decode(crops(encoded))
@@ -53,7 +55,7 @@ def test_a_batch_stays_as_it_is_while_others_are_decoded(kind, images):
 
 
 @kinds
-def test_png_pixels_are_exact(kind, images):
+def test_png_pixels_are_exact(kind: str, images: list[Image.Image]) -> None:
     decoded = decoder(kind).decode(crops([encode(image, "PNG") for image in images]))
     assert decoded.shape == (4, 3, CROP, CROP) and decoded.dtype == torch.float32
     assert decoded.is_contiguous(memory_format=torch.channels_last)
@@ -65,7 +67,7 @@ def test_png_pixels_are_exact(kind, images):
 
 
 @kinds
-def test_black_and_white_are_the_ends_of_the_range(kind):
+def test_black_and_white_are_the_ends_of_the_range(kind: str) -> None:
     black, white = (encode(Image.new("RGB", (48, 48), colour), "PNG") for colour in ("black", "white"))
     decoded = decoder(kind).decode([EncodedCrop(data, 0, 0, False, "") for data in (black, white)])
     assert decoded[0].unique().tolist() == [-1.0] and decoded[1].unique().tolist() == [1.0]
@@ -75,14 +77,14 @@ def test_black_and_white_are_the_ends_of_the_range(kind):
 @pytest.mark.parametrize(
     "options", [{"subsampling": 0}, {"subsampling": 2}, {"subsampling": 2, "quality": 60}, {"progressive": True}]
 )
-def test_dali_and_pillow_agree_on_jpeg(images, options):
+def test_dali_and_pillow_agree_on_jpeg(images: list[Image.Image], options: dict[str, Any]) -> None:
     encoded = crops([encode(image, "JPEG", **{"quality": 95} | options) for image in images])
     difference = decoder("dali").decode(encoded) - decoder("pillow").decode(encoded)
     assert difference.abs().max() <= JPEG_TOLERANCE
 
 
 @kinds
-def test_grayscale_jpeg_has_three_equal_channels(kind, images):
+def test_grayscale_jpeg_has_three_equal_channels(kind: str, images: list[Image.Image]) -> None:
     gray = [image.convert("L") for image in images]
     decoded = decoder(kind).decode(crops([encode(image, "JPEG", quality=100) for image in gray]))
     assert torch.equal(decoded[:, 0], decoded[:, 1]) and torch.equal(decoded[:, 0], decoded[:, 2])
@@ -91,7 +93,7 @@ def test_grayscale_jpeg_has_three_equal_channels(kind, images):
 
 
 @needs_dali
-def test_dali_and_pillow_agree_on_real_photographs(shared_data):
+def test_dali_and_pillow_agree_on_real_photographs(shared_data: Path) -> None:
     folders = shared_data / "camvid/train/img", shared_data / "facades/train"
     photos = [path for folder in folders for path in sorted(folder.glob("*.*"))[:2]]
     encoded = crops([path.read_bytes() for path in photos])
@@ -101,7 +103,7 @@ def test_dali_and_pillow_agree_on_real_photographs(shared_data):
 
 @kinds
 @pytest.mark.parametrize("damage", ["truncated jpg", "truncated png", "text", "empty"])
-def test_a_damaged_image_is_named(kind, damage, images):
+def test_a_damaged_image_is_named(kind: str, damage: str, images: list[Image.Image]) -> None:
     format = "PNG" if "png" in damage else "JPEG"
     encoded = [encode(image, format) for image in images]
     encoded[2] = {"text": b"not an image", "empty": b""}.get(damage, encoded[2][: len(encoded[2]) // 2])
@@ -111,7 +113,7 @@ def test_a_damaged_image_is_named(kind, damage, images):
 
 @kinds
 @pytest.mark.parametrize("value", [0, 18, 19, 20, 254, 255])
-def test_a_label_holds_trainids_and_what_to_ignore_and_nothing_else(kind, value):
+def test_a_label_holds_trainids_and_what_to_ignore_and_nothing_else(kind: str, value: int) -> None:
     """19 is one past the last class."""
     used = make_decoder(kind, crop=(CROP, CROP), device=CPU, threads=1, batch=2, labels=True)
     plain, marked = np.full((2, 96, 128), 7, np.uint8)
@@ -129,7 +131,7 @@ def test_a_label_holds_trainids_and_what_to_ignore_and_nothing_else(kind, value)
 
 
 @kinds
-def test_an_image_smaller_than_its_crop_is_named(kind, images):
+def test_an_image_smaller_than_its_crop_is_named(kind: str, images: list[Image.Image]) -> None:
     encoded = [encode(image, "JPEG") for image in images]
     encoded[1] = encode(images[1].resize((100, 96)), "JPEG")
     with pytest.raises(UserError, match=r"^image 1 is 100x96, too small for its crop of 48x48 pixels at \(80, 48\)"):
@@ -137,7 +139,7 @@ def test_an_image_smaller_than_its_crop_is_named(kind, images):
 
 
 @kinds
-def test_every_damaged_image_is_told_and_the_decoder_goes_on(kind, images):
+def test_every_damaged_image_is_told_and_the_decoder_goes_on(kind: str, images: list[Image.Image]) -> None:
     encoded = [encode(image, "PNG") for image in images]
     used = decoder(kind)
     expected = used.decode(crops(encoded))
@@ -152,7 +154,7 @@ def test_every_damaged_image_is_told_and_the_decoder_goes_on(kind, images):
 
 @needs_dali
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])
-def test_many_damaged_headers_in_one_call_do_not_crash(format):
+def test_many_damaged_headers_in_one_call_do_not_crash(format: str) -> None:
     """DALI reads the headers of more than a few files in all threads, and those go on when one has failed."""
     encoded = [encode(smooth_image(np.random.default_rng(i), (48, 32)), format) for i in range(32)]
     whole = [EncodedCrop(data, 0, 0, False, f"image {i}") for i, data in enumerate(encoded)]
@@ -170,7 +172,7 @@ def test_many_damaged_headers_in_one_call_do_not_crash(format):
 
 
 @kinds
-def test_several_may_be_under_way_and_a_damaged_image_costs_only_its_own(kind, images):
+def test_several_may_be_under_way_and_a_damaged_image_costs_only_its_own(kind: str, images: list[Image.Image]) -> None:
     encoded = crops([encode(image, "PNG") for image in images])
     damaged = [encoded[0], dataclasses.replace(encoded[1], encoded=b"not an image"), *encoded[2:]]
     used = decoder(kind)
@@ -188,7 +190,9 @@ def test_several_may_be_under_way_and_a_damaged_image_costs_only_its_own(kind, i
 
 
 @needs_dali
-def test_what_dali_alone_cannot_decode_is_named_with_the_other_decoder(monkeypatch, images):
+def test_what_dali_alone_cannot_decode_is_named_with_the_other_decoder(
+    monkeypatch: pytest.MonkeyPatch, images: list[Image.Image]
+) -> None:
     monkeypatch.setattr("pipelines.decode._decode_one", lambda *_: None)
     encoded = [encode(images[0], "PNG"), b"not an image"]
     with pytest.raises(UserError, match=r"^image 1 cannot be decoded by DALI \(.+\): pass --data.decoder pillow"):
@@ -196,21 +200,21 @@ def test_what_dali_alone_cannot_decode_is_named_with_the_other_decoder(monkeypat
 
 
 @needs_dali
-def test_an_error_of_dali_that_is_no_image_s_fault_is_not_hidden(images):
+def test_an_error_of_dali_that_is_no_image_s_fault_is_not_hidden(images: list[Image.Image]) -> None:
     used = make_decoder("dali", crop=(CROP, CROP), device=CPU, threads=1, batch=2)
     with pytest.raises(RuntimeError):
         used.decode(crops([encode(image, "PNG") for image in images]))
 
 
 @kinds
-def test_batches_may_be_smaller_than_announced(kind, images):
+def test_batches_may_be_smaller_than_announced(kind: str, images: list[Image.Image]) -> None:
     encoded = crops([encode(image, "PNG") for image in images])
     used = decoder(kind)
     assert torch.equal(used.decode(encoded)[:2], used.decode(encoded[:2]))
     used.close()
 
 
-def test_auto_falls_back_to_pillow_and_an_absent_dali_is_explained(monkeypatch):
+def test_auto_falls_back_to_pillow_and_an_absent_dali_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(decoder("auto"), DaliDecoder if has_dali else PillowDecoder)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert isinstance(decoder("auto"), PillowDecoder)
@@ -221,7 +225,7 @@ def test_auto_falls_back_to_pillow_and_an_absent_dali_is_explained(monkeypatch):
 @pytest.mark.gpu
 @needs_dali
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_gpu_decodes_like_the_cpu(images):
+def test_the_gpu_decodes_like_the_cpu(images: list[Image.Image]) -> None:
     device = torch.device("cuda")
     png, jpeg = (crops([encode(image, f, quality=95) for image in images]) for f in ("PNG", "JPEG"))
     on_gpu = decoder("dali", device)

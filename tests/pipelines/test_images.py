@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from pipelines.images import (
 )
 
 
-def saved(image: Image.Image, path: Path, **options: object) -> Path:
+def saved(image: Image.Image, path: Path, **options: Any) -> Path:
     image.save(path, **options)
     return path
 
@@ -30,7 +31,9 @@ def saved(image: Image.Image, path: Path, **options: object) -> Path:
 def pixel(path: Path) -> tuple[int, ...]:
     image = read_image(path)
     assert image.mode == "RGB"
-    return image.getpixel((0, 0))
+    colour = image.getpixel((0, 0))
+    assert isinstance(colour, tuple)
+    return colour
 
 
 @pytest.mark.parametrize(
@@ -48,7 +51,7 @@ def pixel(path: Path) -> tuple[int, ...]:
         ("I;16", 257 * 100, "x.tiff", (100, 100, 100)),
     ],
 )
-def test_every_mode_becomes_rgb(mode, colour, file: str, expected: tuple[int, ...], tmp_path: Path) -> None:
+def test_every_mode_becomes_rgb(mode: str, colour: Any, file: str, expected: tuple[int, ...], tmp_path: Path) -> None:
     options = {"lossless": True, "exact": True} if file.endswith("webp") else {}
     assert pixel(saved(Image.new(mode, (4, 4), colour), tmp_path / file, **options)) == expected
 
@@ -128,7 +131,9 @@ def test_an_impossible_size_is_refused(text: str) -> None:
     [("PNG", {}), ("JPEG", {}), ("JPEG", {"progressive": True}), ("JPEG", {"comment": b"c" * 300, "quality": 30})],
 )
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_the_size_in_a_header_is_told_while_the_header_is_whole(format, options, mode):
+def test_the_size_in_a_header_is_told_while_the_header_is_whole(
+    format: str, options: dict[str, Any], mode: str
+) -> None:
     buffer = io.BytesIO()
     Image.new(mode, (300, 20)).save(buffer, format, **options)
     encoded = buffer.getvalue()
@@ -138,7 +143,7 @@ def test_the_size_in_a_header_is_told_while_the_header_is_whole(format, options,
     assert encoded_size(bytes(8) + encoded[8:]) is None
 
 
-def test_real_photographs_have_the_size_in_their_headers(shared_data):
+def test_real_photographs_have_the_size_in_their_headers(shared_data: Path) -> None:
     for folder in (shared_data / "camvid/train/img", shared_data / "facades/train"):
         for path in sorted(folder.glob("*.*"))[:5]:
             with Image.open(path) as image:

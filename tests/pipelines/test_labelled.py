@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from shardmaker import write_split
 
 from infra.errors import UserError
 from infra.storage import LocalStorage
@@ -21,6 +20,7 @@ from pipelines.labels import IGNORE
 from pipelines.loader import LabelledBatch, Loader
 from pipelines.manifest import MANIFEST, Manifest, Split
 from pipelines.shards import LABEL_SPACE, Sample, build_tar, write_shard
+from tests.pipelines.shardmaker import write_split
 
 has_dali = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
 kinds = ["pillow", pytest.param("dali", marks=pytest.mark.skipif(not has_dali, reason="DALI is not installed"))]
@@ -60,8 +60,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def steps(root: str, count: int, config: DataConfig = CONFIG, domain: str = "target", **options: Any) -> list:
-    options = {"seed": 5, "global_batch": 4, "device": torch.device("cpu")} | options
-    loader = Loader(root, config, LabelledCrop(domain=domain), **options)
+    given: dict[str, Any] = {"seed": 5, "global_batch": 4, "device": torch.device("cpu")}
+    loader = Loader(root, config, LabelledCrop(domain=domain), **given | options)
     try:
         return list(islice(loader, count))
     finally:
@@ -83,7 +83,7 @@ def test_a_label_is_cut_and_mirrored_with_its_image_and_its_ids_are_exact(
 ) -> None:
     config = dataclasses.replace(CONFIG, decoder=decoder, crop=crop)
     width, height = (crop, crop) if crop else SIZE
-    kept = []
+    kept: list[tuple[str, np.ndarray]] = []
     for (batch,) in steps(root, 6, config):
         assert batch.images.shape == (4, 3, height, width) and batch.images.dtype == torch.float32
         assert batch.labels.shape == (4, height, width) and batch.labels.dtype == torch.uint8

@@ -2,11 +2,11 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from preparing import SMALL, contents, photo, run, save
 
 from infra.errors import UserError
 from infra.storage import LocalStorage
@@ -18,6 +18,7 @@ from pipelines.sources.base import Source
 from pipelines.sources.driving import cityscapes
 from pipelines.sources.mismatch import Mismatch, unmatched_labels, unmatched_maps
 from pipelines.sources.photos import paired
+from tests.pipelines.preparing import SMALL, contents, photo, run, save
 
 ROAD, VEGETATION, SKY = 7, 21, 23  # labelIds
 LAND, PARK = 230, 205  # grey levels of the drawn maps
@@ -46,7 +47,7 @@ def city(tmp_path: Path) -> Path:
     return root
 
 
-def of_city(city: Path, **options: float) -> Source:
+def of_city(city: Path, **options: Any) -> Source:
     return unmatched_labels(cityscapes(city), Mismatch(**options), progress=False)
 
 
@@ -100,7 +101,7 @@ def maps(tmp_path: Path) -> Path:
     return tmp_path / "maps"
 
 
-def of_maps(directory: Path, direction: str = "BtoA", **options: float) -> Source:
+def of_maps(directory: Path, direction: str = "BtoA", **options: Any) -> Source:
     side = "source" if direction == "BtoA" else "target"
     return unmatched_maps(paired(directory, direction), side, Mismatch(**options), progress=False)
 
@@ -162,7 +163,7 @@ def test_the_grey_levels_of_both_sides_are_those_of_the_maps(maps: Path, store: 
 def colours_in(store: LocalStorage) -> set[bytes]:
     chart = Image.open(io.BytesIO(store.read(CHART)))
     assert chart.mode == "RGB"
-    return {bytes(colour) for _, colour in chart.getcolors(1 << 20)}
+    return {pixel.tobytes() for pixel in np.unique(np.asarray(chart).reshape(-1, 3), axis=0)}
 
 
 BLUE, GREEN = bytes.fromhex("4477aa"), bytes.fromhex("228833")
@@ -209,7 +210,7 @@ def test_manifests_without_grey_levels_are_read(maps: Path, store: LocalStorage)
         ({"seed": 2**32}, "the seed 4294967296 is impossible"),
     ],
 )
-def test_an_impossible_mismatch_is_refused(options: dict[str, float], words: str) -> None:
+def test_an_impossible_mismatch_is_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         Mismatch(**options)
 

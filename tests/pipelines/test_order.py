@@ -3,15 +3,16 @@
 import importlib.util
 import itertools
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shardmaker import write_split
 
 from infra.errors import UserError
 from infra.storage import LocalStorage
@@ -20,6 +21,7 @@ from pipelines.cuts import augmentation
 from pipelines.loader import Batch, Loader
 from pipelines.manifest import DOMAINS, MANIFEST, Manifest
 from pipelines.order import SampleOrder, micro_batch_slots, random_words
+from tests.pipelines.shardmaker import write_split
 
 SHARD_SIZES = st.lists(st.integers(1, 7), min_size=1, max_size=9)
 PROVED = settings(max_examples=40, deadline=None, derandomize=True)
@@ -28,8 +30,12 @@ DIVIDES = 192  # a global batch for each of these numbers of ranks
 has_dali = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
 
 
-def drawn(sizes, positions, seed=0, window=2):
-    """Per position: each domain's sample, as (shard, place in it), and its crop and flip."""
+# By position: each domain's sample, as (shard, place in it), and its crop and flip.
+Drawn = dict[int, list[tuple[tuple[int, int], tuple[int, int, bool]]]]
+
+
+def drawn(sizes: dict[str, list[int]], positions: Iterable[int], seed: int = 0, window: int = 2) -> Drawn:
+    """What a run takes at these positions."""
     orders = {domain: SampleOrder(sizes[domain], seed, domain, window) for domain in DOMAINS}
     return {
         position: [
@@ -40,9 +46,16 @@ def drawn(sizes, positions, seed=0, window=2):
     }
 
 
-def drawn_by_ranks(sizes, steps, global_batch, ranks, accumulation=1, **options):
+def drawn_by_ranks(
+    sizes: dict[str, list[int]],
+    steps: Iterable[int],
+    global_batch: int,
+    ranks: int,
+    accumulation: int = 1,
+    **options: Any,
+) -> Drawn:
     """The same of all ranks of a run in these steps, each of which knows only its own slots."""
-    whole = {}
+    whole: Drawn = {}
     for rank in range(ranks):
         slots = [slot for part in micro_batch_slots(global_batch, accumulation, rank, ranks) for slot in part]
         own = drawn(sizes, [step * global_batch + slot for step in steps for slot in slots], **options)
@@ -53,7 +66,7 @@ def drawn_by_ranks(sizes, steps, global_batch, ranks, accumulation=1, **options)
 
 @PROVED
 @given(sizes=SHARD_SIZES, seed=st.integers(-(2**70), 2**70), window=st.integers(1, 12), epoch=st.integers(0, 5))
-def test_every_epoch_has_every_sample_once(sizes, seed, window, epoch):
+def test_every_epoch_has_every_sample_once(sizes: list[int], seed: int, window: int, epoch: int) -> None:
     order = SampleOrder(sizes, seed, "source", window)
     located = [order.locate(epoch * order.samples + i) for i in range(order.samples)]
     assert sorted(located) == [(shard, i) for shard, size in enumerate(sizes) for i in range(size)]
@@ -61,7 +74,9 @@ def test_every_epoch_has_every_sample_once(sizes, seed, window, epoch):
 
 @PROVED
 @given(sizes=SHARD_SIZES, seed=st.integers(0, 99), window=st.integers(1, 4), positions=st.permutations(range(25)))
-def test_a_position_does_not_depend_on_what_was_asked_before(sizes, seed, window, positions):
+def test_a_position_does_not_depend_on_what_was_asked_before(
+    sizes: list[int], seed: int, window: int, positions: list[int]
+) -> None:
     used = SampleOrder(sizes, seed, "source", window)
     for position in positions:
         assert used.locate(position) == SampleOrder(sizes, seed, "source", window).locate(position)
@@ -79,8 +94,15 @@ def test_a_position_does_not_depend_on_what_was_asked_before(sizes, seed, window
     epoch=st.integers(0, 3),
 )
 def test_the_ranks_together_see_every_sample_of_an_epoch_once(
-    source, target, ranks, accumulation, micro_batch, seed, window, epoch
-):
+    source: list[int],
+    target: list[int],
+    ranks: int,
+    accumulation: int,
+    micro_batch: int,
+    seed: int,
+    window: int,
+    epoch: int,
+) -> None:
     sizes, global_batch = {"source": source, "target": target}, ranks * accumulation * micro_batch
     for domain in DOMAINS:
         begin, end = epoch * sum(sizes[domain]), (epoch + 1) * sum(sizes[domain])
@@ -93,7 +115,9 @@ def test_the_ranks_together_see_every_sample_of_an_epoch_once(
 @pytest.mark.parametrize("resume", [0, 1, 5, 10**9])
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("ranks", RANKS)
-def test_samples_pairs_crops_and_flips_are_the_same_for_any_ranks_and_resume_point(ranks, accumulation, resume):
+def test_samples_pairs_crops_and_flips_are_the_same_for_any_ranks_and_resume_point(
+    ranks: int, accumulation: int, resume: int
+) -> None:
     sizes, global_batch = {"source": [40, 7, 90, 63], "target": [30, 20]}, DIVIDES * accumulation
     run = drawn_by_ranks(sizes, range(resume, resume + 2), global_batch, ranks, accumulation)
     assert run == drawn(sizes, range(resume * global_batch, (resume + 2) * global_batch))
@@ -111,9 +135,12 @@ def test_samples_pairs_crops_and_flips_are_the_same_for_any_ranks_and_resume_poi
     seed=st.integers(0, 2**40),
     window=st.integers(1, 4),
 )
-def test_restarts_on_other_ranks_repeat_and_drop_nothing(source, target, parts, seed, window):
+def test_restarts_on_other_ranks_repeat_and_drop_nothing(
+    source: list[int], target: list[int], parts: list[tuple[int, int, int]], seed: int, window: int
+) -> None:
     """parts: (ranks, accumulation, steps) between one restart and the next."""
-    sizes, options, run, step = {"source": source, "target": target}, {"seed": seed, "window": window}, {}, 0
+    sizes, options, step = {"source": source, "target": target}, {"seed": seed, "window": window}, 0
+    run: Drawn = {}
     for ranks, accumulation, steps in parts:
         more = drawn_by_ranks(sizes, range(step, step + steps), 24, ranks, accumulation, **options)
         assert not more.keys() & run.keys()
@@ -121,16 +148,17 @@ def test_restarts_on_other_ranks_repeat_and_drop_nothing(source, target, parts, 
     assert run == drawn(sizes, range(step * 24), **options)
 
 
-def test_a_source_image_meets_another_target_in_every_epoch():
+def test_a_source_image_meets_another_target_in_every_epoch() -> None:
     run = drawn({"source": [50] * 4, "target": [50] * 4}, range(400), window=4)
     partners = [
-        dict((pair[0][0], pair[1][0]) for pair in map(run.get, epoch)) for epoch in (range(200), range(200, 400))
+        dict((run[position][0][0], run[position][1][0]) for position in epoch)
+        for epoch in (range(200), range(200, 400))
     ]
     assert sum(partners[0][source] == partners[1][source] for source in partners[0]) < 8  # expected: 1
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def root(tmp_path_factory: pytest.TempPathFactory) -> str:
     """500 source and 130 target images of 16x16 pixels."""
     storage = LocalStorage(tmp_path_factory.mktemp("data"))
     sizes = {"source": (100, 90, 110, 100, 100), "target": (60, 70)}
@@ -145,9 +173,16 @@ def root(tmp_path_factory):
 CONFIG = DataConfig(crop=8, threads=1, window=2, decoder="pillow", prefetch=1)
 
 
-def load(root, first_step, steps, ranks=1, config=CONFIG, global_batch=DIVIDES) -> list[Batch]:
+def load(
+    root: str, first_step: int, steps: int, ranks: int = 1, config: DataConfig = CONFIG, global_batch: int = DIVIDES
+) -> list[Batch]:
     """Per step, the global batch as the loaders of all ranks give it, in the order of its slots."""
-    options = {"seed": 3, "global_batch": global_batch, "device": torch.device("cpu"), "first_step": first_step}
+    options: dict[str, Any] = {
+        "seed": 3,
+        "global_batch": global_batch,
+        "device": torch.device("cpu"),
+        "first_step": first_step,
+    }
     parts: list[list[Batch]] = [[] for _ in range(steps)]
     for rank in range(ranks):
         loader = Loader(root, config, rank=rank, world_size=ranks, **options)
@@ -156,8 +191,10 @@ def load(root, first_step, steps, ranks=1, config=CONFIG, global_batch=DIVIDES) 
         loader.close()
     return [
         Batch(
-            *(torch.cat([getattr(part, name) for part in step]) for name in DOMAINS),
-            *([key for part in step for key in getattr(part, f"{name}_keys")] for name in DOMAINS),
+            torch.cat([part.source for part in step]),
+            torch.cat([part.target for part in step]),
+            [key for part in step for key in part.source_keys],
+            [key for part in step for key in part.target_keys],
             torch.cat([part.slots for part in step]),
         )
         for step in parts
@@ -173,17 +210,17 @@ def same(one: list[Batch], other: list[Batch]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def expected(root):
+def expected(root: str) -> list[Batch]:
     return load(root, 0, 4)
 
 
 @pytest.mark.parametrize("ranks", [3, 8, 64])
-def test_loaders_of_many_ranks_give_the_batches_of_one(root, expected, ranks):
+def test_loaders_of_many_ranks_give_the_batches_of_one(root: str, expected: list[Batch], ranks: int) -> None:
     assert expected[0].slots.tolist() == list(range(DIVIDES))
     assert same(load(root, 1, 2, ranks), expected[1:3])
 
 
-def test_a_run_that_changes_its_ranks_within_an_epoch_sees_every_image_once(root, expected):
+def test_a_run_that_changes_its_ranks_within_an_epoch_sees_every_image_once(root: str, expected: list[Batch]) -> None:
     run = load(root, 0, 1, 3) + load(root, 1, 1, 8) + load(root, 2, 2, 2)
     assert same(run, expected)
     keys = [key for batch in run for key in batch.source_keys]
@@ -194,17 +231,17 @@ def test_a_run_that_changes_its_ranks_within_an_epoch_sees_every_image_once(root
 @pytest.mark.parametrize(
     "decoder", ["pillow", pytest.param("dali", marks=pytest.mark.skipif(not has_dali, reason="DALI is not installed"))]
 )
-def test_decoding_threads_and_prefetch_change_nothing(root, decoder, threads, prefetch):
+def test_decoding_threads_and_prefetch_change_nothing(root: str, decoder: str, threads: int, prefetch: int) -> None:
     few = load(root, 0, 6, config=replace(CONFIG, decoder=decoder), global_batch=12)
     more = replace(CONFIG, decoder=decoder, threads=threads, prefetch=prefetch)
     assert same(load(root, 0, 6, config=more, global_batch=12), few)
 
 
-def test_slots_follow_the_stated_rule():
+def test_slots_follow_the_stated_rule() -> None:
     assert micro_batch_slots(12, 2, 1, 3) == [range(2, 4), range(8, 10)]
 
 
-def test_a_global_batch_that_does_not_divide_is_refused_with_the_remedy():
+def test_a_global_batch_that_does_not_divide_is_refused_with_the_remedy() -> None:
     with pytest.raises(UserError, match="10 does not divide over 2 ranks x 2 micro-batches: make it a multiple of 4"):
         micro_batch_slots(10, 2, 0, 2)
 
@@ -213,15 +250,15 @@ def test_a_global_batch_that_does_not_divide_is_refused_with_the_remedy():
 @pytest.mark.parametrize(
     "other", [(1, "source", 0), (0, "target", 0), (0, "source", 1)], ids=["seed", "domain", "epoch"]
 )
-def test_seeds_domains_and_epochs_have_orders_of_their_own(other, sizes):
-    def orders(seed, domain, epoch):
+def test_seeds_domains_and_epochs_have_orders_of_their_own(other: tuple[int, str, int], sizes: list[int]) -> None:
+    def orders(seed: int, domain: str, epoch: int) -> list[tuple[int, int]]:
         order = SampleOrder(sizes, seed, domain, 1)
         return [order.locate(epoch * 40 + i) for i in range(40)]
 
     assert orders(*other) != orders(0, "source", 0)
 
 
-def test_the_shuffle_is_uniform_when_the_window_holds_all_shards():
+def test_the_shuffle_is_uniform_when_the_window_holds_all_shards() -> None:
     places = np.zeros((6, 6), int)
     for seed in range(1200):
         order = SampleOrder([2, 3, 1], seed, "source", 3)
@@ -232,7 +269,7 @@ def test_the_shuffle_is_uniform_when_the_window_holds_all_shards():
     assert abs(places - 200).max() < 4.5 * 12.9
 
 
-def test_windows_mix_their_shards_and_only_theirs():
+def test_windows_mix_their_shards_and_only_theirs() -> None:
     order = SampleOrder([50] * 6, 0, "source", 2)
     shards = [order.locate(i)[0] for i in range(300)]
     windows = [set(shards[i : i + 100]) for i in (0, 100, 200)]
@@ -242,7 +279,7 @@ def test_windows_mix_their_shards_and_only_theirs():
 
 
 @pytest.mark.parametrize("position", range(0, 40, 3))
-def test_upcoming_shards_are_those_of_this_window_and_the_next(position):
+def test_upcoming_shards_are_those_of_this_window_and_the_next(position: int) -> None:
     order = SampleOrder([2] * 5, 0, "source", 2)  # windows of 4, 4 and 2 samples
     starts = [10 * epoch + offset for epoch in range(6) for offset in (0, 4, 8)]
     current = max(i for i, start in enumerate(starts) if start <= position)
@@ -269,7 +306,7 @@ def shuffling(order: np.ndarray, shard: np.ndarray) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("window", [1, 8, 64, 98])
-def test_shuffling_quality_is_that_of_uniform_shuffles_within_windows(window):
+def test_shuffling_quality_is_that_of_uniform_shuffles_within_windows(window: int) -> None:
     """At the size of GTA5. `pytest -rP` prints the figures of docs/data.md."""
     sizes, epochs = np.array([256] * 97 + [168]), 4
     starts = np.cumsum(sizes) - sizes
@@ -290,7 +327,7 @@ def test_shuffling_quality_is_that_of_uniform_shuffles_within_windows(window):
     assert apart == pytest.approx(256 * mates / 3, rel=0.1)
 
 
-def test_the_orders_of_two_epochs_have_nothing_in_common():
+def test_the_orders_of_two_epochs_have_nothing_in_common() -> None:
     order = SampleOrder([100] * 20, 0, "source", 8)
     starts = 100 * np.arange(20)
     epochs = np.array([starts[shard] + place for shard, place in map(order.locate, range(4000))]).reshape(2, 2000)
@@ -298,7 +335,7 @@ def test_the_orders_of_two_epochs_have_nothing_in_common():
     assert abs(np.corrcoef(one, other)[0, 1]) < 4.5 / np.sqrt(19)
 
 
-def test_crops_are_uniform_over_every_place_and_flips_are_even():
+def test_crops_are_uniform_over_every_place_and_flips_are_even() -> None:
     draws = [augmentation(3, "source", p, (10, 9), (8, 8)) for p in range(6000)]
     counts = Counter((x, y) for x, y, _ in draws)
     assert set(counts) == {(x, y) for x in range(3) for y in range(2)}
@@ -306,13 +343,13 @@ def test_crops_are_uniform_over_every_place_and_flips_are_even():
     assert abs(sum(flip for *_, flip in draws) - 3000) < 4.5 * 39
 
 
-def test_without_flips_the_crops_stay_the_same():
+def test_without_flips_the_crops_stay_the_same() -> None:
     for position in range(50):
         x, y, _ = augmentation(1, "target", position, (64, 48), (16, 16))
         assert augmentation(1, "target", position, (64, 48), (16, 16), flip=False) == (x, y, False)
 
 
-def test_a_crop_of_the_images_size_has_one_place():
+def test_a_crop_of_the_images_size_has_one_place() -> None:
     assert {augmentation(0, "source", p, (8, 8), (8, 8))[:2] for p in range(20)} == {(0, 0)}
 
 
@@ -335,7 +372,7 @@ PINNED = {  # by domain: two words; the samples of the first epoch and of the se
 
 
 @pytest.mark.parametrize("domain", PINNED)
-def test_draws_are_pinned(domain):
+def test_draws_are_pinned(domain: str) -> None:
     """A change of these numbers changes every run: they are part of the format of a checkpoint."""
     words, first, second, replacements, cuts = PINNED[domain]
     assert random_words(0, f"samples/{domain}", (1, 2), 2).tolist() == words

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from preparing import photo, save
 
 from infra.errors import UserError
 from pipelines.sources.base import Source
 from pipelines.sources.photos import folders, paired
+from tests.pipelines.preparing import photo, save
 from trainer.tasks import TASKS, prepare_command
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from preparing import SMALL, contents, parts, photo, run, save
 
 from infra.errors import UserError
 from infra.storage import LocalStorage, open_storage
@@ -17,6 +16,8 @@ from pipelines.prepare import PREPARING, Encoding, prepare
 from pipelines.sources.drawn import SOURCE_LAYOUT, TARGET_LAYOUT, change_layout, mismatched, street_scenes
 from pipelines.sources.driving import cityscapes, gta5
 from pipelines.sources.photos import folders, paired
+from tests.conftest import S3Server
+from tests.pipelines.preparing import SMALL, contents, labelled_parts, parts, photo, run, save
 
 SKY, ROAD = CLASSES.index("sky"), CLASSES.index("road")
 
@@ -51,7 +52,7 @@ def test_folders_become_splits(two_folders: Path, store: LocalStorage) -> None:
     verify(store, manifest, progress=False)
 
 
-def test_running_twice_changes_nothing(two_folders: Path, store: LocalStorage, capsys) -> None:
+def test_a_rerun_changes_nothing(two_folders: Path, store: LocalStorage, capsys: pytest.CaptureFixture[str]) -> None:
     prepare(folders(two_folders), store, SMALL)
     before = {path: path.stat().st_mtime_ns for path in store.root.rglob("*")}
     manifest = prepare(folders(two_folders), store, SMALL)
@@ -130,7 +131,7 @@ def test_an_unfinished_root_of_other_data_is_refused(two_folders: Path, tmp_path
     assert contents(broken) == before
 
 
-def test_s3_gets_the_same_bytes(two_folders: Path, store: LocalStorage, s3_server) -> None:
+def test_s3_gets_the_same_bytes(two_folders: Path, store: LocalStorage, s3_server: S3Server) -> None:
     remote = open_storage(f"s3://{s3_server.make_bucket()}/data")
     run(folders(two_folders), store)
     run(folders(two_folders), remote)
@@ -248,9 +249,8 @@ def test_cityscapes_as_label_to_city(city: Path, store: LocalStorage) -> None:
     split = manifest.splits["train/source"]
     assert split.label_space == "cityscapes19"
     assert {CLASSES[i]: n for i, n in enumerate(split.class_histogram or ()) if n} == {"road": 192, "sky": 180}
-    for (key, image, label), (other_key, photograph, other_label) in zip(
-        parts(store, manifest, "train/source"), parts(store, manifest, "train/target"), strict=True
-    ):
+    source, target = (labelled_parts(store, manifest, f"train/{domain}") for domain in ("source", "target"))
+    for (key, image, label), (other_key, photograph, other_label) in zip(source, target, strict=True):
         assert key == other_key
         assert np.array_equal(label, other_label)
         assert (label[:2, :2] == 255).all() and (label[-1] == ROAD).all()
@@ -300,7 +300,7 @@ def test_gta5_with_cityscapes_is_gta2city(game: Path, city: Path, store: LocalSt
     }  # fmt: skip
     assert not manifest.paired
     stems = sorted((f"{number:05d}" for number in range(8)), key=lambda stem: hashlib.sha256(stem.encode()).digest())
-    held_out = parts(store, manifest, "test/source")
+    held_out = labelled_parts(store, manifest, "test/source")
     assert sorted(key.split("-")[1] for key, _, _ in held_out) == sorted(stems[:3])
     assert (held_out[0][2][-1] == ROAD).all()
 
@@ -322,15 +322,15 @@ def test_holding_out_everything_is_refused(game: Path) -> None:
 def test_street_scenes_are_two_worlds_and_held_out_pairs(store: LocalStorage) -> None:
     manifest = run(street_scenes(count=4, test_count=2, seed=1), store, Encoding((64, 32), format="png"))
     assert manifest.paired
-    source, target = (parts(store, manifest, f"test/{domain}") for domain in ("source", "target"))
+    source, target = (labelled_parts(store, manifest, f"test/{domain}") for domain in ("source", "target"))
     for (key, game_look, label), (other_key, camera_look, other_label) in zip(source, target, strict=True):
         assert key == other_key
         assert np.array_equal(label, other_label)
         assert not np.array_equal(game_look, camera_look)
-    labels = [label.tobytes() for name in manifest.splits for _, _, label in parts(store, manifest, name)]
+    labels = [label.tobytes() for name in manifest.splits for _, _, label in labelled_parts(store, manifest, name)]
     assert len(set(labels)) == 4 + 4 + 2
-    histogram = sum(class_histogram(label) for _, _, label in parts(store, manifest, "train/source"))
-    assert tuple(histogram) == manifest.splits["train/source"].class_histogram
+    histograms = [class_histogram(label) for _, _, label in labelled_parts(store, manifest, "train/source")]
+    assert tuple(np.sum(histograms, axis=0)) == manifest.splits["train/source"].class_histogram
 
 
 def test_the_test_worlds_do_not_depend_on_the_count() -> None:

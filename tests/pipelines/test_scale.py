@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from shardmaker import write_split
 
 from infra.storage import LocalStorage
 from pipelines.config import DataConfig
 from pipelines.loader import Loader
 from pipelines.manifest import DOMAINS, MANIFEST, Manifest, SampleEntry, Split
 from pipelines.order import SampleOrder
+from tests.pipelines.shardmaker import write_split
 
 MILLION = 1_000_000
 SHARD_SAMPLES = 256
@@ -25,7 +25,7 @@ CONFIG = DataConfig(crop=8, threads=1, window=8, decoder="pillow", prefetch=1)
 
 
 @pytest.fixture(scope="module")
-def templates(tmp_path_factory) -> dict[str, tuple[LocalStorage, Split]]:
+def templates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[LocalStorage, Split]]:
     """Per domain, a shard of 256 images of 16x16 pixels."""
     storage = LocalStorage(tmp_path_factory.mktemp("templates"))
     return {
@@ -34,7 +34,9 @@ def templates(tmp_path_factory) -> dict[str, tuple[LocalStorage, Split]]:
     }
 
 
-def write_large_root(root: Path, templates, samples: int, first_step: int = 0) -> Manifest:
+def write_large_root(
+    root: Path, templates: dict[str, tuple[LocalStorage, Split]], samples: int, first_step: int = 0
+) -> Manifest:
     """A data set of so many samples in each domain, rounded up to whole shards, all of the template's content.
 
     Of its shards only those exist that a run from `first_step` on needs for its first windows.
@@ -67,7 +69,9 @@ def living(kind: type) -> int:
 
 
 @pytest.mark.parametrize("first_step", [0, 10 * MILLION // GLOBAL_BATCH + 777])
-def test_of_four_thousand_shards_those_of_the_first_windows_are_opened(tmp_path, templates, first_step):
+def test_of_four_thousand_shards_those_of_the_first_windows_are_opened(
+    tmp_path: Path, templates: dict[str, tuple[LocalStorage, Split]], first_step: int
+) -> None:
     manifest = write_large_root(tmp_path, templates, MILLION, first_step)
     sizes = [shard.samples for shard in manifest.splits["train/source"].shards]
     assert len(sizes) == 3907 and len(list(tmp_path.rglob("*.tar"))) == 2 * 2 * CONFIG.window
@@ -94,14 +98,16 @@ def peak_bytes(root: Path) -> int:
         tracemalloc.stop()
 
 
-def test_a_thousand_times_the_samples_need_little_more_memory(tmp_path, templates):
+def test_a_thousand_times_the_samples_need_little_more_memory(
+    tmp_path: Path, templates: dict[str, tuple[LocalStorage, Split]]
+) -> None:
     for samples in (1_000, MILLION):
         write_large_root(tmp_path / str(samples), templates, samples)
     peaks = [peak_bytes(tmp_path / str(samples)) for samples in (1_000, MILLION)]
     assert peaks[1] - peaks[0] < 16 * 2 * MILLION  # less than 16 bytes for each sample of both domains
 
 
-def test_the_order_of_a_million_samples_is_held_a_window_at_a_time():
+def test_the_order_of_a_million_samples_is_held_a_window_at_a_time() -> None:
     tracemalloc.start()
     try:
         order = SampleOrder([SHARD_SAMPLES] * 3907, 0, "source", 8)

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from shardmaker import break_samples, write_root
 
 from infra.errors import UserError
 from infra.storage import LocalStorage, S3Storage
@@ -26,6 +25,7 @@ from pipelines.loader import Loader
 from pipelines.manifest import MANIFEST, Manifest, Split
 from pipelines.order import SampleOrder
 from pipelines.shards import LABEL_SPACE, Sample, build_tar, write_shard
+from tests.pipelines.shardmaker import break_samples, write_root
 
 has_dali = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
 kinds = pytest.mark.parametrize(
@@ -40,11 +40,11 @@ Seen = dict[tuple[str, int], tuple[str, bytes]]  # (domain, position): (key, pix
 
 def read(root: Path, config: DataConfig = CONFIG, **options: Any) -> tuple[Seen, DataHealth]:
     """What a rank gets at its positions until step 9, and the health of its data."""
-    options = {"seed": 5, "global_batch": 4, "device": torch.device("cpu"), "first_step": 0} | options
-    loader = Loader(str(root), config, **options)
+    given: dict[str, Any] = {"seed": 5, "global_batch": 4, "device": torch.device("cpu"), "first_step": 0} | options
+    loader = Loader(str(root), config, **given)
     seen: Seen = {}
     try:
-        for step, batches in enumerate(islice(loader, STEPS - options["first_step"]), options["first_step"]):
+        for step, batches in enumerate(islice(loader, STEPS - given["first_step"]), given["first_step"]):
             for batch in batches:
                 for domain in ("source", "target"):
                     images, keys = getattr(batch, domain), getattr(batch, f"{domain}_keys")
@@ -95,7 +95,7 @@ def test_an_image_that_failed_costs_only_batches_begun_by_then(
     write_root(LocalStorage(tmp_path))
     break_samples(tmp_path, "source_000001")
     lost = []
-    decoder = {"dali": DaliDecoder, "pillow": PillowDecoder}[kind]
+    decoder: type[Any] = {"dali": DaliDecoder, "pillow": PillowDecoder}[kind]
     original = decoder._finish
 
     def watched(self: Any, crops: Sequence[Any], pixels: Callable[[], torch.Tensor]) -> torch.Tensor:

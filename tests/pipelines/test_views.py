@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from shardmaker import break_samples, write_root
 from torch import Tensor, nn
 
 from infra.errors import UserError
@@ -25,6 +24,7 @@ from pipelines.cuts import Cut, Cuts, augmentation, zoomed_size
 from pipelines.dataset import ImageDataset
 from pipelines.loader import Loader
 from pipelines.manifest import DOMAINS
+from tests.pipelines.shardmaker import break_samples, write_root
 from trainer.draws import Draws
 from trainer.engines import Engine, EngineConfig
 from trainer.methods.base import Losses, Method, OptimiserSpec, Phase, StepContext
@@ -43,7 +43,7 @@ views = pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
 
 
 def cuts_of(view: View, image_size: tuple[int, int] = (110, 75), crop: int = 16, **options: Any) -> Cuts:
-    given = {"seed": 3, "domain": "source", "global_batch": 100, "flip": True} | options
+    given: dict[str, Any] = {"seed": 3, "domain": "source", "global_batch": 100, "flip": True} | options
     return Cuts(view, image_size=image_size, crop=(crop, crop), **given)
 
 
@@ -154,7 +154,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def steps(root: str, view: View, count: int, config: DataConfig = CONFIG, **options: Any) -> list[list[Any]]:
-    loader = Loader(root, config, view, **{"seed": 5, "global_batch": 4, "device": CPU} | options)
+    given: dict[str, Any] = {"seed": 5, "global_batch": 4, "device": CPU}
+    loader = Loader(root, config, view, **given | options)
     try:
         return list(islice(loader, count))
     finally:
