@@ -21,6 +21,7 @@ from launch.runs.config import JobConfig, make_config
 from launch.runs.folder import RunFolder
 from pipelines.prepare import Encoding, prepare
 from pipelines.sources.drawn import street_scenes
+from tests.conftest import S3Server
 from trainer.draws import Draws
 
 SMALL = {
@@ -248,7 +249,7 @@ def test_the_loader_is_measured_beside_others(root: str) -> None:
     assert found["pillow_dataloader"] > 0 and found["first_batch"] > 0
 
 
-def test_an_empty_cache_is_measured_before_a_filled_one(s3_server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_cache_is_measured_before_a_filled_one(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     root = f"s3://{s3_server.make_bucket()}/scenes"
     prepare(street_scenes(6, test_count=0), open_storage(root), Encoding((128, 64)), progress=False)
     fetched: list[float] = []

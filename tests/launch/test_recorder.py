@@ -16,8 +16,8 @@ from pipelines.health import DataHealth
 def recorder(health: DataHealth, *others: DataHealth, rank: int = 0) -> Any:
     """One of several ranks; the others have told theirs."""
     told = [(other.metrics(), other.bad_shards, other.bad_samples) for other in others]
-    engine = SimpleNamespace(rank=1, gather=lambda own: [own, *told] if rank == 0 else None)
-    return Recorder(RunFolder(Path()), engine, health, 0, ProgressLine(1, enabled=False), "")  # type: ignore[arg-type]
+    engine: Any = SimpleNamespace(rank=1, gather=lambda own: [own, *told] if rank == 0 else None)
+    return Recorder(RunFolder(Path()), engine, health, 0, ProgressLine(1, enabled=False), "")
 
 
 def test_counts_add_up_over_ranks_and_what_two_of_them_met_counts_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -13,7 +13,7 @@ from pipelines.sources.drawn import street_scenes
 from tests.trainer.published_step import PublishedStep, compare
 from trainer.draws import Draws
 from trainer.engines import make_engine
-from trainer.methods import Srunit
+from trainer.methods import Srunit, SrunitConfig
 from trainer.methods.base import StepContext
 from trainer.step import train_step
 
@@ -28,8 +28,11 @@ def test_the_baseline_trains_as_we_do() -> None:
     source, target = torch.rand(2, pairs, 3, 64, 64, generator=torch.Generator().manual_seed(0)).double() * 2 - 1
     batch = SimpleNamespace(source=source, target=target, slots=torch.arange(pairs))
 
+    options = config.method
+    assert isinstance(options, SrunitConfig)
+
     def srunit() -> Srunit:
-        return config.method.build(seed=0, global_batch=pairs).double()
+        return options.build(seed=0, global_batch=pairs).double()
 
     engine, method = make_engine(config.engine), srunit()
     engine.prepare(method, config.optim)

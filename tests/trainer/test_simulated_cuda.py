@@ -39,7 +39,7 @@ ALLOWED: dict[str, list[tuple[str, str, str]]] = {
 def findings(request: pytest.FixtureRequest) -> dict[str, list[dict[str, str]]]:
     """What each of the chosen cases found, from one process that has the simulated device."""
     ours = [item for item in request.session.items if item.path == request.node.path]
-    chosen = [item.callspec.params["name"] for item in ours]  # type: ignore[attr-defined]
+    chosen = [str(item.callspec.params["name"]) for item in ours if isinstance(item, pytest.Function)]
     cache = request.config.cache
     assert cache is not None
     built = library.build(cache.mkdir("simulated_cuda"))

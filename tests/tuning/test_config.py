@@ -1,6 +1,7 @@
 """What a command line asks a search for, and what of it is refused before anything starts."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -147,8 +148,8 @@ def test_trials_that_end_before_they_could_be_compared(arguments: list[str], com
         first_decision(request, design(request))
 
 
-def search(**options: object) -> SearchConfig:
-    return SearchConfig(**options)  # type: ignore[arg-type]
+def search(**options: Any) -> SearchConfig:
+    return SearchConfig(**options)
 
 
 def test_resources_are_shared_out() -> None:

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from made import BETA, T
 from ray import tune
 
 import tuning.driver
 from infra.config import to_yaml
 from infra.errors import Stopped
+from tests.tuning.made import BETA, T
 from tuning.cluster import Share
 from tuning.config import Request, parse_arguments
 from tuning.driver import _resumed, _run, _tune

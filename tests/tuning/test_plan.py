@@ -8,9 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from made import BETA
 
 import tuning.plan
+from tests.tuning.made import BETA
 from tuning.folder import Record, SearchFolder
 from tuning.plan import Plan
 

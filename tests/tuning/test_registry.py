@@ -4,9 +4,9 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from made import records
 
 from launch.runs.folder import RunFolder
+from tests.tuning.made import records
 from tuning.folder import Record, SearchFolder
 from tuning.registry import end_runs
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made import BETA, T, records
 from matplotlib.axes import Axes
 from matplotlib.text import Annotation
 
 from infra.config import flatten, read_yaml, to_yaml
 from launch.runs.config import make_config
 from launch.runs.folder import RunFolder
+from tests.tuning.made import BETA, T, records
 from tuning import ablations
 from tuning.folder import Record, SearchFolder
 from tuning.landscape import landscape

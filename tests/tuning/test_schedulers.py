@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from made import BETA, T, records
 from ray.tune.schedulers import TrialScheduler
 
+from tests.tuning.made import BETA, T, records
 from tuning.folder import SearchFolder
 from tuning.schedulers import TIME, make_scheduler
 from tuning.spaces import Params, parse_space

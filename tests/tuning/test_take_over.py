@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from made import TINY
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from infra.errors import UserError
 from launch.runs.config import JobConfig, job_class, make_config
 from launch.runs.folder import RunFolder
 from launch.runs.translator import train
+from tests.tuning.made import TINY
 from trainer.checkpoint import Checkpoint
 from trainer.checkpointer import Checkpointer
 from trainer.engines import Engine, EngineConfig
@@ -103,8 +103,8 @@ def trained(options: Params, before: Checkpoint | None, steps: int) -> TrainingS
 
     draws = [torch.Generator().manual_seed(step) for step in range(steps)]
     images = [[torch.rand(1, 3, 32, 32, generator=draw) * 2 - 1 for _ in range(2)] for draw in draws]
-    steps = [[Pairs(*pair, torch.tensor([0]))] for pair in images[first:]]
-    trainer.fit(steps, first, recorder=Silent(), sample=lambda step: None, evaluate=None, save=save)
+    batches = [[Pairs(source, target, torch.tensor([0]))] for source, target in images[first:]]
+    trainer.fit(batches, first, recorder=Silent(), sample=lambda step: None, evaluate=None, save=save)
     return states[-1]
 
 

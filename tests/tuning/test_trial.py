@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from made import BETA, TINY
 
 import tuning.trial
 from infra.errors import Stopped, UserError
@@ -15,6 +14,7 @@ from launch.runs.config import JobConfig, make_config
 from launch.runs.folder import RunFolder
 from launch.runs.training import Listener
 from launch.runs.translator import train
+from tests.tuning.made import BETA, TINY
 from tuning.config import parse_arguments
 from tuning.folder import SearchFolder
 from tuning.settle import design, first_decision, settle
@@ -24,10 +24,9 @@ from tuning.trial import Settings, cause_of, run_trial
 def test_a_cause_is_one_line() -> None:
     assert cause_of(UserError("no such thing: mend it")) == "no such thing: mend it"
     assert cause_of(ValueError("first\nsecond")) == "ValueError: first"
-    wrapped = RuntimeError("of Ray")
-    wrapped.worker_failures = {0: KeyError("x")}  # type: ignore[attr-defined]
+    wrapped = OfRanks(KeyError("x"))
     assert cause_of(wrapped) == "KeyError: 'x'"
-    wrapped.worker_failures[1] = UserError("the true one")  # type: ignore[attr-defined]
+    wrapped.worker_failures[1] = UserError("the true one")
     assert cause_of(wrapped) == "the true one"
 
 
