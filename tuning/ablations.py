@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from infra.tables import mean_spread
+from infra.tables import markdown, mean_spread
 from trainer.methods import ABLATIONS
 
 Params = dict[str, Any]
@@ -46,14 +46,11 @@ TABLES = {
 }  # fmt: skip
 
 
-def trials(table: Table, seeds: int, first_seed: int) -> list[Params]:
-    """The parameters of every run: all rows with one seed, then with the next."""
-    return [{ROW: row, "seed": first_seed + k, **given} for k in range(seeds) for row, given in table.rows.items()]
-
-
-def options(params: Params) -> Params:
-    """Of a trial's parameters those that are options of the job."""
-    return {name: value for name, value in params.items() if name != ROW}
+def options(table: str | None, params: Params) -> Params:
+    """The options of a job with a trial's parameters. table: the name of that which the trial is a row of, if any."""
+    if table is None:
+        return params
+    return {name: value for name, value in params.items() if name != ROW} | dict(TABLES[table].rows[params[ROW]])
 
 
 def render(table: Table, measured: Sequence[tuple[Params, Mapping[str, Any]]]) -> str:
@@ -64,16 +61,13 @@ def render(table: Table, measured: Sequence[tuple[Params, Mapping[str, Any]]]) -
     runs = {row: [figures for params, figures in measured if params[ROW] == row] for row in table.rows}
     known = [*(run for group in runs.values() for run in group), *table.paper.values()]
     columns = [name for name in table.columns if any(name in figures for figures in known)]
-    lines = [f"| | {' | '.join(columns)} | seeds |", "|---" * (len(columns) + 2) + "|"]
-    for row, group in runs.items():
-        cells = [
-            _cell([run[name] * table.columns[name] for run in group if name in run], table.paper.get(row, {}).get(name))
-            for name in columns
-        ]
-        lines.append(f"| {row} | {' | '.join(cells)} | {len(group)} |")
-    return "\n".join([f"{table.title}. In brackets what the paper has, of its own data.", "", *lines]) + "\n"
+    rows = [
+        [row, *(_cell(table, row, name, group) for name in columns), str(len(group))] for row, group in runs.items()
+    ]
+    return f"{table.title}. In brackets what the paper has, of its own data.\n\n{markdown(['', *columns, 'seeds'], rows)}\n"
 
 
-def _cell(values: Sequence[float], paper: float | None) -> str:
-    measured = mean_spread(values)
+def _cell(table: Table, row: str, name: str, runs: Sequence[Mapping[str, Any]]) -> str:
+    measured = mean_spread([run[name] * table.columns[name] for run in runs if name in run])
+    paper = table.paper.get(row, {}).get(name)
     return measured if paper is None else f"{measured} ({paper:g})"

@@ -16,12 +16,13 @@ from tuning.config import SearchConfig
 CONNECT_S = 5.0
 WATCH_S = 5.0
 RAY_DIED = 4  # exit code
-# Before Ray is imported. Trials write where they are told to, and the search's folder is the only record.
+# Before Ray is imported. Trials write where they are told to.
 ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1",  # less than a trial takes to begin: a kill loses none
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",

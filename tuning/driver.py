@@ -4,11 +4,10 @@ import logging
 import random
 import shutil
 import time
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from filelock import Timeout
@@ -20,21 +19,21 @@ from infra.errors import Stopped, UserError
 from infra.storage import replacing
 from infra.tracking import MlflowRun, store_uri, ui_command
 from launch.runs.config import make_config
-from trainer.evaluation.config import BETTER
 from tuning import ablations
 from tuning.cluster import Share, connected, share_out, this_machine
 from tuning.config import Request, default_name, from_file
-from tuning.folder import Record, SearchFolder
+from tuning.folder import SearchFolder
 from tuning.landscape import landscape
 from tuning.registry import SearchRun, end_runs, register
-from tuning.results import best_record, shown, table, write_best, write_csv
+from tuning.results import RETRIES, Record, best_record, record_of, shown, table, write_best, write_csv
 from tuning.settle import Design, design, evaluations, first_decision, settle
-from tuning.spaces import Params, suggest
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from ray.tune.experiment import Trial
 
 log = logging.getLogger(__name__)
 
 NOTHING_FINISHED, INTERRUPTED = 1, 130  # exit codes; 128 + SIGINT
-STORE_S = 30.0  # that a search waits for MLflow before its trials go unnested
 TRIAL_MEMORY = 200 * 2**20  # bytes, of the process that watches over a trial's ranks
 CHECKPOINTS = 4  # kept by Ray of each trial, for others to take over
 
@@ -102,14 +101,14 @@ def _run(request: Request, made: Design, share: Share, folder: SearchFolder) -> 
     status: Any = "FAILED"
     try:
         log.info("%s: %d trials, %d at once, best in %s", folder.path, made.total, share.concurrent, metric)
-        _tune(request, made, share, folder, tags)
-        end_runs(folder)
-        records = folder.records()
+        records = _tune(request, made, share, folder, tags)
+        end_runs(folder, records)
         if len(records) < made.total or any(record.status == "running" for record in records):
             status = "KILLED"
             raise Stopped(f"stopped: --resume {folder.name} goes on from here", INTERRUPTED)
-        text = _leave(request, made, folder, parent)
-        shutil.rmtree(folder.ray, ignore_errors=True)
+        text = _leave(request, made, folder, parent, records)
+        for checkpoint in folder.ray_experiment.glob("*/checkpoint_*"):  # of no use to trials that are over
+            shutil.rmtree(checkpoint)
         status = "FINISHED"
         return text
     finally:
@@ -121,54 +120,50 @@ def _description(folder: SearchFolder, results: str) -> dict[str, str]:
     return {"mlflow.note.content": f"Search folder: `{folder.path}`\n\n{results}"}
 
 
-def _tune(request: Request, made: Design, share: Share, folder: SearchFolder, tags: Mapping[str, str]) -> None:
-    """Run the trials that are left."""
+def _tune(request: Request, made: Design, share: Share, folder: SearchFolder, tags: Mapping[str, str]) -> list[Record]:
+    """Run the trials that are left; all there are, by number."""
     from ray import tune
 
-    from tuning.plan import RETRIES, Plan
-    from tuning.schedulers import make_scheduler
+    from tuning.algorithms import Progress, make_scheduler, make_searcher
     from tuning.trial import Settings, run_trial
 
     metric, kind = str(request.search.metric), request.search.scheduler
-    maximise = BETTER[metric] == "more"
+    searcher = "grid" if made.grid else request.search.searcher
     seed = make_config(request.options).seed
-    settings = Settings(
-        folder.path, request.options, tags, store_uri(), share.ranks, share.cpus, share.gpus, exchange=kind == "pbt"
-    )
-
-    def propose(number: int, records: list[Record]) -> Params:
-        if made.fixed is not None:
-            return made.fixed[number]
-        done = [(r.params, r.figures[metric]) for r in records if r.status == "finished" and metric in r.figures]
-        return suggest(made.space, request.search.searcher, seed, number, done, maximise=maximise, trials=made.total)
+    settings = Settings(folder.path, request.options, made.table, tags, store_uri(), share, exchange=kind == "pbt")
 
     def trial(params: dict[str, Any]) -> None:
         run_trial(params, settings)
 
-    plan = Plan(folder, propose, made.total, share.concurrent, metric)
-    if plan.is_finished():
-        return
     random.seed(seed)  # from both of which PBT draws
     np.random.seed(seed % 2**32)
-    warnings.filterwarnings("ignore", "Consider boosting PBT")  # with actors used again, whose memory fills up
     first = first_decision(request, made) if kind != "none" else 1
-    scheduler = make_scheduler(kind, made.space, evaluations(request), first, metric, maximise=maximise, folder=folder)
+    # All of PBT's trials are alive at once, and take turns.
+    concurrent = 0 if kind == "pbt" else share.concurrent
+    search = make_searcher(searcher, metric, seed=seed, trials=made.total, concurrent=concurrent)
+    begins_at = 1 if searcher == "optuna" else 0  # Ray's count of trials
+
+    def name(trial: "Trial") -> str:
+        return f"{int(trial.experiment_tag.split('_')[0]) - begins_at:04}"
+
     # The ranks of a trial ask for places of their own.
     place: dict[str, float] = {"CPU": share.cpus, "GPU": share.gpus} if share.ranks == 1 else {"memory": TRIAL_MEMORY}
-    tune.Tuner(
-        tune.with_resources(trial, place),
-        tune_config=tune.TuneConfig(search_alg=plan, scheduler=scheduler, num_samples=made.total, reuse_actors=False),
-        run_config=tune.RunConfig(
-            name=time.strftime("%Y%m%d-%H%M%S"), storage_path=str(folder.ray), verbose=0,
-            failure_config=tune.FailureConfig(max_failures=RETRIES),
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=CHECKPOINTS),
-        ),
-    ).fit()  # fmt: skip
+    tune.run(
+        trial, name=folder.ray_experiment.name, storage_path=str(folder.ray), resume="AUTO", config=made.param_space(),
+        search_alg=search, scheduler=make_scheduler(kind, made.space, evaluations(request), first, metric, folder),
+        num_samples=1 if made.grid else made.total, resources_per_trial=place, max_failures=RETRIES,
+        checkpoint_config=tune.CheckpointConfig(num_to_keep=CHECKPOINTS), trial_name_creator=name,
+        trial_dirname_creator=name, raise_on_failed_trial=False, verbose=0,
+        callbacks=[Progress(metric, made.total, search, concurrent)],
+    )  # fmt: skip
+    # As they were saved: an interrupted search says of every trial that it has ended.
+    trials = tune.ExperimentAnalysis(str(folder.ray_experiment)).trials or []
+    return sorted(map(record_of, trials), key=lambda record: record.number)
 
 
-def _leave(request: Request, made: Design, folder: SearchFolder, parent: SearchRun) -> str:
+def _leave(request: Request, made: Design, folder: SearchFolder, parent: SearchRun, records: Sequence[Record]) -> str:
     """Write the results down, here and in MLflow, and say what they are."""
-    config, metric, records = make_config(request.options), str(request.search.metric), folder.records()
+    config, metric = make_config(request.options), str(request.search.metric)
     write_csv(folder, records)
     parent.send(MlflowRun.artifacts, folder.csv_file, "search")
     best = best_record(records, metric)

@@ -9,8 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from trainer.evaluation.config import BETTER
-from tuning.folder import Record
-from tuning.results import best_record, text
+from tuning.results import Record, best_record, text
 from tuning.spaces import Dimension
 
 DPI = 110
@@ -38,7 +37,7 @@ def _plane(measured: Sequence[Record], best: Record | None, space: Sequence[Dime
     axes = figure.add_subplot()
     across, up = space
     if best:
-        axes.scatter(across.encoded(best.params[across.field]), up.encoded(best.params[up.field]), **RING)
+        axes.scatter(across.place(best.params[across.field]), up.place(best.params[up.field]), **RING)
     values = [record.figures[metric] for record in measured]
     for marker, group in _marked(measured):
         dots = axes.scatter(
@@ -72,7 +71,7 @@ def _panels(measured: Sequence[Record], best: Record | None, space: Sequence[Dim
     figure = Figure(figsize=(max(6.0, 4.5 * len(space)), 4.2), dpi=DPI, layout="constrained")
     for axes, dimension in zip(figure.subplots(1, len(space), sharey=True, squeeze=False)[0], space, strict=True):
         if best:
-            axes.scatter(dimension.encoded(best.params[dimension.field]), best.figures[metric], **RING)
+            axes.scatter(dimension.place(best.params[dimension.field]), best.figures[metric], **RING)
         for marker, group in _marked(measured):
             heights = [record.figures[metric] for record in group]
             axes.scatter(_places(dimension, group), heights, marker=marker, s=70, color="#4477aa")
@@ -89,7 +88,7 @@ def _marked(measured: Sequence[Record]) -> list[tuple[str, list[Record]]]:
 
 def _places(dimension: Dimension, records: Sequence[Record]) -> list[float]:
     """Where trials stand on a dimension's axis: a choice's values at 0, 1, …"""
-    return [float(dimension.encoded(record.params[dimension.field])) for record in records]
+    return [dimension.place(record.params[dimension.field]) for record in records]
 
 
 def _label(axes: Axes, side: Literal["x", "y"], dimension: Dimension) -> None:

@@ -1,7 +1,7 @@
 """What a search does in MLflow beside what its trials do themselves."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from infra.errors import first_line
 from infra.tracking import MlflowRun, store_uri
 from launch.runs.folder import RunFolder
 from tuning.folder import SearchFolder
+from tuning.results import Record
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +46,12 @@ class SearchRun:
             self._warned = True
 
 
-def end_runs(folder: SearchFolder) -> None:
+def end_runs(folder: SearchFolder, records: Sequence[Record]) -> None:
     """Mark the runs of trials that a scheduler stopped or that died as such, which those could not do themselves."""
     from mlflow import MlflowClient, MlflowException
 
     client = MlflowClient(tracking_uri=store_uri())
-    for record in folder.records():
+    for record in records:
         run_id = _run_id(folder.run_dir(record.number))
         if record.status in ("stopped", "failed") and run_id:
             try:

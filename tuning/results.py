@@ -3,13 +3,70 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from infra.config import read_yaml, to_yaml
+from infra.errors import Stopped, UserError
 from infra.storage import replacing
+from infra.tables import plain
 from launch.runs.folder import RunFolder
-from trainer.evaluation.config import BETTER
-from tuning.folder import Record, SearchFolder
+from trainer.evaluation.config import BETTER, value_of
+from tuning.folder import SearchFolder
+from tuning.spaces import tupled
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from ray.tune.experiment import Trial
+
+FINISHED = "finished"  # what a trial reports at its end
+RETRIES = 2  # of a trial whose process died; what it raises itself is not tried again
+Status = Literal["running", "finished", "stopped", "failed"]  # stopped: by the scheduler, which preferred others
+
+
+@dataclass(frozen=True)
+class Record:
+    """A trial. params: by dotted name. figures: of the last evaluation. cause: of a failure. node: where it ran last."""
+
+    number: int
+    params: dict[str, Any]
+    status: Status = "running"
+    cause: str = ""
+    step: int = 0
+    figures: dict[str, Any] = field(default_factory=dict)
+    node: str = ""
+
+
+def record_of(trial: "Trial", *, over: bool | None = None) -> Record:
+    """What Ray Tune knows of a trial. One that took over from another one has other parameters than at its beginning.
+
+    over: whether it is, where Ray is about to say so.
+    """
+    last = trial.last_result
+    status: Status = "finished" if last.get(FINISHED) else "stopped"
+    cause = last.get("cause", "")
+    if trial.status == "ERROR":
+        error = trial.get_pickled_error() or trial.get_error()
+        cause = f"died {RETRIES + 1} times" + (f": {cause_of(error)}" if error else "")
+    if not (trial.is_finished() if over is None else over):
+        status = "running"
+    elif cause:
+        status = "failed"
+    figures = {name: float(last[name]) for name in BETTER if name in last}
+    step, node = last.get("step", 0), last.get("node", "")
+    return Record(int(str(trial)), tupled(trial.config), status, cause, step, figures, node)
+
+
+def cause_of(error: BaseException) -> str:
+    """One line that says what went wrong, of an error as the job or as Ray raised it."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    if failures:
+        ours = [failure for failure in failures if isinstance(failure, UserError | Stopped)]
+        return cause_of((ours or failures)[0])
+    inner = getattr(error, "cause", None)  # of a task of Ray
+    if isinstance(inner, BaseException):
+        return cause_of(inner)
+    line = (str(error).strip().splitlines() or [""])[0]
+    return line if isinstance(error, UserError | Stopped) else f"{type(error).__name__}: {line}"
 
 
 def shown(params: Mapping[str, Any]) -> str:
@@ -30,12 +87,7 @@ def text(value: Any) -> str:
 def best_record(records: Sequence[Record], metric: str) -> Record | None:
     """The best of the finished trials; None where none was finished with that figure."""
     finished = [record for record in records if record.status == "finished" and metric in record.figures]
-    return min(finished, key=lambda record: _badness(record, metric), default=None)
-
-
-def _badness(record: Record, metric: str) -> float:
-    value = record.figures.get(metric, 0.0)
-    return value if BETTER[metric] == "less" else -value
+    return min(finished, key=lambda record: value_of(record.figures, metric) or 0.0, default=None)
 
 
 def _columns(records: Sequence[Record]) -> tuple[list[str], list[str]]:
@@ -47,20 +99,20 @@ def _columns(records: Sequence[Record]) -> tuple[list[str], list[str]]:
 def table(records: Sequence[Record], metric: str) -> str:
     """Aligned lines: finished trials first, the best of them on top."""
     order = ("finished", "stopped", "running", "failed")
-    ranked = sorted(records, key=lambda record: (order.index(record.status), _badness(record, metric)))
+    ranked = sorted(records, key=lambda one: (order.index(one.status), value_of(one.figures, metric) or 0.0))
     params, measured = _columns(records)
     columns = [metric, *(name for name in measured if name != metric)]
-    rows = [["trial", *map(_short, params), *columns, "step", "status"]]
-    for record in ranked:
-        values = [record.params.get(name, "") for name in params]
-        figures = [f"{record.figures[name]:.4g}" if name in record.figures else "" for name in columns]
-        status = record.status + (f": {record.cause}" if record.cause else "")
-        rows.append([f"{record.number:04}", *map(text, values), *figures, str(record.step), status])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    *right, _ = widths
-    return "\n".join(
-        "  ".join([*(f"{cell:>{w}}" for cell, w in zip(row, right, strict=False)), row[-1]]) for row in rows
-    )
+    rows = [
+        [
+            f"{record.number:04}", *(text(record.params.get(name, "")) for name in params),
+            *(f"{record.figures[name]:.4g}" if name in record.figures else "" for name in columns),
+            str(record.step), record.status,
+        ]
+        for record in ranked
+    ]  # fmt: skip
+    header, *lines = plain(["trial", *map(_short, params), *columns, "step", "status"], rows).splitlines()
+    causes = [f": {record.cause}" if record.cause else "" for record in ranked]
+    return "\n".join([header, *map("".join, zip(lines, causes, strict=True))])
 
 
 def write_csv(folder: SearchFolder, records: Sequence[Record]) -> None:

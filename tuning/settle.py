@@ -22,37 +22,57 @@ ROUNDING = 1e-9  # of a quotient of epochs
 
 @dataclass(frozen=True)
 class Design:
-    """The trials to come. fixed: all of them, where they do not depend on chance or on each other's results."""
+    """The trials to come. table: the ablations whose rows they are, if any. grid: values of each field whose combinations
+    are the trials; None where they are drawn."""
 
+    table: str | None
     space: tuple[Dimension, ...]
-    fixed: list[Params] | None
+    grid: dict[str, list[Any]] | None
     total: int
+
+    def param_space(self) -> dict[str, Any]:
+        """For Ray Tune."""
+        if self.grid:
+            return {field: {"grid_search": values} for field, values in self.grid.items()}
+        return {dimension.field: dimension.domain() for dimension in self.space}
+
+    def variants(self) -> list[Params]:
+        """What trials differ in: the options of each row of the table, or each value of the space by itself."""
+        if self.table:
+            return [dict(row) for row in ablations.TABLES[self.table].rows.values()]
+        return [{dimension.field: value} for dimension in self.space for value in dimension.values]
 
 
 def design(request: Request) -> Design:
     """UserError for a space, a number of trials or a scheduler that make no sense."""
     search, options = request.search, request.options
+    points: dict[str, list[Any]] | None = None
+    space: tuple[Dimension, ...]
     if search.ablations:
-        rows = ablations.trials(ablations.TABLES[search.ablations], search.seeds, make_config(options).seed)
-        for params in rows:
-            make_config(options, ablations.options(params))
-        made = Design((), rows, len(rows))
+        first = make_config(options).seed
+        seeds, rows = range(first, first + search.seeds), ablations.TABLES[search.ablations].rows
+        space = (Dimension("seed", "choice", tuple(seeds)), Dimension(ablations.ROW, "choice", tuple(rows)))
+        points = {dimension.field: list(dimension.values) for dimension in space}
     else:
         space = parse_space(request.space, [options])
         only_choices = not any(dimension.is_range for dimension in space)
         if search.searcher == "grid" or (only_choices and search.trials is None):
             points = grid(space, search.trials)
-            made = Design(space, points, len(points))
-        else:
-            made = Design(space, None, search.trials or TRIALS)
+    total = math.prod(map(len, points.values())) if points else search.trials or TRIALS
+    made = Design(search.ablations, space, points, total)
+    for variant in made.variants():
+        make_config(options, variant)
     if search.scheduler == "pbt":
-        _check_pbt(made, type(make_config(options)))
+        _check_pbt(request, made)
     return made
 
 
-def _check_pbt(made: Design, job: type[JobConfig]) -> None:
-    if made.total < 2 or not made.space:
+def _check_pbt(request: Request, made: Design) -> None:
+    if made.total < 2 or made.table:
         raise UserError("pbt needs a space, and trials that take over from each other: give --trials 4, say")
+    if request.search.searcher == "optuna":
+        raise UserError("pbt changes options itself, so no searcher learns beside it: leave out --searcher optuna")
+    job = type(make_config(request.options))
     adjustable = [name for name, field, _ in leaves(job) if field.metadata["adjustable"]]
     for dimension in made.space:
         if not dimension.is_range or dimension.field not in adjustable:
@@ -98,8 +118,7 @@ def first_decision(request: Request, made: Design) -> int:
 
     UserError if a trial has no such evaluation before its end.
     """
-    rows = made.fixed or [{dimension.field: value} for dimension in made.space for value in dimension.values]
-    flats = [flatten(make_config(request.options, ablations.options(row))) for row in rows]
+    flats = [flatten(make_config(request.options, variant)) for variant in made.variants()]
 
     def latest(name: str) -> float:
         return max(flat[name] for flat in flats if name in flat)

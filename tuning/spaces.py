@@ -1,13 +1,7 @@
-"""What a search varies: fields of the configuration tree, each with a distribution, and what is drawn from them.
-
-A value of trial n is a function of (seed, n) and, where the searcher learns, of the results of the trials before: there
-is no state to keep, so a search that was killed goes on drawing as if it had not been.
-"""
+"""What a search varies: fields of the configuration tree, each with a distribution."""
 
 import ast
-import itertools
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,8 +12,8 @@ from infra.config import flatten
 from infra.errors import UserError
 from launch.runs.config import make_config
 
-if TYPE_CHECKING:  # importing it takes half a second
-    import optuna
+if TYPE_CHECKING:  # importing it takes seconds
+    from ray.tune.search.sample import Domain
 
 Params = dict[str, Any]  # value by dotted name
 
@@ -51,31 +45,22 @@ class Dimension:
         if not self.is_range:
             return list(self.values)
         low, high = self.values
-        shares = [k / (count - 1) for k in range(count)]
-        if self.kind == "loguniform":
-            return [low * (high / low) ** share for share in shares]
-        points = [low + (high - low) * share for share in shares]
-        return points if self.kind == "uniform" else sorted({round(point) for point in points})
+        spread = np.geomspace if self.kind == "loguniform" else np.linspace
+        points = [float(point) for point in spread(low, high, count)]
+        return sorted({round(point) for point in points}) if self.kind == "randint" else points
 
-    def distribution(self) -> "optuna.distributions.BaseDistribution":
-        """For a choice of the places in `values`, since Optuna knows plain values only."""
-        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+    def domain(self) -> "Domain":
+        """As Ray Tune knows it."""
+        from ray import tune
 
         if self.kind == "choice":
-            return CategoricalDistribution(range(len(self.values)))
+            return tune.choice(list(self.values))
         low, high = self.values
-        return IntDistribution(low, high) if self.kind == "randint" else FloatDistribution(low, high, log=self._is_log)
+        return tune.randint(low, high + 1) if self.kind == "randint" else getattr(tune, self.kind)(low, high)
 
-    @property
-    def _is_log(self) -> bool:
-        return self.kind == "loguniform"
-
-    def encoded(self, value: Any) -> Any:
-        """A value as the distribution has it."""
-        return value if self.is_range else self.values.index(value)
-
-    def decoded(self, value: Any) -> Any:
-        return value if self.is_range else self.values[value]
+    def place(self, value: Any) -> float:
+        """Where a value stands on an axis: a choice's values at 0, 1, …"""
+        return float(value if self.is_range else self.values.index(value))
 
 
 # ---- from the command line ------------------------------------------------------------------------------------------
@@ -167,8 +152,9 @@ def _check(dimension: Dimension, layers: Sequence[Mapping[str, Any]]) -> None:
 # ---- trials ---------------------------------------------------------------------------------------------------------
 
 
-def grid(space: Sequence[Dimension], trials: int | None) -> list[Params]:
-    """Every combination of the choices with evenly spread points of the ranges: as many points as fit in `trials`.
+def grid(space: Sequence[Dimension], trials: int | None) -> dict[str, list[Any]]:
+    """The values of each field whose every combination is a trial: all of a choice, and evenly spread points of a range,
+    as many as fit in `trials`.
 
     UserError if not even two points of each range do.
     """
@@ -180,46 +166,9 @@ def grid(space: Sequence[Dimension], trials: int | None) -> list[Params]:
         least = choices * 2**ranges
         if trials < least:
             raise UserError(f"a grid over this space has {least} points or more, not {trials}: give --trials {least}")
-    points = [dimension.points(count) for dimension in space]
-    fields = [dimension.field for dimension in space]
-    return [dict(zip(fields, values, strict=True)) for values in itertools.product(*points)]
+    return {dimension.field: dimension.points(count) for dimension in space}
 
 
-def suggest(
-    space: Sequence[Dimension],
-    searcher: str,
-    seed: int,
-    number: int,
-    done: Sequence[tuple[Params, float]],
-    *,
-    maximise: bool,
-    trials: int,
-) -> Params:
-    """The values of trial `number` of a search of so many `trials`. searcher: "random", or "optuna" (TPE), which learns
-    from the trials `done`."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    seed = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])  # no two seeds share their draws
-    sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed)
-    if searcher == "optuna":
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # gamma goes with Optuna 6
-            sampler = optuna.samplers.TPESampler(n_startup_trials=_by_chance(trials), gamma=_good, seed=seed)
-    distributions = {dimension.field: dimension.distribution() for dimension in space}
-    study = optuna.create_study(sampler=sampler, direction="maximize" if maximise else "minimize")
-    for params, value in done:
-        encoded = {dimension.field: dimension.encoded(params[dimension.field]) for dimension in space}
-        study.add_trial(optuna.create_trial(params=encoded, distributions=distributions, value=value))
-    drawn = study.ask(distributions).params
-    return {dimension.field: dimension.decoded(drawn[dimension.field]) for dimension in space}
-
-
-def _by_chance(trials: int) -> int:
-    """How many trials TPE waits for before it learns. Optuna's ten would be all of a search of the default length."""
-    return min(10, max(3, trials // 3))
-
-
-def _good(done: int) -> int:
-    """How many of the trials done are the good ones that TPE stays near. Optuna's tenth would be one of the first ten,
-    and around one alone its kernel is as wide as the space."""
-    return min(25, math.ceil(done / 4))
+def tupled(params: Mapping[str, Any]) -> Params:
+    """Parameters as the configuration tree has them, which knows no lists; Ray keeps its trials in JSON, without tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in params.items()}

@@ -7,14 +7,13 @@ import shutil
 import socket
 import threading
 from collections.abc import Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
-from ray.util.queue import Empty, Queue
+from ray.util.queue import Queue
 
 from infra.config import flatten, read_yaml, to_yaml
 from infra.errors import Stopped, UserError
@@ -27,7 +26,11 @@ from trainer.checkpoint import Checkpoint
 from trainer.checkpointer import Checkpointer
 from trainer.evaluation.config import BETTER
 from tuning import ablations
+from tuning.algorithms import TIME
+from tuning.cluster import Share
 from tuning.folder import SearchFolder
+from tuning.results import FINISHED, cause_of
+from tuning.spaces import Params, tupled
 
 log = logging.getLogger(__name__)
 
@@ -38,28 +41,27 @@ Figures = dict[str, Any]
 class Settings:
     """What all trials of a search have in common.
 
-    folder: the search's. options: flat. tags: of the MLflow runs. store: MLflow's address. ranks, cpus, gpus: processes
-    of a trial, and what each of them gets. exchange: hand checkpoints to Ray, for trials to take over from each other.
+    folder: the search's. options: flat. table: see `ablations.options`. tags: of the MLflow runs. store: MLflow's address.
+    exchange: hand checkpoints to Ray, for trials to take over from each other.
     """
 
     folder: Path
     options: Mapping[str, Any]
+    table: str | None
     tags: Mapping[str, str]
     store: str
-    ranks: int
-    cpus: float
-    gpus: float
+    share: Share
     exchange: bool
 
-    def config(self, number: int, params: Mapping[str, Any]) -> JobConfig:
+    def config(self, number: int, params: Params) -> JobConfig:
         run_dir = SearchFolder(self.folder).run_dir(number)
-        return make_config(self.options, ablations.options(dict(params)), {"run_dir": str(run_dir)})
+        return make_config(self.options, ablations.options(self.table, params), {"run_dir": str(run_dir)})
 
 
 def run_trial(params: dict[str, Any], settings: Settings) -> None:
     """What Ray Tune runs; started again for the same trial it continues. What goes wrong inside becomes the trial's
     `cause` and ends nothing else; only a process that dies is left to Ray to start again."""
-    number = int(tune.get_context().get_trial_id())
+    number, params = int(str(tune.get_context().get_trial_name())), tupled(params)
     config = settings.config(number, params)
     folder = RunFolder(Path(str(config.run_dir)))
     reporter = _Reporter(folder, settings.exchange)
@@ -69,7 +71,7 @@ def run_trial(params: dict[str, Any], settings: Settings) -> None:
             if donor := tune.get_checkpoint():
                 with donor.as_directory() as path:
                     take_over(folder, Path(path), params)
-            if settings.ranks == 1:
+            if settings.share.ranks == 1:
                 _train(config, settings, reporter)
             else:
                 _train_on_ranks(config, settings, reporter)
@@ -77,10 +79,12 @@ def run_trial(params: dict[str, Any], settings: Settings) -> None:
             if _may_be_a_death(error):
                 raise
             log.exception("trial %d failed", number)
-            tune.report({"cause": cause_of(error), "node": _node()})
-            return
-    # Without a count of evaluations, which would have a scheduler stop or change what is finished.
-    tune.report({**_figures(folder.evaluations()[-1]), "node": _node(), "finished": True})
+            outcome: Figures = {"cause": cause_of(error)}
+        else:
+            outcome = {FINISHED: True}
+    # Without a count of evaluations, which would have a scheduler stop or change what is over.
+    last = folder.evaluations()[-1:]
+    tune.report({**(_figures(last[0]) if last else {}), "node": _node(), **outcome})
 
 
 def _train(config: JobConfig, settings: Settings, listener: Listener) -> None:
@@ -96,34 +100,31 @@ def _train_on_ranks(config: JobConfig, settings: Settings, listener: Listener) -
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    news = Queue(actor_options={"num_cpus": 0})
+    share, news = settings.share, Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
         _run_rank,
         train_loop_config={"config": config, "settings": settings, "news": news},
         scaling_config=ScalingConfig(
-            num_workers=settings.ranks, use_gpu=settings.gpus > 0,
-            resources_per_worker={"CPU": settings.cpus, **({"GPU": settings.gpus} if settings.gpus else {})},
+            num_workers=share.ranks, use_gpu=share.gpus > 0,
+            resources_per_worker={"CPU": share.cpus, **({"GPU": share.gpus} if share.gpus else {})},
         ),
         run_config=RunConfig(
             name=f"ranks-{tune.get_context().get_trial_id()}", storage_path=str(SearchFolder(settings.folder).ray)
         ),
     )  # fmt: skip
-    done: Future[None] = Future()
+    # Daemon, since it must not keep alive what Tune wants to end.
+    follower = threading.Thread(target=_listen, args=(listener, news), daemon=True)
+    follower.start()
+    try:
+        trainer.fit()
+    finally:
+        news.put(None)
+        follower.join()
 
-    def fit() -> None:
-        try:
-            trainer.fit()
-            done.set_result(None)
-        except BaseException as error:
-            done.set_exception(error)
 
-    threading.Thread(target=fit, daemon=True).start()  # which must not keep alive what Tune wants to end
-    while not (done.done() and news.empty()):
-        try:
-            listener(news.get(timeout=1))
-        except Empty:
-            continue
-    done.result()
+def _listen(listener: Listener, news: Queue) -> None:
+    for row in iter(news.get, None):
+        listener(row)
 
 
 def _run_rank(given: dict[str, Any]) -> None:
@@ -146,7 +147,7 @@ class _Reporter:
 
     def __call__(self, row: Figures) -> None:
         self.interval = self.interval or row["step"]
-        report = {**_figures(row), "evaluation": round(row["step"] / self.interval), "node": _node()}
+        report = {**_figures(row), TIME: round(row["step"] / self.interval), "node": _node()}
         checkpoint = self.folder.checkpoints / f"step_{row['step']}"
         if not self.exchange:
             tune.report(report)
@@ -166,19 +167,6 @@ def _may_be_a_death(error: Exception) -> bool:
     """Whether perhaps a rank's process died, which its fellows only see as a lost connection: worth another start."""
     failures = getattr(error, "worker_failures", {})  # of Ray Train: {rank: error}
     return bool(failures) and not any(isinstance(failure, UserError | Stopped) for failure in failures.values())
-
-
-def cause_of(error: BaseException) -> str:
-    """One line that says what went wrong, of an error as the job or as Ray raised it."""
-    failures = list(getattr(error, "worker_failures", {}).values())
-    if failures:
-        ours = [failure for failure in failures if isinstance(failure, UserError | Stopped)]
-        return cause_of((ours or failures)[0])
-    inner = getattr(error, "cause", None)  # of a task of Ray
-    if isinstance(inner, BaseException):
-        return cause_of(inner)
-    line = (str(error).strip().splitlines() or [""])[0]
-    return line if isinstance(error, UserError | Stopped) else f"{type(error).__name__}: {line}"
 
 
 # ---- exploit --------------------------------------------------------------------------------------------------------

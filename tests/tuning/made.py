@@ -1,6 +1,6 @@
 """Records of trials that never ran, and options of trials that take seconds."""
 
-from tuning.folder import Record
+from tuning.results import Record
 
 BETA, T = "method.robust.beta", "method.robust.T"
 TINY = {

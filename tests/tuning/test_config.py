@@ -70,6 +70,7 @@ def test_how_many_trials() -> None:
     [
         (["--trials", "1"], "trials that take over from each other"),
         (["--ablations", "srunit"], "pbt needs a space"),
+        (["--searcher", "optuna"], "leave out --searcher optuna"),
         (["--space", "taps"], "which method.robust.taps does not bear"),
         (["--space", "method.head_dim=randint(4,8)"], "which method.head_dim does not bear.*method.robust.beta.*optim.lr"),
         (["--space", "optim.lr=choice(1e-4,1e-3)"], "which optim.lr does not bear"),

@@ -1,12 +1,13 @@
-"""What a search makes of its records: proposals, what is left to do, how it ends."""
+"""What a search asks Ray for, how it is continued and how it ends."""
 
-from collections.abc import Callable
+import statistics
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray import tune
+from ray.tune.experiment import Experiment
 
 import tuning.driver
 from infra.config import to_yaml
@@ -15,11 +16,10 @@ from tests.tuning.made import BETA, T
 from tuning.cluster import Share
 from tuning.config import Request, parse_arguments
 from tuning.driver import _resumed, _run, _tune
-from tuning.folder import Record, SearchFolder
+from tuning.folder import SearchFolder
+from tuning.results import Record
 from tuning.settle import design
-from tuning.spaces import Params
 
-Propose = Callable[[int, list[Record]], Params]
 SHARE = Share(ranks=1, cpus=1, gpus=0, concurrent=2)
 
 
@@ -35,58 +35,61 @@ def request(metric: str, *arguments: str) -> Request:
     return parse_arguments(["--metric", metric, "--evaluation.every", "1", *arguments])
 
 
-def proposer(asked: Request, folder: SearchFolder, monkeypatch: pytest.MonkeyPatch) -> Propose:
-    """How a search finds the options of a trial: its number and the records so far."""
-    seen: list[Any] = []
+def asked_of_ray(asked: Request, folder: SearchFolder, patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a search asks `tune.run` for."""
+    seen: list[dict[str, Any]] = []
 
-    def tuner(trial: Any, *, tune_config: Any, run_config: Any) -> Any:
-        seen.append(tune_config.search_alg)
-        return SimpleNamespace(fit=lambda: None)
-
-    monkeypatch.setattr(tune, "Tuner", tuner)
+    patch.setattr(tune, "run", lambda trial, **given: seen.append(given))
+    patch.setattr(tune, "ExperimentAnalysis", lambda path: SimpleNamespace(trials=[]))
     _tune(asked, design(asked), SHARE, folder, {})
-    return seen[0].propose
+    return seen[0]
 
 
-def finished(metric: str, better: Callable[[float], float]) -> list[Record]:
-    """Eight trials over the range of beta."""
-    betas = [10 ** (-5 + 2 * k / 7) for k in range(8)]
-    return [Record(k, {BETA: b, T: 0.1}, "finished", figures={metric: better(b)}) for k, b in enumerate(betas)]
-
-
-@pytest.mark.parametrize(("metric", "best"), [("mIoU", "high"), ("Dist", "low")])
-def test_optuna_is_told_which_way_is_better(
-    folder: SearchFolder, monkeypatch: pytest.MonkeyPatch, metric: str, best: str
-) -> None:
-    propose = proposer(request(metric, "--searcher", "optuna"), folder, monkeypatch)
-    records = finished(metric, lambda beta: beta)
-    betas = [propose(number, records)[BETA] for number in range(8, 16)]
-    assert sum((beta > 1e-4) == (best == "high") for beta in betas) >= 6
-
-
-def test_optuna_learns_from_finished_trials_alone(folder: SearchFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    propose = proposer(request("mIoU", "--searcher", "optuna"), folder, monkeypatch)
-    records = finished("mIoU", lambda beta: beta)
-    others = [
-        Record(8, {BETA: 1e-5, T: 0.1}, "stopped", figures={"mIoU": 1.0}),
-        Record(9, {BETA: 1e-5, T: 0.1}, "failed", figures={"mIoU": 1.0}),
-        Record(10, {BETA: 1e-5, T: 0.1}, "running", figures={"mIoU": 1.0}),
-        Record(11, {BETA: 1e-5, T: 0.1}, "finished", figures={"pxAcc": 1.0}),
-    ]
-    assert propose(12, records + others) == propose(12, records)
-    assert propose(12, records[:7]) != propose(12, records)
-
-
-def test_a_seed_and_the_number_of_trials_reach_the_proposals(
+def test_a_seed_a_metric_and_the_number_of_trials_reach_the_searcher(
     folder: SearchFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    records = finished("mIoU", lambda beta: beta)
+    def proposals(metric: str, *arguments: str) -> list[float]:
+        """Beta of twenty trials, one after the other, whose figure is their beta."""
+        given = asked_of_ray(request(metric, "--searcher", "optuna", *arguments), folder, monkeypatch)
+        search = given["search_alg"]
+        search.set_search_properties(None, None, given["config"])
+        betas = []
+        for number in range(20):
+            betas.append(search.suggest(str(number))[BETA])
+            search.on_trial_complete(str(number), {metric: betas[-1], "finished": True})
+        return betas
 
-    def proposal(*arguments: str) -> Params:
-        return proposer(request("mIoU", "--searcher", "optuna", *arguments), folder, monkeypatch)(8, records)
+    more, less = proposals("mIoU"), proposals("Dist")
+    assert statistics.median(more[10:]) > 5 * statistics.median(less[10:])
+    assert proposals("mIoU", "--trials", "10") == more != proposals("mIoU", "--seed", "1")
+    assert proposals("mIoU", "--trials", "30")[:4] != more[:4]  # still by chance
 
-    assert proposal() == proposal("--trials", "10") != proposal("--seed", "1")
-    assert proposal("--trials", "30") != proposal()  # still by chance
+
+@pytest.mark.parametrize(("scheduler", "limit"), [("none", 2), ("asha", 2), ("pbt", 0)])
+def test_only_pbt_has_all_its_trials_alive_at_once(
+    scheduler: str, limit: int, folder: SearchFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = asked_of_ray(request("mIoU", "--scheduler", scheduler), folder, monkeypatch)
+    assert given["search_alg"].max_concurrent == limit and given["num_samples"] == 10
+
+
+@pytest.mark.parametrize(("searcher", "first"), [("random", "0_beta=1"), ("grid", "0_beta=1"), ("optuna", "1_beta=1")])
+def test_trials_are_counted_from_nought(
+    searcher: str, first: str, folder: SearchFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = asked_of_ray(request("mIoU", "--searcher", searcher), folder, monkeypatch)
+    assert given["trial_name_creator"](SimpleNamespace(experiment_tag=first)) == "0000"
+
+
+def test_ablations_are_rows_by_seeds(folder: SearchFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = asked_of_ray(request("mIoU", "--ablations", "srunit", "--seed", "5", "--seeds", "2"), folder, monkeypatch)
+    search = given["search_alg"]
+    search.add_configurations([Experiment("rows", print, config=given["config"], num_samples=given["num_samples"])])
+    trials = []
+    while trial := search.next_trial():
+        search.on_trial_complete(trial.trial_id)
+        trials.append((trial.config["row"], trial.config["seed"]))
+    assert len(trials) == 16 and trials[:2] == [("CUT", 5), ("E1", 5)] and trials[8:10] == [("CUT", 6), ("E1", 6)]
 
 
 def test_what_is_given_anew_with_resume(folder: SearchFolder) -> None:
@@ -101,12 +104,10 @@ def test_what_is_given_anew_with_resume(folder: SearchFolder) -> None:
 def test_an_interrupted_search_says_how_it_goes_on(
     folder: SearchFolder, monkeypatch: pytest.MonkeyPatch, statuses: list[Any]
 ) -> None:
-    def interrupted(*_: Any) -> None:
-        for number, status in enumerate(statuses):
-            folder.write(Record(number, {BETA: 1e-4, T: 0.1}, status))
+    def interrupted(*_: Any) -> list[Record]:
+        return [Record(number, {BETA: 1e-4, T: 0.1}, status) for number, status in enumerate(statuses)]
 
     monkeypatch.setattr(tuning.driver, "_tune", interrupted)
-    monkeypatch.setattr(tuning.driver, "STORE_S", 0.0)
     asked = request("mIoU", "--trials", "2")
     with pytest.raises(Stopped, match="--resume made goes on from here") as stop:
         _run(asked, design(asked), SHARE, folder)

@@ -7,16 +7,17 @@ import pytest
 
 from launch.runs.folder import RunFolder
 from tests.tuning.made import records
-from tuning.folder import Record, SearchFolder
+from tuning.folder import SearchFolder
 from tuning.registry import end_runs
+from tuning.results import Record
 
 
 def test_runs_of_stopped_and_dead_trials_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = SearchFolder(tmp_path / "search-made")
-    for record in [*records(), Record(4, {}, "running"), Record(5, {}, "failed"), Record(6, {}, "stopped")]:
+    trials = [*records(), Record(4, {}, "running"), Record(5, {}, "failed"), Record(6, {}, "stopped")]
+    for record in trials:
         run = RunFolder(folder.run_dir(record.number))
         run.path.mkdir(parents=True)
-        folder.write(record)
         if record.number != 5:  # died before it had a run
             run.run_id_file.write_text(f"id-{record.number}\n")
     ended: dict[str, str] = {}
@@ -30,9 +31,7 @@ def test_runs_of_stopped_and_dead_trials_end(tmp_path: Path, monkeypatch: pytest
             ended[run_id] = status
 
     monkeypatch.setattr(mlflow, "MlflowClient", Client)
-    end_runs(folder)
+    end_runs(folder, trials)
     assert ended == {"id-2": "KILLED", "id-6": "KILLED"}
-    folder.write(Record(3, {}, "finished"))
-    folder.write(Record(0, {}, "failed"))
-    end_runs(folder)
+    end_runs(folder, [Record(3, {}, "finished"), Record(0, {}, "failed")])
     assert ended == {"id-0": "FAILED", "id-2": "KILLED", "id-6": "KILLED"}

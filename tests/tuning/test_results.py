@@ -2,38 +2,70 @@
 
 import csv
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.text import Annotation
+from ray.tune.experiment import Trial
 
 from infra.config import flatten, read_yaml, to_yaml
 from launch.runs.config import make_config
 from launch.runs.folder import RunFolder
 from tests.tuning.made import BETA, T, records
 from tuning import ablations
-from tuning.folder import Record, SearchFolder
+from tuning.folder import SearchFolder
 from tuning.landscape import landscape
-from tuning.results import best_record, table, write_best, write_csv
-from tuning.spaces import parse_space
+from tuning.results import Record, best_record, record_of, table, write_best, write_csv
+from tuning.spaces import Params, parse_space
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> SearchFolder:
     folder = SearchFolder(tmp_path / "search-made")
     folder.trials.mkdir(parents=True)
-    for record in records():
-        folder.write(record)
     return folder
 
 
-def test_records_survive_their_files(folder: SearchFolder) -> None:
-    assert folder.records() == records()
-    taps = Record(4, {"method.robust.taps": (0, 4)})
-    folder.write(taps)
-    assert folder.records()[4] == taps
+class Known:
+    """What Ray knows of trial 7, as it was restored: without tuples."""
+
+    config: ClassVar = {BETA: 1e-4, "method.robust.taps": [0, 4]}
+
+    def __init__(self, status: str, last: dict[str, Any], error: Exception | None = None) -> None:
+        self.status, self.last_result, self.error = status, last, error
+
+    def is_finished(self) -> bool:
+        return self.status in (Trial.TERMINATED, Trial.ERROR)
+
+    def get_pickled_error(self) -> Exception | None:
+        return self.error
+
+    def get_error(self) -> None: ...
+
+    def __str__(self) -> str:
+        return "0007"
+
+
+@pytest.mark.parametrize(
+    ("known", "status", "cause"),
+    [
+        (Known(Trial.PENDING, {}), "running", ""),
+        (Known(Trial.RUNNING, {"mIoU": 0.3, "step": 8}), "running", ""),
+        (Known(Trial.PAUSED, {"mIoU": 0.3, "step": 8}), "running", ""),
+        (Known(Trial.TERMINATED, {"mIoU": 0.3, "step": 8, "finished": True}), "finished", ""),
+        (Known(Trial.TERMINATED, {"mIoU": 0.3, "step": 8}), "stopped", ""),
+        (Known(Trial.TERMINATED, {"mIoU": 0.3, "step": 8, "cause": "G is no number"}), "failed", "G is no number"),
+        (Known(Trial.ERROR, {}, MemoryError("all used up")), "failed", "died 3 times: MemoryError: all used up"),
+        (Known(Trial.ERROR, {"mIoU": 0.3, "step": 8}), "failed", "died 3 times"),
+    ],
+)
+def test_what_became_of_a_trial(known: Known, status: str, cause: str) -> None:
+    record = record_of(cast(Trial, known))
+    assert (record.number, record.status, record.cause) == (7, status, cause)
+    assert record.params == {BETA: 1e-4, "method.robust.taps": (0, 4)}
+    assert (record.figures, record.step) == (({"mIoU": 0.3}, 8) if known.last_result else ({}, 0))
 
 
 def test_the_best_was_finished_and_is_the_right_way_round() -> None:
@@ -55,7 +87,7 @@ def test_the_table_has_the_best_on_top_and_causes() -> None:
 
 
 def test_the_csv_has_every_trial(folder: SearchFolder) -> None:
-    write_csv(folder, folder.records())
+    write_csv(folder, records())
     with folder.csv_file.open() as file:
         rows = list(csv.DictReader(file))
     assert [row["status"] for row in rows] == ["finished", "finished", "stopped", "failed"]
@@ -87,17 +119,17 @@ def test_the_landscape_shows_each_trial_and_a_ring(space: list[str]) -> None:
 
 def test_ablations_are_rows_by_seeds_and_a_table() -> None:
     srunit = ablations.TABLES["srunit"]
-    trials = ablations.trials(srunit, seeds=2, first_seed=5)
-    assert [(trial["row"], trial["seed"]) for trial in trials[:2]] == [("CUT", 5), ("E1", 5)]
-    assert len(trials) == 16 and trials[8]["seed"] == 6
-    for table_ in ablations.TABLES.values():
+    trials: list[Params] = [{"row": row, "seed": seed} for seed in (5, 6) for row in srunit.rows]
+    for name, table_ in ablations.TABLES.items():
         assert table_.paper.keys() <= table_.rows.keys()
-        for trial in ablations.trials(table_, 1, 0):
-            make_config(ablations.options(trial))
+        for row, given in table_.rows.items():
+            assert ablations.options(name, {"row": row, "seed": 5}) == {"seed": 5, **given}
+            make_config(ablations.options(name, {"row": row, "seed": 5}))
+    assert ablations.options(None, {BETA: 1e-4}) == {BETA: 1e-4}
 
     measured = [(trial, {"mIoU": 0.2 + 0.02 * (trial["seed"] - 5)}) for trial in trials if trial["row"] != "E2"]
     lines = ablations.render(srunit, measured).splitlines()
-    assert lines[2] == "| | pxAcc | clsAcc | mIoU | seeds |"  # what was measured or is in the paper
+    assert lines[2] == "|  | pxAcc | clsAcc | mIoU | seeds |"  # what was measured or is in the paper
     assert "| CUT | – | – | 21.0 ± 1.4 | 2 |" in lines
     assert "| SRUNIT | – (80.7) | – (33.95) | 21.0 ± 1.4 (27.23) | 2 |" in lines
     assert "| E2 | – (75.31) | – (30.13) | – (23.86) | 0 |" in lines

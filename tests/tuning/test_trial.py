@@ -15,10 +15,12 @@ from launch.runs.folder import RunFolder
 from launch.runs.training import Listener
 from launch.runs.translator import train
 from tests.tuning.made import BETA, TINY
+from tuning.cluster import Share
 from tuning.config import parse_arguments
 from tuning.folder import SearchFolder
+from tuning.results import cause_of
 from tuning.settle import design, first_decision, settle
-from tuning.trial import Settings, cause_of, run_trial
+from tuning.trial import Settings, run_trial
 
 
 def test_a_cause_is_one_line() -> None:
@@ -41,12 +43,12 @@ class OfRanks(Exception):
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Of a search with two ranks a trial, in which trial 3 runs."""
-    here = SimpleNamespace(get_trial_id=lambda: "0003")
+    here = SimpleNamespace(get_trial_name=lambda: "0003")
     monkeypatch.setattr(tuning.trial.tune, "get_context", lambda: here)
     monkeypatch.setattr(tuning.trial.tune, "get_checkpoint", lambda: None)
     monkeypatch.setattr(tuning.trial, "_node", lambda: "here/1")
     SearchFolder(tmp_path).trials.mkdir()
-    return Settings(tmp_path, {}, {}, "http://127.0.0.1:9", ranks=2, cpus=1, gpus=0, exchange=False)
+    return Settings(tmp_path, {}, None, {}, "http://127.0.0.1:9", Share(2, 1, 0, 1), exchange=False)
 
 
 def outcome(settings: Settings, error: Exception, patch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
@@ -77,6 +79,14 @@ def test_a_mistake_is_a_cause_and_not_tried_again(
     assert outcome(settings, mistake, monkeypatch) == [{"cause": cause_of(mistake), "node": "here/1"}]
 
 
+def test_a_failure_keeps_the_figures_that_there_were(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(SearchFolder(settings.folder).run_dir(3))
+    folder.path.mkdir()
+    folder.evaluations_file.write_text('{"step": 4, "Dist": 7.0}\n{"step": 8, "Dist": 5.0}\n')
+    (report,) = outcome(settings, ValueError("of our own"), monkeypatch)
+    assert report == {"step": 8, "Dist": 5.0, "cause": "ValueError: of our own", "node": "here/1"}
+
+
 def test_a_death_of_a_rank_is_left_to_ray_to_start_again(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     death = OfRanks(ConnectionError("rank 1 is gone"), SystemError("killed"))
     with pytest.raises(OfRanks):
@@ -97,7 +107,7 @@ def test_what_tune_is_told_of_a_trial(settings: Settings, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(tuning.trial.tune, "report", reports.append)
     monkeypatch.setattr(tuning.trial, "_train", job)
-    run_trial({BETA: 1e-4}, replace(settings, ranks=1))
+    run_trial({BETA: 1e-4}, replace(settings, share=Share(1, 1, 0, 1)))
     assert reports == [
         *({"step": 4 * k, "Dist": 9.0 - 4 * k, "evaluation": k, "node": "here/1"} for k in (1, 2, 3)),
         {"step": 14, "Dist": -5.0, "node": "here/1", "finished": True},

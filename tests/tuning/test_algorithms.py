@@ -1,7 +1,6 @@
 """When ASHA stops a trial and what PBT makes of one, without a training."""
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,9 +9,9 @@ import numpy as np
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
-from tests.tuning.made import BETA, T, records
+from tests.tuning.made import BETA, T
+from tuning.algorithms import TIME, make_scheduler
 from tuning.folder import SearchFolder
-from tuning.schedulers import TIME, make_scheduler
 from tuning.spaces import Params, parse_space
 
 PATCHES = "method.patches"
@@ -25,49 +24,71 @@ def folder(tmp_path: Path) -> SearchFolder:
     return folder
 
 
-def asha(folder: SearchFolder, *, first: int, evaluations: int = 4) -> Callable[[int, int, float], str]:
-    """What ASHA says to an evaluation: number of the trial, count of its evaluations, mIoU."""
-    space = parse_space(["beta-T"], [{}])
-    made = make_scheduler("asha", space, evaluations, first, "mIoU", maximise=True, folder=folder)
+class Trial:
+    """As far as ASHA looks at one of Ray's."""
 
-    def told(number: int, count: int, miou: float) -> str:
-        trial = cast(Any, SimpleNamespace(trial_id=f"{number:04}"))
+    def __init__(self, number: int, *, over: bool = False) -> None:
+        self.trial_id, self.over = f"id{number}", over
+        self.number = number
+
+    def __str__(self) -> str:
+        return f"{self.number:04}"
+
+    def is_finished(self) -> bool:
+        return self.over
+
+
+class Asha:
+    """Of trials with four evaluations each, the first compared at evaluation `first`."""
+
+    def __init__(self, folder: SearchFolder, *, first: int) -> None:
+        self.made = make_scheduler("asha", parse_space(["beta-T"], [{}]), 4, first, "mIoU", folder)
+
+    def add(self, trial: Trial) -> None:
+        self.made.on_trial_add(cast(Any, None), cast(Any, trial))
+
+    def told(self, number: int, count: int, miou: float) -> str:
+        """What it says to an evaluation."""
+        trial = Trial(number)
         if count == 1:
-            made.on_trial_add(cast(Any, None), trial)
-        return made.on_trial_result(cast(Any, None), trial, {TIME: count, "mIoU": miou})
+            self.add(trial)
+        return self.made.on_trial_result(cast(Any, None), cast(Any, trial), {TIME: count, "mIoU": miou})
 
-    return told
+
+def evaluated(folder: SearchFolder, number: int, *figures: float) -> None:
+    """The run folder of a trial with evaluations."""
+    folder.run_dir(number).mkdir()
+    rows = [f'{{"step": {8 * k}, "mIoU": {figure}}}\n' for k, figure in enumerate(figures, start=1)]
+    (folder.run_dir(number) / "evaluations.jsonl").write_text("".join(rows))
 
 
 def test_asha_knows_after_a_restart_what_it_knew(folder: SearchFolder) -> None:
-    for record in records()[:2]:
-        folder.write(record)
-        run_dir = folder.run_dir(record.number)
-        run_dir.mkdir()
-        rows = [f'{{"step": {8 * k}, "mIoU": {0.5 + 0.1 * record.number}}}\n' for k in (1, 2, 3, 4)]
-        (run_dir / "evaluations.jsonl").write_text("".join(rows))
-    told = asha(folder, first=1)
-    assert told(2, 1, 0.4) == TrialScheduler.STOP  # the halves are those of both trials before
-    assert told(3, 1, 0.7) == TrialScheduler.CONTINUE
-    assert told(3, 3, 0.1) == TrialScheduler.STOP
+    asha = Asha(folder, first=1)
+    for number, figure in enumerate((0.5, 0.6)):
+        evaluated(folder, number, *[figure] * 4)
+        asha.add(Trial(number, over=True))
+    assert asha.told(2, 1, 0.4) == TrialScheduler.STOP  # the halves are those of both trials before
+    assert asha.told(3, 1, 0.7) == TrialScheduler.CONTINUE
+    assert asha.told(3, 3, 0.1) == TrialScheduler.STOP
 
 
 def test_asha_knows_the_stopped_ones_too_and_each_evaluation_at_its_time(folder: SearchFolder) -> None:
-    for record, figures in zip(records()[1:3], ((0.5, 0.9, 0.9, 0.9), (0.7,)), strict=True):  # finished, stopped
-        folder.write(record)
-        folder.run_dir(record.number).mkdir()
-        rows = [f'{{"step": {8 * k}, "mIoU": {figure}}}\n' for k, figure in enumerate(figures, start=1)]
-        (folder.run_dir(record.number) / "evaluations.jsonl").write_text("".join(rows))
-    told = asha(folder, first=1)
-    assert told(3, 1, 0.55) == TrialScheduler.STOP  # halves meet at 0.6
-    assert told(4, 1, 0.65) == TrialScheduler.CONTINUE
+    asha = Asha(folder, first=1)
+    evaluated(folder, 0, 0.5, 0.9, 0.9, 0.9)  # finished
+    evaluated(folder, 1, 0.7)  # stopped
+    evaluated(folder, 2, 0.9)  # to be continued, which tells of it again
+    for number in range(3):
+        asha.add(Trial(number, over=number < 2))
+    assert asha.told(3, 1, 0.55) == TrialScheduler.STOP  # halves meet at 0.6
+    assert asha.told(4, 1, 0.65) == TrialScheduler.CONTINUE
+    assert asha.told(2, 1, 0.4) == TrialScheduler.STOP  # of which it has decided nothing yet
 
 
 def test_asha_stops_no_trial_before_the_first_decision(folder: SearchFolder) -> None:
-    told = asha(folder, first=2)
+    asha = Asha(folder, first=2)
     for number, miou in enumerate((0.3, 0.2, 0.1)):
-        assert told(number, 1, miou) == TrialScheduler.CONTINUE
-    decisions = [told(number, 2, miou) for number, miou in enumerate((0.3, 0.2, 0.4))]
+        assert asha.told(number, 1, miou) == TrialScheduler.CONTINUE
+    decisions = [asha.told(number, 2, miou) for number, miou in enumerate((0.3, 0.2, 0.4))]
     assert decisions == [TrialScheduler.CONTINUE, TrialScheduler.STOP, TrialScheduler.CONTINUE]
 
 
@@ -99,7 +120,7 @@ class Population:
 
     def __init__(self, folder: SearchFolder, better: Params, worse: Params, *, first: int = 1) -> None:
         space = parse_space(["beta-T", f"{PATCHES}=randint(16,20)"], [{}])
-        self.scheduler = make_scheduler("pbt", space, 99, first, "mIoU", maximise=True, folder=folder)
+        self.scheduler = make_scheduler("pbt", space, 99, first, "mIoU", folder)
         self.trials = [Paused(0, better), Paused(1, worse)]
         for trial in self.trials:
             self.scheduler.on_trial_add(cast(Any, self), cast(Any, trial))
