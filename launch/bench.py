@@ -14,14 +14,14 @@ from launch.benchmarks import data, ops, scaling, step
 from launch.benchmarks.measuring import table, write_report
 from launch.runs.config import parse_arguments
 
-# Each module has HELP and run(config, repetitions, steps) -> figures.
+# Each module has HELP and run(config, repetitions, steps) -> metrics.
 BENCHMARKS: dict[str, ModuleType] = {"step": step, "data": data, "ops": ops}
 
 DESCRIPTION = """Measure how fast the parts of the system are. step, data and ops take every option of launch/train.py beside
 their own and measure the job that these describe. All is repeated, and what is compared takes turns; the table shows medians
 with the least and the most.
 
-JSON: benchmark, options, machine {system, cpu, cores, gpus}, versions {package: version}, and figures {name: {unit,
+JSON: benchmark, options, machine {system, cpu, cores, gpus}, versions {package: version}, and metrics {name: {unit,
 median, least, most, values}}; the module in launch/benchmarks/ lists the names."""
 
 
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
                                       epilog="and all options of launch/train.py")  # fmt: skip
         command.add_argument("--repetitions", type=int, default=5, metavar="N", help="of each measure [%(default)s]")
         command.add_argument("--steps", type=int, metavar="N", help="in one repetition [the benchmark's own]")
-        command.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
+        command.add_argument("--json", type=Path, metavar="FILE", help="write the metrics here, too")
     command = commands.add_parser("scaling", help=scaling.HELP, description=scaling.HELP)
     command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders; the first is compared with")
     return top
@@ -55,10 +55,10 @@ def measure(arguments: Sequence[str]) -> str:
     if args.repetitions < 1 or (args.steps is not None and args.steps < 1):
         raise UserError("--repetitions and --steps measure nothing below 1: give at least 1")
     config = parse_arguments(options)
-    figures = BENCHMARKS[args.benchmark].run(config, args.repetitions, args.steps)
-    if figures and args.json:
-        write_report(args.json, args.benchmark, flatten(config), figures)
-    return table(figures) if figures else ""
+    metrics = BENCHMARKS[args.benchmark].run(config, args.repetitions, args.steps)
+    if metrics and args.json:
+        write_report(args.json, args.benchmark, flatten(config), metrics)
+    return table(metrics) if metrics else ""
 
 
 @exits_cleanly

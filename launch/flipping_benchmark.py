@@ -5,7 +5,7 @@ OUT/data/segmenter               more scenes, whose target images train the segm
 OUT/segmenter                    its run
 OUT/runs/STRENGTH-METHOD-SEED    run folders of the translators
 OUT/logs                         output of each training
-OUT/results.csv, results.md      figures of every run; mean and spread
+OUT/results.csv, results.md      metrics of every run; mean and spread
 OUT/pictures.png                 test scenes as each method translates them
 """
 
@@ -32,7 +32,7 @@ from trainer.translator import load_translator
 
 LAUNCH = Path(__file__).parent
 STRENGTHS = {"none": 0.0, "middle": 0.5, "strong": 1.0}
-FIGURES = {"mIoU": 100, "pxAcc": 100, "clsAcc": 100, "flip_rate": 100, "Dist": 1}  # and what they are multiplied by
+METRICS = {"mIoU": 100, "pxAcc": 100, "clsAcc": 100, "flip_rate": 100, "Dist": 1}  # and what they are multiplied by
 PICTURE_ROWS = 3  # scenes of each strength
 
 Cell = tuple[str, str, int]  # strength, method, seed
@@ -113,8 +113,8 @@ class Benchmark:
         """Write the results and say where they are, below the table."""
         results = {cell: _last_evaluation(self.run_dir(*cell)) for cell in self.cells}
         text = self._table(results)
-        rows = ((*cell, *(figures[name] for name in FIGURES)) for cell, figures in results.items())
-        runs = comma_separated(("mismatch", "method", "seed", *FIGURES), rows)
+        rows = ((*cell, *(metrics[name] for name in METRICS)) for cell, metrics in results.items())
+        runs = comma_separated(("mismatch", "method", "seed", *METRICS), rows)
         files = {"results.csv": runs, "results.md": text}
         for name, content in files.items():
             with replacing(self.out / name) as file:
@@ -127,14 +127,14 @@ class Benchmark:
         """Markdown: mean ± standard deviation over the seeds, between untranslated sources and real images."""
         some = next(iter(results.values()))
         rows = [
-            ["", name, *spreads([figures], FIGURES), ""]
-            for name, figures in (("untranslated", some["baseline"]), ("real images (ceiling)", some["ceiling"]))
+            ["", name, *spreads([metrics], METRICS), ""]
+            for name, metrics in (("untranslated", some["baseline"]), ("real images (ceiling)", some["ceiling"]))
         ]
         for strength in STRENGTHS:
             for method in self.methods:
-                runs = [figures for cell, figures in results.items() if cell[:2] == (strength, method)]
-                rows.append([strength, method, *spreads(runs, FIGURES), _worst(runs)])
-        return markdown(("mismatch", "method", *FIGURES, "worst flip"), rows) + "\n"
+                runs = [metrics for cell, metrics in results.items() if cell[:2] == (strength, method)]
+                rows.append([strength, method, *spreads(runs, METRICS), _worst(runs)])
+        return markdown(("mismatch", "method", *METRICS, "worst flip"), rows) + "\n"
 
     def _pictures(self) -> np.ndarray:
         """Rows of scenes: source | each method, by its first seed | the true target; a block for each strength."""

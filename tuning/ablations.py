@@ -14,8 +14,8 @@ PERCENT = {"pxAcc": 100.0, "clsAcc": 100.0, "mIoU": 100.0}
 
 @dataclass(frozen=True)
 class Table:
-    """rows: their options. columns: figures, and what a measured one is multiplied by to have the paper's unit. paper:
-    what it reports, by row and figure."""
+    """rows: their options. columns: metrics, and what a measured one is multiplied by to have the paper's unit. paper:
+    what it reports, by row and metric."""
 
     title: str
     rows: Mapping[str, Mapping[str, Any]]
@@ -56,11 +56,11 @@ def options(table: str | None, params: Params) -> Params:
 def render(table: Table, measured: Sequence[tuple[Params, Mapping[str, Any]]]) -> str:
     """Markdown: mean ± standard deviation over the seeds, and the paper's value in brackets where it has one.
 
-    measured: (parameters, figures) of the runs that were finished. A figure that neither they nor the paper have gets no column.
+    measured: (parameters, metrics) of the runs that were finished. A metric that neither they nor the paper have gets no column.
     """
-    runs = {row: [figures for params, figures in measured if params[ROW] == row] for row in table.rows}
+    runs = {row: [metrics for params, metrics in measured if params[ROW] == row] for row in table.rows}
     known = [*(run for group in runs.values() for run in group), *table.paper.values()]
-    columns = [name for name in table.columns if any(name in figures for figures in known)]
+    columns = [name for name in table.columns if any(name in metrics for metrics in known)]
     rows = [
         [row, *(_cell(table, row, name, group) for name in columns), str(len(group))] for row, group in runs.items()
     ]

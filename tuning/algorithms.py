@@ -54,7 +54,7 @@ def make_searcher(kind: str, metric: str, *, seed: int, trials: int, concurrent:
 
 
 class FinishedOnly(OptunaSearch):
-    """Ray's own takes the last figure of a trial that was stopped, or failed, for what its options are worth."""
+    """Ray's own takes the last metric of a trial that was stopped, or failed, for what its options are worth."""
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing is learned from evaluations in between."""
@@ -81,7 +81,7 @@ def _good(done: int) -> int:
 def make_scheduler(
     kind: str, space: Sequence[Dimension], evaluations: int, first: int, metric: str, folder: SearchFolder
 ) -> TrialScheduler:
-    """evaluations: of one trial, the last one at its end, of which no scheduler is told. first: the one, counted from 1,
+    """evaluations: of one trial, the last one at its end, which schedulers do not see. first: the one, counted from 1,
     at which trials are first compared."""
     if kind == "none":
         return FIFOScheduler()
@@ -100,7 +100,7 @@ def make_scheduler(
 
 
 class RememberingAsha(AsyncHyperBandScheduler):
-    """Ray saves no scheduler's state: after a restart this one is told again of the trials that are over."""
+    """Ray saves no scheduler's state: after a restart this one learns again from the trials that are over."""
 
     def __init__(self, folder: SearchFolder, **options: Any) -> None:
         super().__init__(**options)
@@ -128,7 +128,7 @@ def _clipped(space: Sequence[Dimension], params: dict[str, Any]) -> dict[str, An
 
 
 class Progress(Callback):
-    """Says what becomes of the trials. metric: the figure to tell of. total: number of trials. concurrent: see
+    """Logs the course of the trials. metric: the metric to show. total: number of trials. concurrent: see
     `make_searcher`; a searcher that Ray restored has that of the search before."""
 
     def __init__(self, metric: str, total: int, searcher: Searcher, concurrent: int) -> None:
@@ -148,7 +148,7 @@ class Progress(Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         record = record_of(trial, over=True)
-        value = record.figures.get(self.metric)
+        value = record.metrics.get(self.metric)
         score = "nothing measured" if value is None else f"{self.metric} {value:.4g}"
         self._say(trial, f" {record.status}: {record.cause or score}")
 

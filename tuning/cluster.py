@@ -16,7 +16,7 @@ from tuning.config import SearchConfig
 CONNECT_S = 5.0
 WATCH_S = 5.0
 RAY_DIED = 4  # exit code
-# Before Ray is imported. Trials write where they are told to.
+# Before Ray is imported. Trials write into the folders that they are given.
 ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -38,7 +38,7 @@ class SearchConfig:
     resume: str | None = option(None, "continue runs/search-NAME: finished trials are not run again", flag="--resume")
     trials: int | None = option(None, "number of trials [10; a grid, taps: all combinations]", flag="--trials")
     metric: str | None = option(
-        None, "figure to be best in [mIoU with a segmenter, else Dist, else FID]", flag="--metric", choices=tuple(BETTER)
+        None, "metric to be best in [mIoU with a segmenter, else Dist, else FID]", flag="--metric", choices=tuple(BETTER)
     )  # fmt: skip
     searcher: str = option(
         "random", "how values are chosen; optuna: TPE, which learns from the trials before", flag="--searcher",

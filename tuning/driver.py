@@ -171,9 +171,9 @@ def _leave(request: Request, made: Design, folder: SearchFolder, parent: SearchR
     if best is None:
         log.info("%s", lines[0])
         raise Stopped(f"no trial was finished: their causes are in {folder.csv_file}", NOTHING_FINISHED)
-    parent.send(MlflowRun.metrics, [(record.number, time.time(), record.figures) for record in records])
+    parent.send(MlflowRun.metrics, [(record.number, time.time(), record.metrics) for record in records])
     if request.search.ablations:
-        finished = [(record.params, record.figures) for record in records if record.status == "finished"]
+        finished = [(record.params, record.metrics) for record in records if record.status == "finished"]
         text = ablations.render(ablations.TABLES[request.search.ablations], finished)
         with replacing(folder.ablations_file) as file:
             file.write(text.encode())
@@ -188,7 +188,7 @@ def _leave(request: Request, made: Design, folder: SearchFolder, parent: SearchR
         parent.send(MlflowRun.tags, _description(folder, f"```\n{lines[0]}\n```"))
         parent.send(MlflowRun.artifacts, folder.best_file, "search")
         lines += [
-            f"best         trial {best.number:04}: {metric} {best.figures[metric]:.4g} with {shown(best.params)}",
+            f"best         trial {best.number:04}: {metric} {best.metrics[metric]:.4g} with {shown(best.params)}",
             f"             python launch/train.py --config {folder.best_file}",
             f"the picture  {folder.landscape_file}",
         ]

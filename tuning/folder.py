@@ -4,7 +4,7 @@ search.yaml     what was asked for, with everything filled in
 trials/0003/    run folder of a trial (launch/runs/folder.py)
 trials.csv      all trials as a table
 best.yaml       options of the best trial, for launch/train.py --config
-landscape.png   the figure searched for over the options
+landscape.png   the metric searched for over the options
 ablations.md    instead of the two before, with --ablations
 ray/            what Ray Tune continues from
 mlflow_run_id   the MLflow run that the trials' runs belong to

@@ -1,4 +1,4 @@
-"""The picture of a search: the figure over the options that were varied."""
+"""The picture of a search: the metric over the options that were varied."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -13,17 +13,17 @@ from tuning.results import Record, best_record, text
 from tuning.spaces import Dimension
 
 DPI = 110
-LABEL = np.array((24.0, 10.0))  # points that a written figure takes
+LABEL = np.array((24.0, 10.0))  # points that a written value takes
 AROUND = ((0, 14), (0, -14), (20, 0), (-20, 0))  # points from its dot: above it at best
 RING: dict[str, Any] = {"s": 320, "facecolors": "none", "edgecolors": "red"}  # around the best
 
 
 def landscape(records: Sequence[Record], space: Sequence[Dimension], metric: str) -> np.ndarray:
-    """uint8 (H, W, 3) RGB: two options span one plane, coloured by the figure; any other number has a panel for each.
+    """uint8 (H, W, 3) RGB: two options span one plane, coloured by the metric; any other number has a panel for each.
 
-    Finished trials are dots, others crosses at their last figure. The best has a ring.
+    Finished trials are dots, others crosses at their last value. The best has a ring.
     """
-    measured = [record for record in records if metric in record.figures]
+    measured = [record for record in records if metric in record.metrics]
     draw = _plane if len(space) == 2 else _panels
     figure = draw(measured, best_record(measured, metric), space, metric)
     figure.suptitle(f"{metric} of {len(measured)} trials, {BETTER[metric]} is better")
@@ -38,10 +38,10 @@ def _plane(measured: Sequence[Record], best: Record | None, space: Sequence[Dime
     across, up = space
     if best:
         axes.scatter(across.place(best.params[across.field]), up.place(best.params[up.field]), **RING)
-    values = [record.figures[metric] for record in measured]
+    values = [record.metrics[metric] for record in measured]
     for marker, group in _marked(measured):
         dots = axes.scatter(
-            _places(across, group), _places(up, group), c=[record.figures[metric] for record in group], marker=marker,
+            _places(across, group), _places(up, group), c=[record.metrics[metric] for record in group], marker=marker,
             s=110, edgecolors="#444444", linewidths=0.6, cmap="viridis_r" if BETTER[metric] == "less" else "viridis",
             vmin=min(values, default=0.0), vmax=max(values, default=1.0),
         )  # fmt: skip
@@ -71,9 +71,9 @@ def _panels(measured: Sequence[Record], best: Record | None, space: Sequence[Dim
     figure = Figure(figsize=(max(6.0, 4.5 * len(space)), 4.2), dpi=DPI, layout="constrained")
     for axes, dimension in zip(figure.subplots(1, len(space), sharey=True, squeeze=False)[0], space, strict=True):
         if best:
-            axes.scatter(dimension.place(best.params[dimension.field]), best.figures[metric], **RING)
+            axes.scatter(dimension.place(best.params[dimension.field]), best.metrics[metric], **RING)
         for marker, group in _marked(measured):
-            heights = [record.figures[metric] for record in group]
+            heights = [record.metrics[metric] for record in group]
             axes.scatter(_places(dimension, group), heights, marker=marker, s=70, color="#4477aa")
         axes.grid(alpha=0.3)
         axes.set_ylabel(metric)

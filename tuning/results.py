@@ -25,14 +25,14 @@ Status = Literal["running", "finished", "stopped", "failed"]  # stopped: by the 
 
 @dataclass(frozen=True)
 class Record:
-    """A trial. params: by dotted name. figures: of the last evaluation. cause: of a failure. node: where it ran last."""
+    """A trial. params: by dotted name. metrics: of the last evaluation. cause: of a failure. node: where it ran last."""
 
     number: int
     params: dict[str, Any]
     status: Status = "running"
     cause: str = ""
     step: int = 0
-    figures: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
     node: str = ""
 
 
@@ -51,9 +51,9 @@ def record_of(trial: "Trial", *, over: bool | None = None) -> Record:
         status = "running"
     elif cause:
         status = "failed"
-    figures = {name: float(last[name]) for name in BETTER if name in last}
+    metrics = {name: float(last[name]) for name in BETTER if name in last}
     step, node = last.get("step", 0), last.get("node", "")
-    return Record(int(str(trial)), tupled(trial.config), status, cause, step, figures, node)
+    return Record(int(str(trial)), tupled(trial.config), status, cause, step, metrics, node)
 
 
 def cause_of(error: BaseException) -> str:
@@ -85,27 +85,27 @@ def text(value: Any) -> str:
 
 
 def best_record(records: Sequence[Record], metric: str) -> Record | None:
-    """The best of the finished trials; None where none was finished with that figure."""
-    finished = [record for record in records if record.status == "finished" and metric in record.figures]
-    return min(finished, key=lambda record: value_of(record.figures, metric) or 0.0, default=None)
+    """The best of the finished trials; None where none was finished with that metric."""
+    finished = [record for record in records if record.status == "finished" and metric in record.metrics]
+    return min(finished, key=lambda record: value_of(record.metrics, metric) or 0.0, default=None)
 
 
 def _columns(records: Sequence[Record]) -> tuple[list[str], list[str]]:
-    """The parameters and the figures that occur."""
+    """The parameters and the metrics that occur."""
     params = list(dict.fromkeys(name for record in records for name in record.params))
-    return params, [name for name in BETTER if any(name in record.figures for record in records)]
+    return params, [name for name in BETTER if any(name in record.metrics for record in records)]
 
 
 def table(records: Sequence[Record], metric: str) -> str:
     """Aligned lines: finished trials first, the best of them on top."""
     order = ("finished", "stopped", "running", "failed")
-    ranked = sorted(records, key=lambda one: (order.index(one.status), value_of(one.figures, metric) or 0.0))
+    ranked = sorted(records, key=lambda one: (order.index(one.status), value_of(one.metrics, metric) or 0.0))
     params, measured = _columns(records)
     columns = [metric, *(name for name in measured if name != metric)]
     rows = [
         [
             f"{record.number:04}", *(text(record.params.get(name, "")) for name in params),
-            *(f"{record.figures[name]:.4g}" if name in record.figures else "" for name in columns),
+            *(f"{record.metrics[name]:.4g}" if name in record.metrics else "" for name in columns),
             str(record.step), record.status,
         ]
         for record in ranked
@@ -116,7 +116,7 @@ def table(records: Sequence[Record], metric: str) -> str:
 
 
 def write_csv(folder: SearchFolder, records: Sequence[Record]) -> None:
-    """One line per trial: number, status, cause, step, node, run folder, its parameters, its figures."""
+    """One line per trial: number, status, cause, step, node, run folder, its parameters, its metrics."""
     params, measured = _columns(records)
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
@@ -126,7 +126,7 @@ def write_csv(folder: SearchFolder, records: Sequence[Record]) -> None:
         writer.writerow((
             record.number, record.status,
             *(",".join(map(str, value)) if isinstance(value, tuple) else value for value in values),
-            *(record.figures.get(name, "") for name in measured),
+            *(record.metrics.get(name, "") for name in measured),
             record.step, record.node, folder.run_dir(record.number), record.cause,
         ))  # fmt: skip
     with replacing(folder.csv_file) as file:

@@ -1,4 +1,4 @@
-"""From what was asked for to what can be run, checked before any trial starts: trials, data, judge and metric."""
+"""From what was asked for to what can be run, checked before any trial starts: trials, data, segmenter and metric."""
 
 import math
 from dataclasses import dataclass, replace
@@ -153,7 +153,7 @@ def _absolute(path: str) -> str:
 
 
 def _metric(request: Request, config: JobConfig) -> str:
-    """The figure asked for, or that which can be had. UserError if there will be none."""
+    """The metric asked for, or the first that is available. UserError if there will be none."""
     engine = Engine(EngineConfig(kind="single", device="cpu", precision="fp32"))
     evaluator = Evaluator(
         str(config.data.root), config.task, engine, config.evaluation, config.data.cache_dir, progress=False

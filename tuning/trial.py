@@ -34,7 +34,7 @@ from tuning.spaces import Params, tupled
 
 log = logging.getLogger(__name__)
 
-Figures = dict[str, Any]
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,12 @@ def run_trial(params: dict[str, Any], settings: Settings) -> None:
             if _may_be_a_death(error):
                 raise
             log.exception("trial %d failed", number)
-            outcome: Figures = {"cause": cause_of(error)}
+            outcome: Row = {"cause": cause_of(error)}
         else:
             outcome = {FINISHED: True}
     # Without a count of evaluations, which would have a scheduler stop or change what is over.
     last = folder.evaluations()[-1:]
-    tune.report({**(_figures(last[0]) if last else {}), "node": _node(), **outcome})
+    tune.report({**(_metrics(last[0]) if last else {}), "node": _node(), **outcome})
 
 
 def _train(config: JobConfig, settings: Settings, listener: Listener) -> None:
@@ -96,7 +96,7 @@ def _train(config: JobConfig, settings: Settings, listener: Listener) -> None:
 
 
 def _train_on_ranks(config: JobConfig, settings: Settings, listener: Listener) -> None:
-    """A TorchTrainer of Ray Train runs the job; rank 0 sends its figures here, where alone Tune can be told of them."""
+    """A TorchTrainer of Ray Train runs the job; rank 0 sends its metrics here, the only process that can report to Tune."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -131,7 +131,7 @@ def _run_rank(given: dict[str, Any]) -> None:
     _train(given["config"], given["settings"], given["news"].put)
 
 
-# ---- what Tune is told ----------------------------------------------------------------------------------------------
+# ---- what Tune gets ----------------------------------------------------------------------------------------------
 
 
 class _Reporter:
@@ -145,9 +145,9 @@ class _Reporter:
         self.folder, self.exchange = folder, exchange
         self.interval = 0  # steps between evaluations
 
-    def __call__(self, row: Figures) -> None:
+    def __call__(self, row: Row) -> None:
         self.interval = self.interval or row["step"]
-        report = {**_figures(row), TIME: round(row["step"] / self.interval), "node": _node()}
+        report = {**_metrics(row), TIME: round(row["step"] / self.interval), "node": _node()}
         checkpoint = self.folder.checkpoints / f"step_{row['step']}"
         if not self.exchange:
             tune.report(report)
@@ -155,7 +155,7 @@ class _Reporter:
             tune.report(report, checkpoint=tune.Checkpoint.from_directory(checkpoint))
 
 
-def _figures(row: Figures) -> Figures:
+def _metrics(row: Row) -> Row:
     return {"step": row["step"], **{name: row[name] for name in BETTER if isinstance(row.get(name), float)}}
 
 

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from infra.errors import UserError
-from launch.benchmarks.measuring import Figure, interleaved, ratios
+from launch.benchmarks.measuring import Measurement, interleaved, ratios
 from launch.benchmarks.other_loaders import bare_dali, pillow_dataloader
 from launch.runs.config import JobConfig
 from launch.runs.data import find_data
@@ -39,7 +39,7 @@ HELP = "the loader of a job: images a second against bare DALI and a torch DataL
 WARM_UP = 16  # steps, more than any of the loaders works ahead
 
 
-def run(config: JobConfig, repetitions: int, steps: int | None) -> list[Figure]:
+def run(config: JobConfig, repetitions: int, steps: int | None) -> list[Measurement]:
     """Measure `steps` steps in each repetition, 500 unless told. UserError for images that the other loaders do not read."""
     root, count = find_data(config.task, config.data.root), steps or 500
     device = make_engine(config.engine).device
@@ -50,7 +50,7 @@ def run(config: JobConfig, repetitions: int, steps: int | None) -> list[Figure]:
 
 def from_disk(
     config: JobConfig, root: str, device: torch.device, steps: int, repetitions: int, work: Path
-) -> list[Figure]:
+) -> list[Measurement]:
     """Every repetition starts its loader anew and leaves the first steps out."""
     crop, pairs, threads = config.data.crop, config.optim.global_batch, config.data.threads
     shards = sorted(Path(root).glob("train/*/*.tar"))
@@ -83,16 +83,16 @@ def from_disk(
     others = {"bare_dali": lambda: bare, "pillow_dataloader": pillow}
     found = interleaved([ours, *(partial(rate, name, start) for name, start in others.items())], repetitions)
     return [
-        Figure("loader", "images/s", found["loader"]),
-        Figure("first_batch", "s", found["first_batch"]),
-        *(Figure(name, "images/s", found[name]) for name in others),
-        *(Figure(f"loader_to_{name}", "", ratios(found["loader"], found[name])) for name in others),
+        Measurement("loader", "images/s", found["loader"]),
+        Measurement("first_batch", "s", found["first_batch"]),
+        *(Measurement(name, "images/s", found[name]) for name in others),
+        *(Measurement(f"loader_to_{name}", "", ratios(found["loader"], found[name])) for name in others),
     ]
 
 
 def from_store(
     config: JobConfig, root: str, device: torch.device, steps: int, repetitions: int, work: Path
-) -> list[Figure]:
+) -> list[Measurement]:
     """Each repetition has a shard cache of its own, which the first of two loaders fills."""
 
     def twice() -> dict[str, float]:
@@ -113,10 +113,10 @@ def from_store(
 
     found = interleaved([twice], repetitions)
     return [
-        Figure("loader", "images/s", found["loader"]),
-        Figure("empty_cache", "images/s", found["empty_cache"]),
-        Figure("first_batch", "s", found["first_batch"]),
-        Figure("empty_to_filled", "", ratios(found["empty_cache"], found["loader"])),
+        Measurement("loader", "images/s", found["loader"]),
+        Measurement("empty_cache", "images/s", found["empty_cache"]),
+        Measurement("first_batch", "s", found["first_batch"]),
+        Measurement("empty_to_filled", "", ratios(found["empty_cache"], found["loader"])),
     ]
 
 

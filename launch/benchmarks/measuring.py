@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Figure:
+class Measurement:
     """One measured quantity. name: its key in the JSON. values: one per repetition, in this unit."""
 
     name: str
@@ -55,27 +55,27 @@ def ratios(ours: Sequence[float], other: Sequence[float]) -> list[float]:
     return [one / two for one, two in zip(ours, other, strict=True)]
 
 
-def table(figures: Sequence[Figure]) -> str:
-    """Median, least and most of every figure, as text for a terminal."""
-    rows = [(each.name, *(f"{value:.4g}" for value in each.summary().values()), each.unit) for each in figures]
+def table(metrics: Sequence[Measurement]) -> str:
+    """Median, least and most of every metric, as text for a terminal."""
+    rows = [(each.name, *(f"{value:.4g}" for value in each.summary().values()), each.unit) for each in metrics]
     return tables.plain(("", "median", "least", "most", ""), rows)
 
 
-def write_report(path: Path, benchmark: str, options: Mapping[str, Any], figures: Sequence[Figure]) -> None:
-    """Write the figures as JSON (keys: see launch/bench.py)."""
+def write_report(path: Path, benchmark: str, options: Mapping[str, Any], metrics: Sequence[Measurement]) -> None:
+    """Write the metrics as JSON (keys: see launch/bench.py)."""
     report = {
         "benchmark": benchmark,
         "options": dict(options),
         "machine": machine(),
         "versions": versions(),
-        "figures": {each.name: {"unit": each.unit, **each.summary(), "values": list(each.values)} for each in figures},
+        "metrics": {each.name: {"unit": each.unit, **each.summary(), "values": list(each.values)} for each in metrics},
     }
     with replacing(path) as file:
         file.write((json.dumps(report, indent=1) + "\n").encode())
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """What the metrics were measured on."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

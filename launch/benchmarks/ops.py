@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from launch.benchmarks.measuring import Figure, copy_gbs, interleaved, matmul_tflops, ratios, seconds_per_run
+from launch.benchmarks.measuring import Measurement, copy_gbs, interleaved, matmul_tflops, ratios, seconds_per_run
 from launch.runs.config import JobConfig
 from trainer.engines import Engine, make_engine
 from trainer.networks.config import GeneratorConfig
@@ -66,7 +66,7 @@ def operators(ngf: int, size: int) -> dict[str, tuple[tuple[int, int, int], list
     }
 
 
-def run(config: JobConfig, repetitions: int, steps: int | None) -> list[Figure]:
+def run(config: JobConfig, repetitions: int, steps: int | None) -> list[Measurement]:
     """Measure every operator, `steps` runs in each repetition."""
     engine = make_engine(config.engine)
     model: GeneratorConfig = getattr(config.method, "generator", GeneratorConfig())
@@ -80,9 +80,9 @@ def run(config: JobConfig, repetitions: int, steps: int | None) -> list[Figure]:
     ]
     machine = interleaved([lambda: machine_rates(engine)], repetitions)
     return [
-        *(figure for name, each in runs.items() for figure in compared(name, each, engine.device, repetitions, steps)),
-        Figure("matmul", "TFLOP/s", machine["matmul"]),
-        Figure("copy", "GB/s", machine["copy"]),
+        *(metric for name, each in runs.items() for metric in compared(name, each, engine.device, repetitions, steps)),
+        Measurement("matmul", "TFLOP/s", machine["matmul"]),
+        Measurement("copy", "GB/s", machine["copy"]),
     ]
 
 
@@ -113,7 +113,9 @@ def machine_rates(engine: Engine) -> Mapping[str, float]:
     return {"matmul": matmul_tflops(engine.device, engine.dtype or torch.float32), "copy": copy_gbs(engine.device)}
 
 
-def compared(name: str, runs: Sequence[Run], device: torch.device, repetitions: int, count: int | None) -> list[Figure]:
+def compared(
+    name: str, runs: Sequence[Run], device: torch.device, repetitions: int, count: int | None
+) -> list[Measurement]:
     """Milliseconds of torch's, and of ours if there are two, in turn, and their ratio."""
     keys = [f"{name}/{which}" for which, _ in zip(("stock", "ours"), runs, strict=False)]
     for one in runs:
@@ -124,7 +126,7 @@ def compared(name: str, runs: Sequence[Run], device: torch.device, repetitions: 
         return {keys[place]: 1e3 * seconds_per_run(runs[place], device, counts[place])}
 
     found = interleaved([partial(milliseconds, place) for place in range(len(runs))], repetitions)
-    figures = [Figure(key, "ms", values) for key, values in found.items()]
+    metrics = [Measurement(key, "ms", values) for key, values in found.items()]
     if len(runs) == 2:
-        figures.append(Figure(f"{name}/stock_to_ours", "", ratios(*found.values())))
-    return figures
+        metrics.append(Measurement(f"{name}/stock_to_ours", "", ratios(*found.values())))
+    return metrics

@@ -1,7 +1,7 @@
 """The training step of a job, as launch/train.py takes it: time, arithmetic, memory, and where the time goes.
 
 The job is trained on its own data for a while and nothing is written. Steps before the first repetition do not count. With
-several ranks (torchrun or deepspeed in place of python) the figures are those of the first.
+several ranks (torchrun or deepspeed in place of python) the metrics are those of the first.
 
 Figures, by their keys in the JSON:
 
@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from launch.benchmarks.measuring import Figure, interleaved, matmul_tflops, ratios, seconds_per_run
+from launch.benchmarks.measuring import Measurement, interleaved, matmul_tflops, ratios, seconds_per_run
 from launch.benchmarks.profiling import time_shares
 from launch.runs.config import JobConfig
 from launch.runs.data import find_data
@@ -75,7 +75,7 @@ class Training:
         return waited
 
     def steps(self, count: int) -> dict[str, float]:
-        """The figures that each repetition measures."""
+        """The metrics that each repetition measures."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         waited: list[float] = []
@@ -111,7 +111,7 @@ def flops_of(step: Callable[[], Any]) -> float:
     return float(counter.get_total_flops())
 
 
-def run(config: JobConfig, repetitions: int, steps: int | None) -> list[Figure]:
+def run(config: JobConfig, repetitions: int, steps: int | None) -> list[Measurement]:
     """Measure `steps` steps in each repetition, 1 on a CPU and 20 on a GPU unless told; nothing on ranks but the first."""
     with closing(Training(config)) as training:
         on_gpu = training.device.type == "cuda"
@@ -125,15 +125,15 @@ def run(config: JobConfig, repetitions: int, steps: int | None) -> list[Figure]:
             return []
         tflops = [tflop / seconds for seconds in found["seconds"]]
         return [
-            Figure("seconds", "s", found["seconds"]),
-            Figure("pairs_per_s", "pairs/s", found["pairs_per_s"]),
-            Figure("cpu_seconds", "s", found["cpu_seconds"]),
-            Figure("waiting", "", found["waiting"]),
-            Figure("tflop", "TFLOP", [tflop]),
-            Figure("tflops", "TFLOP/s", tflops),
-            Figure("matmul", "TFLOP/s", found["matmul"]),
-            Figure("matmul_share", "", ratios(tflops, found["matmul"])),
-            Figure("peak", "GiB", found["peak"]),
-            *(Figure(f"parameters/{name}", "million", [n / 1e6]) for name, n in training.parameters().items()),
-            *(Figure(f"share/{kind}", "", [share]) for kind, share in shares.items()),
+            Measurement("seconds", "s", found["seconds"]),
+            Measurement("pairs_per_s", "pairs/s", found["pairs_per_s"]),
+            Measurement("cpu_seconds", "s", found["cpu_seconds"]),
+            Measurement("waiting", "", found["waiting"]),
+            Measurement("tflop", "TFLOP", [tflop]),
+            Measurement("tflops", "TFLOP/s", tflops),
+            Measurement("matmul", "TFLOP/s", found["matmul"]),
+            Measurement("matmul_share", "", ratios(tflops, found["matmul"])),
+            Measurement("peak", "GiB", found["peak"]),
+            *(Measurement(f"parameters/{name}", "million", [n / 1e6]) for name, n in training.parameters().items()),
+            *(Measurement(f"share/{kind}", "", [share]) for kind, share in shares.items()),
         ]

@@ -12,7 +12,7 @@ from PIL import Image
 from infra.errors import UserError
 from launch import flipping as cli
 from launch import flipping_benchmark
-from launch.flipping_benchmark import FIGURES, Benchmark
+from launch.flipping_benchmark import METRICS, Benchmark
 from launch.runs.embedded import Setup
 
 TRAINING = """
@@ -52,7 +52,7 @@ def test_the_benchmark_from_nothing_to_the_table(
     ]
     for row, name in zip(rows, ("strong-cut-0", "strong-srunit-beta0.001-0"), strict=True):
         last = json.loads(Path(f"out/runs/{name}/evaluations.jsonl").read_text().splitlines()[-1])
-        assert last["step"] == 4 and [float(row[f]) for f in FIGURES] == [last[f] for f in FIGURES]
+        assert last["step"] == 4 and [float(row[f]) for f in METRICS] == [last[f] for f in METRICS]
         assert f"| strong | {row['method']} | {last['mIoU'] * 100:.1f} |" in printed
     assert "|  | untranslated |" in printed and "|  | real images (ceiling) |" in printed
     assert Path("out/results.md").read_text() in printed

@@ -1,4 +1,4 @@
-"""launch/bench.py: each benchmark at a small size, and what its figures rest on."""
+"""launch/bench.py: each benchmark at a small size, and what its metrics rest on."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from infra.storage import LocalStorage, open_storage
 from launch.bench import measure, parser
 from launch.benchmarks import data as data_benchmark
 from launch.benchmarks import ops, scaling, step
-from launch.benchmarks.measuring import Figure, interleaved, ratios, table
+from launch.benchmarks.measuring import Measurement, interleaved, ratios, table
 from launch.benchmarks.profiling import KINDS, time_shares
 from launch.benchmarks.step import Training, flops_of
 from launch.runs.config import JobConfig, make_config
@@ -43,13 +43,13 @@ def config_of(root: str, **options: object) -> JobConfig:
     return make_config(SMALL, {"data.root": root}, given)
 
 
-def check_documented(benchmark: ModuleType, figures: list[Figure]) -> None:
-    """Every figure is positive, finite and named by the module's docstring."""
+def check_documented(benchmark: ModuleType, metrics: list[Measurement]) -> None:
+    """Every metric is positive, finite and named by the module's docstring."""
     documented = str(benchmark.__doc__)
-    for figure in figures:
-        assert all(0 <= value < float("inf") for value in figure.values), figure
-        names = figure.name.split("/")
-        assert names[-1] in documented or f"{names[0]}/" in documented, figure
+    for metric in metrics:
+        assert all(0 <= value < float("inf") for value in metric.values), metric
+        names = metric.name.split("/")
+        assert names[-1] in documented or f"{names[0]}/" in documented, metric
 
 
 # ---- what all share -------------------------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ def test_ratios_are_of_neighbours() -> None:
 
 
 def test_a_table_has_the_median_of_all_repetitions() -> None:
-    lines = table([Figure("matmul_share", "", (0.5, 0.95, 2.0)), Figure("peak", "GiB", [4.0])]).splitlines()
+    lines = table([Measurement("matmul_share", "", (0.5, 0.95, 2.0)), Measurement("peak", "GiB", [4.0])]).splitlines()
     assert [line.split() for line in lines[1:]] == [
         ["matmul_share", "0.95", "0.5", "2"],
         ["peak", "4", "4", "4", "GiB"],
@@ -82,12 +82,12 @@ def test_a_table_has_the_median_of_all_repetitions() -> None:
 def test_options_of_the_job_pass_through_and_figures_are_kept(
     root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ops, "run", lambda config, repetitions, steps: [Figure(str(steps), "s", [config.seed])])
+    monkeypatch.setattr(ops, "run", lambda config, repetitions, steps: [Measurement(str(steps), "s", [config.seed])])
     file = tmp_path / "new" / "ops.json"
     shown = measure(["ops", "--steps", "3", "--seed", "7", "--method.robust.T", "0.2", "--json", str(file)])
     report = json.loads(file.read_text())
     assert report["benchmark"] == "ops" and report["options"]["method.robust.T"] == 0.2
-    assert report["figures"] == {"3": {"unit": "s", "median": 7, "least": 7, "most": 7, "values": [7]}}
+    assert report["metrics"] == {"3": {"unit": "s", "median": 7, "least": 7, "most": 7, "values": [7]}}
     assert report["machine"]["cores"] >= 1 and "torch" in report["versions"]
     assert shown.splitlines()[1].split() == ["3", "7", "7", "7", "s"]
 
@@ -114,13 +114,13 @@ def test_the_launcher_of_deepspeed_may_add_its_option() -> None:
 
 
 @pytest.fixture(scope="module")
-def steps(root: str) -> dict[str, Figure]:
-    figures = step.run(config_of(root, method__robust__per_step="one"), repetitions=2, steps=2)
-    check_documented(step, figures)
-    return {figure.name: figure for figure in figures}
+def steps(root: str) -> dict[str, Measurement]:
+    metrics = step.run(config_of(root, method__robust__per_step="one"), repetitions=2, steps=2)
+    check_documented(step, metrics)
+    return {metric.name: metric for metric in metrics}
 
 
-def test_a_step_is_measured(steps: dict[str, Figure]) -> None:
+def test_a_step_is_measured(steps: dict[str, Measurement]) -> None:
     assert len(steps["seconds"].values) == 2
     assert steps["pairs_per_s"].values == pytest.approx([1 / seconds for seconds in steps["seconds"].values])
     (work,) = steps["tflop"].values
@@ -132,7 +132,7 @@ def test_a_step_is_measured(steps: dict[str, Figure]) -> None:
     }
 
 
-def test_a_step_is_shared_out_among_all_kinds_of_work(steps: dict[str, Figure]) -> None:
+def test_a_step_is_shared_out_among_all_kinds_of_work(steps: dict[str, Measurement]) -> None:
     shares = {name: steps[f"share/{name}"].values[0] for name in KINDS}
     assert sum(shares.values()) == pytest.approx(1) and min(shares.values()) > 0.001
 
@@ -165,8 +165,8 @@ def test_two_ranks_take_steps_together_and_the_first_one_tells(root: str) -> Non
 @pytest.mark.gpu
 def test_a_step_is_measured_on_a_gpu(root: str) -> None:
     config = config_of(root, engine__device="cuda", engine__precision="bf16", data__decoder="auto")
-    figures = {figure.name: figure.values[0] for figure in step.run(config, repetitions=1, steps=2)}
-    assert figures["share/convolution"] > 0 and figures["peak"] > 0
+    metrics = {metric.name: metric.values[0] for metric in step.run(config, repetitions=1, steps=2)}
+    assert metrics["share/convolution"] > 0 and metrics["peak"] > 0
 
 
 def test_warm_up_meets_every_tap_twice() -> None:
@@ -217,9 +217,9 @@ def test_the_lengths_of_vectors_are_no_norm() -> None:
 
 
 def test_operators_of_torch_are_compared_with_ours() -> None:
-    figures = ops.run(make_config(SMALL, {"data.crop": 32}), repetitions=1, steps=1)
-    check_documented(ops, figures)
-    names = {figure.name for figure in figures}
+    metrics = ops.run(make_config(SMALL, {"data.crop": 32}), repetitions=1, steps=1)
+    check_documented(ops, metrics)
+    names = {metric.name for metric in metrics}
     assert {
         "conv 3x3 of the blocks/stock",
         "norm and ReLU, first/stock_to_ours",
@@ -242,9 +242,9 @@ def test_both_modules_of_an_operator_do_the_same_work(name: str) -> None:
 
 def test_the_loader_is_measured_beside_others(root: str) -> None:
     pytest.importorskip("nvidia.dali")
-    figures = data_benchmark.run(config_of(root, data__decoder="dali", optim__global_batch=2), repetitions=1, steps=2)
-    check_documented(data_benchmark, figures)
-    found = {figure.name: figure.values[0] for figure in figures}
+    metrics = data_benchmark.run(config_of(root, data__decoder="dali", optim__global_batch=2), repetitions=1, steps=2)
+    check_documented(data_benchmark, metrics)
+    found = {metric.name: metric.values[0] for metric in metrics}
     assert found["loader_to_bare_dali"] == pytest.approx(found["loader"] / found["bare_dali"])
     assert found["pillow_dataloader"] > 0 and found["first_batch"] > 0
 
@@ -262,9 +262,9 @@ def test_an_empty_cache_is_measured_before_a_filled_one(s3_server: S3Server, mon
         return loader
 
     monkeypatch.setattr(data_benchmark, "_loader", watched)
-    figures = data_benchmark.run(config_of(root), repetitions=2, steps=3)
-    check_documented(data_benchmark, figures)
-    assert len(figures[0].values) == 2
+    metrics = data_benchmark.run(config_of(root), repetitions=2, steps=3)
+    check_documented(data_benchmark, metrics)
+    assert len(metrics[0].values) == 2
     assert [amount > 0 for amount in fetched] == [True, False] * 2
 
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from launch.benchmarks.measuring import Figure, interleaved, ratios, table
+from launch.benchmarks.measuring import Measurement, interleaved, ratios, table
 from launch.benchmarks.step import WARM_UP, Training
 from launch.runs.config import JobConfig, parse_arguments
 from trainer.losses import adversarial_loss, patch_nce, perturbation, robustness_loss
@@ -206,7 +206,7 @@ class PublishedTraining(Training):
         self.published(dataclasses.replace(batch, **contiguous), context)  # type: ignore[type-var]
 
 
-def compare(config: JobConfig, repetitions: int) -> list[Figure]:
+def compare(config: JobConfig, repetitions: int) -> list[Measurement]:
     """Seconds for each pair; 20 steps in a repetition on a GPU, 1 on a CPU."""
     one_pair = dataclasses.replace(config, optim=dataclasses.replace(config.optim, global_batch=1))
     trainings = {"published": PublishedTraining(one_pair), "ours": Training(config)}
@@ -223,7 +223,10 @@ def compare(config: JobConfig, repetitions: int) -> list[Figure]:
     for training in trainings.values():
         training.close()
     gain = ratios(found["published"], found["ours"])
-    return [*(Figure(name, "s a pair", values) for name, values in found.items()), Figure("published / ours", "", gain)]
+    return [
+        *(Measurement(name, "s a pair", values) for name, values in found.items()),
+        Measurement("published / ours", "", gain),
+    ]
 
 
 if __name__ == "__main__":

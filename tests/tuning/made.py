@@ -13,8 +13,8 @@ TINY = {
 
 def records() -> list[Record]:
     def one(number: int, beta: float, t: float, status: str, miou: float | None, cause: str = "") -> Record:
-        figures = {} if miou is None else {"mIoU": miou, "Dist": 60 - 50 * miou}
-        return Record(number, {BETA: beta, T: t}, status, cause, 100, figures, "here/1")  # type: ignore[arg-type]
+        metrics = {} if miou is None else {"mIoU": miou, "Dist": 60 - 50 * miou}
+        return Record(number, {BETA: beta, T: t}, status, cause, 100, metrics, "here/1")  # type: ignore[arg-type]
 
     return [
         one(0, 1e-5, 0.05, "finished", 0.31),

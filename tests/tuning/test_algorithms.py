@@ -55,17 +55,17 @@ class Asha:
         return self.made.on_trial_result(cast(Any, None), cast(Any, trial), {TIME: count, "mIoU": miou})
 
 
-def evaluated(folder: SearchFolder, number: int, *figures: float) -> None:
+def evaluated(folder: SearchFolder, number: int, *metrics: float) -> None:
     """The run folder of a trial with evaluations."""
     folder.run_dir(number).mkdir()
-    rows = [f'{{"step": {8 * k}, "mIoU": {figure}}}\n' for k, figure in enumerate(figures, start=1)]
+    rows = [f'{{"step": {8 * k}, "mIoU": {metric}}}\n' for k, metric in enumerate(metrics, start=1)]
     (folder.run_dir(number) / "evaluations.jsonl").write_text("".join(rows))
 
 
 def test_asha_knows_after_a_restart_what_it_knew(folder: SearchFolder) -> None:
     asha = Asha(folder, first=1)
-    for number, figure in enumerate((0.5, 0.6)):
-        evaluated(folder, number, *[figure] * 4)
+    for number, metric in enumerate((0.5, 0.6)):
+        evaluated(folder, number, *[metric] * 4)
         asha.add(Trial(number, over=True))
     assert asha.told(2, 1, 0.4) == TrialScheduler.STOP  # the halves are those of both trials before
     assert asha.told(3, 1, 0.7) == TrialScheduler.CONTINUE

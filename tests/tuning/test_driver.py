@@ -49,7 +49,7 @@ def test_a_seed_a_metric_and_the_number_of_trials_reach_the_searcher(
     folder: SearchFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def proposals(metric: str, *arguments: str) -> list[float]:
-        """Beta of twenty trials, one after the other, whose figure is their beta."""
+        """Beta of twenty trials, one after the other, whose metric is their beta."""
         given = asked_of_ray(request(metric, "--searcher", "optuna", *arguments), folder, monkeypatch)
         search = given["search_alg"]
         search.set_search_properties(None, None, given["config"])

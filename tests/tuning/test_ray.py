@@ -98,7 +98,7 @@ def test_an_interrupted_search_goes_on(folder: SearchFolder) -> None:
     assert (first.status, second.status) == ("finished", "running")
     waits.unlink()
     again = run(folder, "--searcher", "optuna")
-    assert again[0] == first and again[0].figures == {"mIoU": first.params[BETA]}
+    assert again[0] == first and again[0].metrics == {"mIoU": first.params[BETA]}
     assert again[1].status == "finished" and again[1].params == second.params
     assert starts(folder) == ["0:0", "1:0", "1:0"]
 

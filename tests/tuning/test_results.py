@@ -65,7 +65,7 @@ def test_what_became_of_a_trial(known: Known, status: str, cause: str) -> None:
     record = record_of(cast(Trial, known))
     assert (record.number, record.status, record.cause) == (7, status, cause)
     assert record.params == {BETA: 1e-4, "method.robust.taps": (0, 4)}
-    assert (record.figures, record.step) == (({"mIoU": 0.3}, 8) if known.last_result else ({}, 0))
+    assert (record.metrics, record.step) == (({"mIoU": 0.3}, 8) if known.last_result else ({}, 0))
 
 
 def test_the_best_was_finished_and_is_the_right_way_round() -> None:
@@ -73,7 +73,7 @@ def test_the_best_was_finished_and_is_the_right_way_round() -> None:
     assert best and best.number == 1  # trial 2, stopped early, has more
     assert least and least.number == 1
     best = best_record(
-        [Record(0, {}, "finished", figures={"Dist": 3.0}), Record(1, {}, "finished", figures={"Dist": 2.0})], "Dist"
+        [Record(0, {}, "finished", metrics={"Dist": 3.0}), Record(1, {}, "finished", metrics={"Dist": 2.0})], "Dist"
     )
     assert best and best.number == 1
     assert best_record(records()[2:], "mIoU") is None
@@ -143,6 +143,6 @@ def test_labels_of_equal_trials_lie_apart(monkeypatch: pytest.MonkeyPatch) -> No
         return annotate(axes, label, place, xytext=xytext, **how)
 
     monkeypatch.setattr(Axes, "annotate", spy)
-    equal = [Record(number, {BETA: 1e-4, T: 0.1}, "finished", figures={"mIoU": 0.2}) for number in range(4)]
+    equal = [Record(number, {BETA: 1e-4, T: 0.1}, "finished", metrics={"mIoU": 0.2}) for number in range(4)]
     landscape(equal, parse_space(["beta-T"], [{}]), "mIoU")
     assert len(set(places)) == 4

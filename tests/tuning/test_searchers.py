@@ -41,17 +41,17 @@ class Search:
     def begin(self) -> Trial | None:
         return self.algorithm.next_trial()
 
-    def end(self, trial: Trial, figure: float, **more: Any) -> None:
+    def end(self, trial: Trial, value: float, **more: Any) -> None:
         """The last report of a trial, which says how it ended."""
-        self.algorithm.on_trial_complete(trial.trial_id, {self.metric: figure, **more})
+        self.algorithm.on_trial_complete(trial.trial_id, {self.metric: value, **more})
 
-    def run(self, figure: Callable[[Params], float], count: int) -> list[Params]:
+    def run(self, worth: Callable[[Params], float], count: int) -> list[Params]:
         """So many trials from beginning to end, one after the other."""
         done = []
         for _ in range(count):
             trial = self.begin()
             assert trial
-            self.end(trial, figure(trial.config), finished=True)
+            self.end(trial, worth(trial.config), finished=True)
             done.append(trial.config)
         return done
 
@@ -86,13 +86,13 @@ def test_optuna_goes_where_the_figures_are_better(metric: str, trials: int, seed
     def distance(params: Params) -> float:
         return abs(math.log(params[BETA] / 3e-4)) + 20 * abs(params[T] - 0.05)
 
-    def figure(params: Params) -> float:
+    def worth(params: Params) -> float:
         return distance(params) if metric == "Dist" else -distance(params)
 
     def average(kind: str) -> float:
         """Of the second half of each search."""
         searches = [
-            Search("beta-T", "taps", kind=kind, metric=metric, seed=seed, trials=trials).run(figure, trials)
+            Search("beta-T", "taps", kind=kind, metric=metric, seed=seed, trials=trials).run(worth, trials)
             for seed in range(seeds)
         ]
         return statistics.mean(distance(params) for done in searches for params in done[trials // 2 :])
@@ -128,15 +128,15 @@ def test_optuna_learns_which_choice_is_good() -> None:
 
 
 def test_optuna_learns_from_finished_trials_alone() -> None:
-    def after(figure: float, **ending: Any) -> Params:
+    def after(metric: float, **ending: Any) -> Params:
         """The proposal after eight trials, better with a higher beta, and two that ended in another way."""
         search = Search("beta-T", trials=30)
         search.run(beta, 8)
         for _ in range(2):
             trial = search.begin()
             assert trial
-            search.algorithm.on_trial_result(trial.trial_id, {"mIoU": figure, "training_iteration": 1})
-            search.end(trial, figure, **ending)
+            search.algorithm.on_trial_result(trial.trial_id, {"mIoU": metric, "training_iteration": 1})
+            search.end(trial, metric, **ending)
         (params,) = search.run(beta, 3)[-1:]
         return params
 

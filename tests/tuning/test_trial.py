@@ -94,7 +94,7 @@ def test_a_death_of_a_rank_is_left_to_ray_to_start_again(settings: Settings, mon
 
 
 def test_what_tune_is_told_of_a_trial(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its evaluations by their number, in which schedulers reckon, and at the end, without one, the last figures."""
+    """Its evaluations by their number, in which schedulers reckon, and at the end, without one, the last metrics."""
     reports: list[dict[str, Any]] = []
     rows = [{"step": step, "Dist": 9.0 - step, "FID": None, "scenes": "some"} for step in (4, 8, 12, 14)]
 
@@ -119,11 +119,11 @@ def test_trials_that_differ_in_beta_alone_differ_at_the_first_decision(data: str
     request = settle(replace(request, options=TINY | {"data.root": data}), gpu=False)
     first = first_decision(request, design(request))
 
-    def figures(beta: float) -> list[dict[str, Any]]:
+    def metrics(beta: float) -> list[dict[str, Any]]:
         own = {"run_dir": str(tmp_path / str(beta)), BETA: beta, "loop.max_steps": 4 * first}
         rows = RunFolder(train(make_config(request.options, own))).evaluations()
         return [{name: value for name, value in row.items() if name != "time"} for row in rows]
 
-    low, high = figures(1e-5), figures(1e-3)
+    low, high = metrics(1e-5), metrics(1e-3)
     assert low[: first - 1] == high[: first - 1] != []
     assert low[first - 1]["Dist"] != high[first - 1]["Dist"]
