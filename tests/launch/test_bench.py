@@ -19,6 +19,7 @@ from launch.benchmarks.profiling import KINDS, time_shares
 from launch.benchmarks.step import Training, flops_of
 from launch.runs.config import JobConfig, make_config
 from launch.runs.folder import RunFolder
+from pipelines.loader import Loader
 from pipelines.prepare import Encoding, prepare
 from pipelines.sources.drawn import street_scenes
 from tests.conftest import S3Server
@@ -255,10 +256,15 @@ def test_an_empty_cache_is_measured_before_a_filled_one(s3_server: S3Server, mon
     fetched: list[float] = []
     make = data_benchmark._loader
 
-    def watched(*arguments: object) -> object:
-        loader = make(*arguments)  # type: ignore[arg-type]
+    def watched(config: JobConfig, root: str, device: torch.device) -> Loader:
+        loader = make(config, root, device)
         close = loader.close
-        loader.close = lambda: (fetched.append(loader.health.metrics()["data/fetched_MiB"]), close())  # type: ignore
+
+        def noting() -> None:
+            fetched.append(loader.health.metrics()["data/fetched_MiB"])
+            close()
+
+        monkeypatch.setattr(loader, "close", noting)
         return loader
 
     monkeypatch.setattr(data_benchmark, "_loader", watched)
