@@ -74,6 +74,8 @@ def _folder(request: Request) -> SearchFolder:
     begun = folder.request_file.exists()
     if search.resume and not begun:
         raise UserError(f"there is no search runs/search-{search.resume} to resume: check the name")
+    if search.resume and list(folder.trials.glob("*.json")):
+        raise UserError(f"{folder.path} was begun by an earlier version, and cannot go on: begin another search")
     if begun and not search.resume:
         raise UserError(f"{folder.path} exists: continue it with --resume {folder.name}, or give another --name")
     return folder

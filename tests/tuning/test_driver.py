@@ -11,11 +11,11 @@ from ray.tune.experiment import Experiment
 
 import tuning.driver
 from infra.config import to_yaml
-from infra.errors import Stopped
+from infra.errors import Stopped, UserError
 from tests.tuning.made import BETA, T
 from tuning.cluster import Share
 from tuning.config import Request, parse_arguments
-from tuning.driver import _resumed, _run, _tune
+from tuning.driver import _resumed, _run, _tune, search
 from tuning.folder import SearchFolder
 from tuning.results import Record
 from tuning.settle import design
@@ -98,6 +98,16 @@ def test_what_is_given_anew_with_resume(folder: SearchFolder) -> None:
     assert (same.search.max_concurrent, same.search.trials, same.search.address) == (3, 7, None)
     anew = _resumed(parse_arguments(["--resume", "made", "--max-concurrent", "1", "--address", "auto"]), folder)
     assert (anew.search.max_concurrent, anew.search.trials, anew.search.address) == (1, 7, "auto")
+
+
+def test_a_search_of_an_earlier_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    trials = tmp_path / "runs" / "search-old" / "trials"
+    trials.mkdir(parents=True)
+    (trials.parent / "search.yaml").write_text("")
+    (trials / "0000.json").write_text("{}")
+    with pytest.raises(UserError, match="begun by an earlier version.*begin another"):
+        search(parse_arguments(["--resume", "old"]))
 
 
 @pytest.mark.parametrize("statuses", [["finished", "running"], ["finished"]])
