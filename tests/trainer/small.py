@@ -6,13 +6,20 @@ from infra.config import build
 from trainer.methods import METHODS, MethodConfig
 
 CUT = {"generator.ngf": 4, "generator.blocks": 6, "discriminator.ndf": 4, "head_dim": 8}
-SMALL: dict[str, dict[str, Any]] = {"cut": CUT, "fastcut": CUT, "srunit": CUT}
+STRIDED = {"generator.ngf": 4, "generator.blocks": 6, "discriminator.ndf": 4}
+SMALL: dict[str, dict[str, Any]] = {
+    "cut": CUT,
+    "fastcut": CUT,
+    "srunit": CUT,
+    "cyclegan": STRIDED,
+}
 """Options of the method that make its networks small."""
 
 IN_USE: dict[str, dict[str, Any]] = {
     "cut": {"patches": 16},
     "fastcut": {"patches": 16},
     "srunit": {"patches": 16, "buffer": 4, "robust.start": 0.0},
+    "cyclegan": {"buffer": 4, "identity": 0.5},
 }
 """More of them, which put everything to use that has a state or draws, from the first step on."""
 

@@ -3,12 +3,14 @@
 from trainer.losses.adversarial import adversarial_loss
 from trainer.losses.constraints import gradient_norms, self_distance_loss, self_distances, smoothness_loss
 from trainer.losses.patchnce import patch_nce
+from trainer.losses.reconstruction import l1_distance
 from trainer.losses.robustness import consistency_loss, perturbation, robustness_loss
 
 __all__ = [
     "adversarial_loss",
     "consistency_loss",
     "gradient_norms",
+    "l1_distance",
     "patch_nce",
     "perturbation",
     "robustness_loss",

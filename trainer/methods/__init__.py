@@ -8,6 +8,7 @@ from trainer.methods.ablations import ABLATIONS
 from trainer.methods.base import Method
 from trainer.methods.config import MethodConfig
 from trainer.methods.cut import FASTCUT, Cut, CutConfig
+from trainer.methods.cyclegan import CYCLEGAN, CycleGanConfig
 from trainer.methods.srunit import Srunit, SrunitConfig
 
 __all__ = ["ABLATIONS", "METHODS", "Cut", "CutConfig", "Family", "Method", "MethodConfig", "Srunit", "SrunitConfig"]
@@ -22,4 +23,9 @@ class Family:
     on_tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-METHODS = {"cut": Family(CutConfig), "fastcut": Family(CutConfig, FASTCUT), "srunit": Family(SrunitConfig)}
+METHODS = {
+    "cut": Family(CutConfig),
+    "fastcut": Family(CutConfig, FASTCUT),
+    "srunit": Family(SrunitConfig),
+    "cyclegan": Family(CycleGanConfig, CYCLEGAN),
+}

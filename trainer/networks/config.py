@@ -28,6 +28,13 @@ class GeneratorConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StridedGeneratorConfig(GeneratorConfig):
+    """CycleGAN's."""
+
+    antialias: bool = option(False, "blur before resampling, as CUT does (CycleGAN does not)")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DiscriminatorConfig:
     ndf: int = option(64, "channels of the discriminator's first convolution", flag="--ndf")
     layers: int = option(3, "strided layers of the PatchGAN (3: it sees 70x70 pixels)")
@@ -39,3 +46,10 @@ class DiscriminatorConfig:
 
     def build(self) -> PatchDiscriminator:
         return PatchDiscriminator(ndf=self.ndf, layers=self.layers, antialias=self.antialias)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StridedDiscriminatorConfig(DiscriminatorConfig):
+    """CycleGAN's."""
+
+    antialias: bool = option(False, "blur before resampling, as CUT does (CycleGAN does not)")

@@ -48,7 +48,13 @@ CLASSES = 19
 # Widths that CUDA's kernels would take; generators get one residual block.
 _CUT = {"taps": (0, 4, 8, 12), "patches": 16, "head_dim": 16, "generator.ngf": 8,
         "discriminator.ndf": 8, "discriminator.layers": 1, "buffer": 0}  # fmt: skip
-WIDE: dict[str, dict[str, Any]] = {"cut": _CUT, "fastcut": _CUT, "srunit": _CUT}
+_STRIDED = {"generator.ngf": 8, "discriminator.ndf": 8, "buffer": 4}
+WIDE: dict[str, dict[str, Any]] = {
+    "cut": _CUT,
+    "fastcut": _CUT,
+    "srunit": _CUT,
+    "cyclegan": _STRIDED,
+}
 EPOCHS = 10  # of one step each
 
 
@@ -112,12 +118,13 @@ def _train(
 
 
 def image_buffers(owner: Any) -> Iterator[ImageBuffers]:
-    """Those of a method, its own or of a part that it is made of."""
+    """Those of a method, its own or of a part (of a list of parts) that it is made of."""
     for value in vars(owner).values():
-        if isinstance(value, ImageBuffers):
-            yield value
-        elif type(value).__module__.startswith("trainer.methods.parts"):
-            yield from image_buffers(value)
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, ImageBuffers):
+                yield each
+            elif type(each).__module__.startswith("trainer.methods.parts"):
+                yield from image_buffers(each)
 
 
 def _slots(slots: range) -> torch.Tensor:
@@ -207,6 +214,9 @@ STEPS: dict[str, Callable[[], list[Finding]]] = {
     **{f"{name} bf16": row(options) for table in ABLATIONS.values() for name, options in table.items()
        if name not in NOTHING_NEW},
     "E6 fp16 contiguous": partial(translating, "srunit", ABLATIONS["srunit"]["E6"], FP16 | CONTIGUOUS),
+    "CycleGAN bf16": partial(translating, "cyclegan", {"method.identity": 0.5}, BF16),
+    "CycleGAN fp16, accumulation": partial(translating, "cyclegan", {}, FP16, accumulation=2),
+    "CycleGAN fp32 contiguous": partial(translating, "cyclegan", {"method.identity": 0.5}, FP32 | CONTIGUOUS),
     "deeplab bf16": partial(segmenting, "deeplab", BF16),
     "deeplab fp32 contiguous": partial(segmenting, "deeplab", FP32 | CONTIGUOUS),
     "drn-d-22 fp16": partial(segmenting, "drn-d-22", FP16),
