@@ -22,7 +22,11 @@ def flat(*line: str) -> dict[str, Any]:
 # ---- presets ------------------------------------------------------------------------------------------------------
 
 
-EPOCHS = {"fastcut": (150.0, 50.0), "cyclegan": (100.0, 100.0)}  # at the full rate and falling, where not CUT's
+EPOCHS = {
+    "fastcut": (150.0, 50.0),
+    "cyclegan": (100.0, 100.0),
+    "gcgan": (100.0, 100.0),
+}  # at the full rate and falling, where not CUT's
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -12,6 +12,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "fastcut": CUT,
     "srunit": CUT,
     "cyclegan": STRIDED,
+    "gcgan": STRIDED,
 }
 """Options of the method that make its networks small."""
 
@@ -20,6 +21,7 @@ IN_USE: dict[str, dict[str, Any]] = {
     "fastcut": {"patches": 16},
     "srunit": {"patches": 16, "buffer": 4, "robust.start": 0.0},
     "cyclegan": {"buffer": 4, "identity": 0.5},
+    "gcgan": {"buffer": 4, "generators": "cross"},
 }
 """More of them, which put everything to use that has a state or draws, from the first step on."""
 

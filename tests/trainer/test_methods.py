@@ -169,6 +169,7 @@ SPLITTABLE = [
     ("srunit", {"robust__per_step": "one", "robust__rule": "published"}),
     ("cut", {"all_negatives": True}),
     ("cyclegan", {}),
+    ("gcgan", {}),
 ]
 
 

@@ -9,6 +9,7 @@ from trainer.methods.base import Method
 from trainer.methods.config import MethodConfig
 from trainer.methods.cut import FASTCUT, Cut, CutConfig
 from trainer.methods.cyclegan import CYCLEGAN, CycleGanConfig
+from trainer.methods.gcgan import GCGAN, GCGAN_ON_TASKS, GcGanConfig
 from trainer.methods.srunit import Srunit, SrunitConfig
 
 __all__ = ["ABLATIONS", "METHODS", "Cut", "CutConfig", "Family", "Method", "MethodConfig", "Srunit", "SrunitConfig"]
@@ -28,4 +29,5 @@ METHODS = {
     "fastcut": Family(CutConfig, FASTCUT),
     "srunit": Family(SrunitConfig),
     "cyclegan": Family(CycleGanConfig, CYCLEGAN),
+    "gcgan": Family(GcGanConfig, GCGAN, GCGAN_ON_TASKS),
 }

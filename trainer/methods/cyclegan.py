@@ -49,9 +49,11 @@ class StridedConfig(MethodConfig):
         """N(0, 0.02^2), as CycleGAN."""
         init_weights(network, draws, "normal")
 
-    def adversary(self, discriminator: PatchDiscriminator, buffer: str, global_batch: int) -> Adversary:
-        """buffer: the name of its image buffers."""
-        return Adversary(discriminator, self.gan, 1.0, ImageBuffers(buffer, self.buffer, global_batch))
+    def adversary(
+        self, discriminator: PatchDiscriminator, buffer: str, global_batch: int, weight: float = 1.0
+    ) -> Adversary:
+        """buffer: the name of its image buffers. weight: of the generator's loss."""
+        return Adversary(discriminator, self.gan, weight, ImageBuffers(buffer, self.buffer, global_batch))
 
 
 @dataclass(frozen=True, kw_only=True)

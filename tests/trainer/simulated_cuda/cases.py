@@ -54,6 +54,7 @@ WIDE: dict[str, dict[str, Any]] = {
     "fastcut": _CUT,
     "srunit": _CUT,
     "cyclegan": _STRIDED,
+    "gcgan": _STRIDED,
 }
 EPOCHS = 10  # of one step each
 
@@ -217,6 +218,9 @@ STEPS: dict[str, Callable[[], list[Finding]]] = {
     "CycleGAN bf16": partial(translating, "cyclegan", {"method.identity": 0.5}, BF16),
     "CycleGAN fp16, accumulation": partial(translating, "cyclegan", {}, FP16, accumulation=2),
     "CycleGAN fp32 contiguous": partial(translating, "cyclegan", {"method.identity": 0.5}, FP32 | CONTIGUOUS),
+    "GcGAN bf16": partial(translating, "gcgan", {"method.generators": "cross"}, BF16),
+    "GcGAN flipped fp16": partial(translating, "gcgan", {"method.geometry": "vflip"}, FP16),
+    "GcGAN fp32 contiguous": partial(translating, "gcgan", {}, FP32 | CONTIGUOUS),
     "deeplab bf16": partial(segmenting, "deeplab", BF16),
     "deeplab fp32 contiguous": partial(segmenting, "deeplab", FP32 | CONTIGUOUS),
     "drn-d-22 fp16": partial(segmenting, "drn-d-22", FP16),

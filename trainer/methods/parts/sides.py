@@ -23,6 +23,13 @@ class Translated:
     cycle: Tensor | None = None
 
 
+def translate(generator: nn.Module, images: Tensor, others: Tensor | None) -> Translated:
+    """Images, and others of the domain that they are translated to, in one pass."""
+    if others is None:
+        return Translated(generator(images))
+    return Translated(*split_batch(generator(torch.cat([images, others])), [len(images), len(others)]))
+
+
 @dataclass(frozen=True)
 class Side:
     """One direction. letter: A from the source to the target domain, B back, as the published code counts its networks.
@@ -43,7 +50,4 @@ class Side:
     def translate(self, batch: Batch) -> Translated:
         """All but the cycle."""
         images, others = self.images(batch)
-        if not self.identity:
-            return Translated(self.generator(images))
-        fake, identity = split_batch(self.generator(torch.cat([images, others])), [len(images), len(others)])
-        return Translated(fake, identity)
+        return translate(self.generator, images, others if self.identity else None)
