@@ -27,8 +27,8 @@ class Translation(nn.Module, ABC):
     def forward(self, x_NCHW: Tensor, code: Tensor | None = None, direction: str = "AtoB") -> Tensor:
         """code: (b, self.code), where there are styles."""
 
-    def code_of(self, x_NCHW: Tensor) -> Tensor | None:
-        """The styles (b, self.code) of example images; None where there are none."""
+    def code_of(self, x_NCHW: Tensor, direction: str = "AtoB") -> Tensor | None:
+        """The styles (b, self.code) of example images of the domain that is translated to; None where there are none."""
         return None
 
 

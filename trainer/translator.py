@@ -31,26 +31,36 @@ class Translator:
         self.translation, self.device, self.seed, self.direction = translation, device, seed, direction
 
     @torch.no_grad()
-    def __call__(self, image: np.ndarray, key: str = "") -> np.ndarray:
+    def __call__(self, image: np.ndarray, key: str = "", *, example: np.ndarray | None = None) -> np.ndarray:
         """(H, W, 3) uint8 RGB, or (N, H, W, 3), to the same shape. Sizes that the networks do not take are padded by
         reflection and cut back.
 
         key: names the image, whose style is N(0, 1) drawn by the seed and this name, so that an image has the same one
-        wherever and whenever it is translated; several images together have one for each.
+        wherever and whenever it is translated; several images together have one for each. example: an image of the domain
+        that is translated to, (h, w, 3) uint8 RGB, whose style all images take instead. UserError where there are no styles.
         """
         batch = image if image.ndim == 4 else image[None]
         if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[3] != 3:
             raise UserError(f"an image of type {image.dtype} and shape {image.shape} cannot be translated: "
                             "give uint8 RGB of shape (H, W, 3) or (N, H, W, 3)")  # fmt: skip
         height, width = batch.shape[1:3]
+        codes = self._codes(len(batch), key) if example is None else self._codes_of(example, len(batch))
+        result = to_images(self.translation(self._padded(batch), codes, self.direction)[:, :, :height, :width])
+        return result if image.ndim == 4 else result[0]
+
+    def _padded(self, images_NHWC: np.ndarray) -> Tensor:
+        height, width = images_NHWC.shape[1:3]
         multiple, smallest = self.translation.sizes.multiple, self.translation.sizes.smallest
         if min(height, width) < smallest:
             raise UserError(f"an image of {width}x{height} is too small: give {smallest} pixels or more each way")
-        x_NCHW = to_tensor(batch).to(self.device)
-        padded = nn.functional.pad(x_NCHW, (0, -width % multiple, 0, -height % multiple), mode="reflect")
-        codes = self._codes(len(batch), key)
-        result = to_images(self.translation(padded, codes, self.direction)[:, :, :height, :width])
-        return result if image.ndim == 4 else result[0]
+        x_NCHW = to_tensor(images_NHWC).to(self.device)
+        return nn.functional.pad(x_NCHW, (0, -width % multiple, 0, -height % multiple), mode="reflect")
+
+    def _codes_of(self, example: np.ndarray, count: int) -> Tensor:
+        code = self.translation.code_of(self._padded(example[None]), self.direction)
+        if code is None:
+            raise UserError("this method has no styles to take from an example: choose one that has, such as munit")
+        return code.expand(count, -1)
 
     def _codes(self, count: int, key: str) -> Tensor | None:
         if self.translation.code is None:

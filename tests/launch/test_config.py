@@ -26,6 +26,7 @@ EPOCHS = {
     "fastcut": (150.0, 50.0),
     "cyclegan": (100.0, 100.0),
     "gcgan": (100.0, 100.0),
+    "munit": (800.0, 0.0),
 }  # at the full rate and falling, where not CUT's
 
 

@@ -6,6 +6,7 @@ from infra.config import build
 from trainer.methods import METHODS, MethodConfig
 
 CUT = {"generator.ngf": 4, "generator.blocks": 6, "discriminator.ndf": 4, "head_dim": 8}
+MUNIT = {"generator.ngf": 4, "generator.blocks": 1, "generator.hidden": 8, "discriminator.ndf": 4}
 STRIDED = {"generator.ngf": 4, "generator.blocks": 6, "discriminator.ndf": 4}
 SMALL: dict[str, dict[str, Any]] = {
     "cut": CUT,
@@ -13,6 +14,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "srunit": CUT,
     "cyclegan": STRIDED,
     "gcgan": STRIDED,
+    "munit": MUNIT,
 }
 """Options of the method that make its networks small."""
 
@@ -22,10 +24,11 @@ IN_USE: dict[str, dict[str, Any]] = {
     "srunit": {"patches": 16, "buffer": 4, "robust.start": 0.0},
     "cyclegan": {"buffer": 4, "identity": 0.5},
     "gcgan": {"buffer": 4, "generators": "cross"},
+    "munit": {},
 }
 """More of them, which put everything to use that has a state or draws, from the first step on."""
 
-CROPS: dict[str, int] = {}
+CROPS: dict[str, int] = {"munit": 64}
 """The sides of images for those that do not take 32 pixels."""
 
 ONE_PASS: tuple[str, ...] = ()

@@ -157,3 +157,8 @@ def test_both_directions_of_two_generators() -> None:
         assert np.array_equal(Translator(both, direction=direction)(image), expected)
     with pytest.raises(UserError, match="translates AtoB, not BtoA"):
         Translator(OneGenerator(first), direction="BtoA")
+
+
+def test_a_method_without_styles_takes_none_from_an_example() -> None:
+    with pytest.raises(UserError, match="no styles to take from an example"):
+        Translator(translation(0))(picture(), example=picture())

@@ -1,6 +1,6 @@
 """The losses of CUT and SRUNIT as plain functions of tensors: every random draw comes from outside."""
 
-from trainer.losses.adversarial import adversarial_loss
+from trainer.losses.adversarial import adversarial_loss, multi_scale_loss
 from trainer.losses.constraints import gradient_norms, self_distance_loss, self_distances, smoothness_loss
 from trainer.losses.patchnce import patch_nce
 from trainer.losses.reconstruction import l1_distance
@@ -11,6 +11,7 @@ __all__ = [
     "consistency_loss",
     "gradient_norms",
     "l1_distance",
+    "multi_scale_loss",
     "patch_nce",
     "perturbation",
     "robustness_loss",

@@ -1,5 +1,7 @@
 """Adversarial losses on the raw scores of a discriminator."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,3 +27,8 @@ def adversarial_loss(kind: str, score: Tensor, real: bool) -> Tensor:
             return -score.mean() if real else score.mean()
         case _:
             raise UserError(f"adversarial loss {kind} does not exist: choose lsgan, vanilla, nonsaturating or wgangp")
+
+
+def multi_scale_loss(kind: str, scores: Sequence[Tensor], real: bool) -> Tensor:
+    """`adversarial_loss` of a discriminator at several scales: their sum."""
+    return torch.stack([adversarial_loss(kind, score, real) for score in scores]).sum()

@@ -10,6 +10,7 @@ from trainer.methods.config import MethodConfig
 from trainer.methods.cut import FASTCUT, Cut, CutConfig
 from trainer.methods.cyclegan import CYCLEGAN, CycleGanConfig
 from trainer.methods.gcgan import GCGAN, GCGAN_ON_TASKS, GcGanConfig
+from trainer.methods.munit import MUNIT, MUNIT_ON_TASKS, MunitConfig
 from trainer.methods.srunit import Srunit, SrunitConfig
 
 __all__ = ["ABLATIONS", "METHODS", "Cut", "CutConfig", "Family", "Method", "MethodConfig", "Srunit", "SrunitConfig"]
@@ -30,4 +31,5 @@ METHODS = {
     "srunit": Family(SrunitConfig),
     "cyclegan": Family(CycleGanConfig, CYCLEGAN),
     "gcgan": Family(GcGanConfig, GCGAN, GCGAN_ON_TASKS),
+    "munit": Family(MunitConfig, MUNIT, MUNIT_ON_TASKS),
 }

@@ -6,6 +6,7 @@ from infra.config import option
 from infra.errors import UserError
 from trainer.networks.discriminator import PatchDiscriminator
 from trainer.networks.generator import ResnetGenerator
+from trainer.networks.multi_scale import MultiScaleDiscriminator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,3 +54,16 @@ class StridedDiscriminatorConfig(DiscriminatorConfig):
     """CycleGAN's."""
 
     antialias: bool = option(False, "blur before resampling, as CUT does (CycleGAN does not)")
+
+
+class MultiScaleConfig:
+    ndf: int = option(64, "channels of the discriminators' first convolutions", flag="--ndf")
+    scales: int = option(3, "scales that a discriminator sees: the image, its half, its quarter, …")
+
+    def __post_init__(self) -> None:
+        if min(self.ndf, self.scales) < 1:
+            raise UserError("--ndf and method.discriminator.scales are counts: they must be 1 or more")
+
+    def build(self, *, slope: float) -> MultiScaleDiscriminator:
+        """slope: of the LeakyReLU."""
+        return MultiScaleDiscriminator(ndf=self.ndf, scales=self.scales, slope=slope)

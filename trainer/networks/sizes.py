@@ -58,6 +58,9 @@ def _smallest_before(layer: nn.Module, after: int) -> int:
         return max(needed, after - before - behind)
     if isinstance(layer, BlurDownsample):
         return max(_smallest_before(layer.pad, 1), 2 * after - 1)
-    if isinstance(layer, BlurUpsample):
+    if isinstance(layer, nn.AvgPool2d):
+        assert isinstance(layer.kernel_size, int) and isinstance(layer.stride, int) and isinstance(layer.padding, int)
+        return max(1, (after - 1) * layer.stride + layer.kernel_size - 2 * layer.padding)
+    if isinstance(layer, BlurUpsample | nn.Upsample):  # which doubles
         return -(-after // 2)
     return smallest_side(layer.children(), after)  # a chain of its own, or a layer that leaves the size alone

@@ -49,12 +49,14 @@ CLASSES = 19
 _CUT = {"taps": (0, 4, 8, 12), "patches": 16, "head_dim": 16, "generator.ngf": 8,
         "discriminator.ndf": 8, "discriminator.layers": 1, "buffer": 0}  # fmt: skip
 _STRIDED = {"generator.ngf": 8, "discriminator.ndf": 8, "buffer": 4}
+_MUNIT = {"generator.ngf": 8, "generator.blocks": 1, "generator.hidden": 16, "discriminator.ndf": 8}
 WIDE: dict[str, dict[str, Any]] = {
     "cut": _CUT,
     "fastcut": _CUT,
     "srunit": _CUT,
     "cyclegan": _STRIDED,
     "gcgan": _STRIDED,
+    "munit": _MUNIT,
 }
 EPOCHS = 10  # of one step each
 
@@ -221,6 +223,9 @@ STEPS: dict[str, Callable[[], list[Finding]]] = {
     "GcGAN bf16": partial(translating, "gcgan", {"method.generators": "cross"}, BF16),
     "GcGAN flipped fp16": partial(translating, "gcgan", {"method.geometry": "vflip"}, FP16),
     "GcGAN fp32 contiguous": partial(translating, "gcgan", {}, FP32 | CONTIGUOUS),
+    "MUNIT bf16": partial(translating, "munit", {}, BF16, batch=2, ema=0.999),
+    "MUNIT fp16, continued": partial(translating, "munit", {"method.cycle": 0.0}, FP16, continued=True),
+    "MUNIT fp32 contiguous": partial(translating, "munit", {}, FP32 | CONTIGUOUS),
     "deeplab bf16": partial(segmenting, "deeplab", BF16),
     "deeplab fp32 contiguous": partial(segmenting, "deeplab", FP32 | CONTIGUOUS),
     "drn-d-22 fp16": partial(segmenting, "drn-d-22", FP16),
