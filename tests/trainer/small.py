@@ -15,6 +15,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "cyclegan": STRIDED,
     "gcgan": STRIDED,
     "munit": MUNIT,
+    "src": CUT,
 }
 """Options of the method that make its networks small."""
 
@@ -25,6 +26,7 @@ IN_USE: dict[str, dict[str, Any]] = {
     "cyclegan": {"buffer": 4, "identity": 0.5},
     "gcgan": {"buffer": 4, "generators": "cross"},
     "munit": {},
+    "src": {"patches": 16, "flip_equivariance": True, "buffer": 4},
 }
 """More of them, which put everything to use that has a state or draws, from the first step on."""
 

@@ -170,6 +170,7 @@ SPLITTABLE = [
     ("cut", {"all_negatives": True}),
     ("cyclegan", {}),
     ("gcgan", {}),
+    ("src", {}),
 ]
 
 

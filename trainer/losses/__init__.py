@@ -1,19 +1,23 @@
-"""The losses of CUT and SRUNIT as plain functions of tensors: every random draw comes from outside."""
+"""The losses of the methods as plain functions of tensors: every random draw comes from outside."""
 
 from trainer.losses.adversarial import adversarial_loss, multi_scale_loss
 from trainer.losses.constraints import gradient_norms, self_distance_loss, self_distances, smoothness_loss
 from trainer.losses.patchnce import patch_nce
 from trainer.losses.reconstruction import l1_distance
+from trainer.losses.relation import hard_negative_weights, hdce, relation_loss
 from trainer.losses.robustness import consistency_loss, perturbation, robustness_loss
 
 __all__ = [
     "adversarial_loss",
     "consistency_loss",
     "gradient_norms",
+    "hard_negative_weights",
+    "hdce",
     "l1_distance",
     "multi_scale_loss",
     "patch_nce",
     "perturbation",
+    "relation_loss",
     "robustness_loss",
     "self_distance_loss",
     "self_distances",

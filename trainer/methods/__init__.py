@@ -11,6 +11,7 @@ from trainer.methods.cut import FASTCUT, Cut, CutConfig
 from trainer.methods.cyclegan import CYCLEGAN, CycleGanConfig
 from trainer.methods.gcgan import GCGAN, GCGAN_ON_TASKS, GcGanConfig
 from trainer.methods.munit import MUNIT, MUNIT_ON_TASKS, MunitConfig
+from trainer.methods.src import CITYSCAPES, SrcConfig
 from trainer.methods.srunit import Srunit, SrunitConfig
 
 __all__ = ["ABLATIONS", "METHODS", "Cut", "CutConfig", "Family", "Method", "MethodConfig", "Srunit", "SrunitConfig"]
@@ -32,4 +33,5 @@ METHODS = {
     "cyclegan": Family(CycleGanConfig, CYCLEGAN),
     "gcgan": Family(GcGanConfig, GCGAN, GCGAN_ON_TASKS),
     "munit": Family(MunitConfig, MUNIT, MUNIT_ON_TASKS),
+    "src": Family(SrcConfig, on_tasks={"label2city": CITYSCAPES}),
 }

@@ -12,7 +12,7 @@ from trainer.draws import generator
 from trainer.methods.base import Batch, Losses, Method, OptimiserSpec, Phase, StepContext
 from trainer.methods.config import MethodConfig
 from trainer.methods.parts.adversary import Adversary
-from trainer.methods.parts.contrast import Contrast, ContrastConfig
+from trainer.methods.parts.contrast import Contrast, ContrastConfig, IdentityConfig, PatchContrast
 from trainer.methods.parts.image_buffers import ImageBuffers
 from trainer.methods.parts.part import Outputs, Owner, Part
 from trainer.networks import ProjectionHeads, init_weights
@@ -24,7 +24,9 @@ from trainer.translation import OneGenerator
 
 
 @dataclass(frozen=True, kw_only=True)
-class CutConfig(ContrastConfig, MethodConfig):
+class OneSidedConfig(IdentityConfig, MethodConfig):
+    """What CUT shares with methods that compare patches by another loss."""
+
     gan: str = option("lsgan", "adversarial loss", choices=("lsgan", "vanilla", "nonsaturating"))
     lambda_gan: float = option(1.0, "weight of the adversarial loss of G", adjustable=True)
     flip_equivariance: bool = option(False, "mirror half of G's inputs, and the features of its output back")
@@ -42,6 +44,9 @@ class CutConfig(ContrastConfig, MethodConfig):
     def translation(self) -> OneGenerator:
         return OneGenerator(self.generator.build())
 
+
+@dataclass(frozen=True, kw_only=True)
+class CutConfig(ContrastConfig, OneSidedConfig):
     def build(self, *, seed: int, global_batch: int) -> "Cut":
         return Cut(self, seed=seed, global_batch=global_batch)
 
@@ -56,7 +61,8 @@ FASTCUT = {
 class Cut(Method[Batch, Outputs]):
     """networks: generator, discriminator, heads (the F_k), and those of the parts.
 
-    A method that adds losses to CUT's gives them in `added_parts`.
+    A method that adds losses to CUT's gives them in `added_parts`, one that has another in place of PatchNCE in
+    `make_contrast`.
     """
 
     # In the order of CUT's published step.
@@ -67,7 +73,7 @@ class Cut(Method[Batch, Outputs]):
     product: OneGenerator
     heads: ProjectionHeads
 
-    def __init__(self, config: CutConfig, *, seed: int, global_batch: int) -> None:
+    def __init__(self, config: OneSidedConfig, *, seed: int, global_batch: int) -> None:
         super().__init__()
         self.config = config
         product = config.translation()
@@ -76,7 +82,7 @@ class Cut(Method[Batch, Outputs]):
         self.discriminator = config.discriminator.build()
         for name in ("generator", "discriminator"):
             init_weights(getattr(self, name), generator("cpu", seed, "init", name))
-        self.contrast = Contrast(config, self.generator, seed)
+        self.contrast = self.make_contrast(seed)
         self.adversary = Adversary(
             self.discriminator, config.gan, config.lambda_gan, ImageBuffers("buffer", config.buffer, global_batch)
         )
@@ -90,6 +96,11 @@ class Cut(Method[Batch, Outputs]):
         for part in self.parts:
             own[part.phase] += part.networks
         self.optimisers = tuple(OptimiserSpec(name=name, networks=tuple(networks)) for name, networks in own.items())
+
+    def make_contrast(self, seed: int) -> PatchContrast:
+        """The loss between patches of translations and of their originals. It may ask for `config` and `generator`."""
+        assert isinstance(self.config, ContrastConfig)
+        return Contrast(self.config, self.generator, seed)
 
     def added_parts(self) -> list[Part]:
         """Losses beside CUT's own."""
@@ -145,10 +156,9 @@ class Cut(Method[Batch, Outputs]):
 
     def generator_loss(self, outputs: Outputs, batch: Batch, context: StepContext) -> tuple[Tensor, Losses]:
         g_gan = self.adversary.generator_loss(outputs.fake)
-        nce, nce_identity = self.contrast.values(outputs, batch, context)
-        total = g_gan + (nce if nce_identity is None else (nce + nce_identity) / 2)
-        named = {"G_GAN": g_gan, "G": total, "NCE": nce}
-        return total, named if nce_identity is None else named | {"NCE_Y": nce_identity}
+        compared, named = self.contrast.losses(outputs, batch, context)
+        total = g_gan + compared
+        return total, {"G_GAN": g_gan, "G": total, **named}
 
     def _terms(
         self, phase: str, outputs: Outputs, batch: Batch, context: StepContext

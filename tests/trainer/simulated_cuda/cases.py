@@ -57,6 +57,7 @@ WIDE: dict[str, dict[str, Any]] = {
     "cyclegan": _STRIDED,
     "gcgan": _STRIDED,
     "munit": _MUNIT,
+    "src": _CUT,
 }
 EPOCHS = 10  # of one step each
 
@@ -214,6 +215,9 @@ STEPS: dict[str, Callable[[], list[Finding]]] = {
         translating, "srunit", {"method.robust.per_step": "one", "method.buffer": 4}, BF16, batch=2, ema=0.999),
     "SRUNIT accumulation, checkpointing, buffer bf16": partial(
         translating, "srunit", {"method.generator.checkpointing": True, "method.buffer": 4}, BF16, accumulation=2),
+    "SRC bf16": partial(translating, "src", {"method.flip_equivariance": True}, BF16),
+    "SRC fp16, two pairs": partial(translating, "src", {}, FP16, batch=2),
+    "SRC fp32 contiguous": partial(translating, "src", {}, FP32 | CONTIGUOUS),
     **{f"{name} bf16": row(options) for table in ABLATIONS.values() for name, options in table.items()
        if name not in NOTHING_NEW},
     "E6 fp16 contiguous": partial(translating, "srunit", ABLATIONS["srunit"]["E6"], FP16 | CONTIGUOUS),

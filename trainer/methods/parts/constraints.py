@@ -11,7 +11,7 @@ from infra.errors import UserError
 from trainer.losses import gradient_norms, self_distance_loss, self_distances, smoothness_loss
 from trainer.losses.constraints import PATCH_SIZE
 from trainer.methods.base import Batch, StepContext
-from trainer.methods.parts.contrast import Contrast
+from trainer.methods.parts.contrast import PatchContrast
 from trainer.methods.parts.memory import RunningMoments
 from trainer.methods.parts.part import Outputs, Part
 from trainer.methods.parts.robustness import Consistency
@@ -44,7 +44,7 @@ class ConstraintConfig:
             raise UserError("method.constraint.self_distance measures both domains before method.constraint.start: "
                             "give a start above 0, such as 0.25")  # fmt: skip
 
-    def parts(self, contrast: Contrast, discriminator: nn.Module) -> list[Part]:
+    def parts(self, contrast: PatchContrast, discriminator: nn.Module) -> list[Part]:
         """Those with a weight."""
         start = self.start
         every = [

@@ -1,6 +1,8 @@
-"""PatchNCE with its heads, and the variants of it that CUT's ablation study has (its Appendix C.1 and C.5)."""
+"""Patches of translations against those of their originals: PatchNCE with its heads, and the variants of it that CUT's
+ablation study has (its Appendix C.1 and C.5)."""
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +14,7 @@ from infra.config import option
 from infra.errors import UserError
 from trainer.draws import generator
 from trainer.losses import patch_nce
-from trainer.methods.base import Batch, StepContext
+from trainer.methods.base import Batch, Losses, StepContext
 from trainer.methods.parts.memory import MemoryBank
 from trainer.methods.parts.part import Outputs, Owner, patch_ids
 from trainer.networks import ProjectionHeads, ResnetGenerator, init_weights
@@ -42,30 +44,43 @@ class BankConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContrastConfig:
-    """A section of a method's own options."""
+class PatchConfig:
+    """Which patches are compared, and their heads: a section of a method's own options."""
 
-    lambda_nce: float = option(1.0, "weight of PatchNCE", adjustable=True)
     taps: tuple[int, ...] = option(PAPER_TAPS, "layers of G whose patches are contrasted")
     patches: int = option(256, "patches per image and layer", adjustable=True)
-    temperature: float = option(0.07, "temperature of PatchNCE", adjustable=True)
+    temperature: float = option(0.07, "temperature of the contrastive loss", adjustable=True)
     head_dim: int = option(256, "channels of the projection heads")
-    all_negatives: bool = option(False, "negatives from the whole global batch, not only from the same image")
-    separate_encoder: bool = option(False, "an encoder and heads of their own for the translations, not those of G")
-    decoder_nce: bool = option(True, "PatchNCE trains G's decoder too; false: its encoder and the heads alone")
-    identity: bool = option(True, "PatchNCE on target images too, which G should leave as they are")
     normalisation: str = option("cut", "epsilon of the heads' normalisation", choices=("cut", "srunit"))
-    bank: BankConfig = field(default_factory=BankConfig)
 
     def __post_init__(self) -> None:
-        if self.lambda_nce <= 0:
-            raise UserError("method.lambda_nce must be positive: PatchNCE trains the heads")
         if self.temperature <= 0 or self.patches < 2:
             raise UserError("method.temperature must be positive, and method.patches 2 or more")
         if self.head_dim < 1:
             raise UserError("method.head_dim counts channels: it must be 1 or more")
         if not self.taps:
             raise UserError("method.taps is empty: name layers of the generator such as 0,4,8,12,16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdentityConfig(PatchConfig):
+    identity: bool = option(True, "contrast target images too, which G should leave as they are")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastConfig(IdentityConfig):
+    """A section of a method's own options."""
+
+    lambda_nce: float = option(1.0, "weight of PatchNCE", adjustable=True)
+    all_negatives: bool = option(False, "negatives from the whole global batch, not only from the same image")
+    separate_encoder: bool = option(False, "an encoder and heads of their own for the translations, not those of G")
+    decoder_nce: bool = option(True, "PatchNCE trains G's decoder too; false: its encoder and the heads alone")
+    bank: BankConfig = field(default_factory=BankConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lambda_nce <= 0:
+            raise UserError("method.lambda_nce must be positive: PatchNCE trains the heads")
         if self.all_negatives and self.separate_encoder:
             raise UserError("method.separate_encoder trains the keys, which method.all_negatives gathers from other ranks "
                             "without gradients: leave one of them out")  # fmt: skip
@@ -74,23 +89,75 @@ class ContrastConfig:
                             "of them: leave one of them out")  # fmt: skip
 
 
-class Contrast(Owner):
-    """PatchNCE between source and translation, and between target and its identity translation if asked for.
+@dataclass
+class Compared:
+    """Features at the taps that a loss compares: queries of what G made of the source, keys of the source, and the same of
+    the target, if asked for."""
 
-    networks: the heads F_k, and with a separate encoder that and its heads. memory: the bank, if there is one.
+    queries: list[Tensor]
+    keys: list[Tensor]
+    identity: tuple[list[Tensor], list[Tensor]] | None
+
+
+class PatchContrast(Owner, ABC):
+    """A loss between projected patches of what G made and of what it was made of.
+
+    networks: the heads F_k.
     """
 
-    def __init__(self, config: ContrastConfig, encoder: ResnetGenerator, seed: int) -> None:
+    def __init__(self, config: PatchConfig, encoder: ResnetGenerator, seed: int) -> None:
         super().__init__()
         self.config, self.generator = config, encoder
         normalisation: Any = config.normalisation
         self.heads = ProjectionHeads(encoder.tap_channels(config.taps), config.head_dim, normalisation)
         self.networks = {"heads": self.heads}
+        init_weights(self.heads, generator("cpu", seed, "init", "heads"))
+
+    @abstractmethod
+    def losses(self, outputs: Outputs, batch: Batch, context: StepContext) -> tuple[Tensor, Losses]:
+        """What is added to G's loss, and the named scalars to report."""
+
+    def compared(self, outputs: Outputs, batch: Batch) -> Compared:
+        taps = self.config.taps
+        made = outputs.fake if outputs.identity is None else torch.cat([outputs.fake, outputs.identity])
+        queries = self._encode_made(made)
+        keys, keys_identity = outputs.source_features, outputs.target_features
+        if outputs.flipped:
+            # The features kept are those of mirrored images; a key is encoded from the image as it was.
+            queries = [query.flip(3) for query in queries]
+            with self._keys_learn():
+                keys = self.generator.encode(batch.source, taps)
+                keys_identity = self.generator.encode(batch.target, taps) if keys_identity else None
+        if keys_identity is None:
+            return Compared(queries, keys, None)
+        domains = [len(batch.source), len(batch.target)]
+        of_fake, of_identity = zip(*(split_batch(query, domains) for query in queries), strict=True)
+        return Compared(list(of_fake), keys, (list(of_identity), keys_identity))
+
+    def _encode_made(self, made: Tensor) -> list[Tensor]:
+        return self.generator.encode(made, self.config.taps)
+
+    def _keys_learn(self) -> torch.set_grad_enabled:
+        """Where encoder and heads are shared they learn from the queries alone."""
+        return torch.set_grad_enabled(False)
+
+
+class Contrast(PatchContrast):
+    """PatchNCE between source and translation, and between target and its identity translation if asked for.
+
+    networks: with a separate encoder that and its heads, too. memory: the bank, if there is one.
+    """
+
+    config: ContrastConfig
+
+    def __init__(self, config: ContrastConfig, encoder: ResnetGenerator, seed: int) -> None:
+        super().__init__(config, encoder, seed)
         if config.separate_encoder:
             self.output_encoder, self.output_heads = encoder.encoder(config.taps), copy.deepcopy(self.heads)
-            self.networks = {**self.networks, "output_encoder": self.output_encoder, "output_heads": self.output_heads}
-        for name, network in self.networks.items():
-            init_weights(network, generator("cpu", seed, "init", name))
+            own = {"output_encoder": self.output_encoder, "output_heads": self.output_heads}
+            for name, network in own.items():
+                init_weights(network, generator("cpu", seed, "init", name))
+            self.networks |= own
         self.bank: MemoryBank | None = None
         if config.bank.size > 0:
             self.bank = MemoryBank(
@@ -99,28 +166,24 @@ class Contrast(Owner):
             )  # fmt: skip
         self.memory = {"bank": self.bank} if self.bank else {}
 
+    def losses(self, outputs: Outputs, batch: Batch, context: StepContext) -> tuple[Tensor, Losses]:
+        nce, nce_identity = self.values(outputs, batch, context)
+        if nce_identity is None:
+            return nce, {"NCE": nce}
+        return (nce + nce_identity) / 2, {"NCE": nce, "NCE_Y": nce_identity}
+
     def values(self, outputs: Outputs, batch: Batch, context: StepContext) -> tuple[Tensor, Tensor | None]:
         """Both, each times its weight; the second None if not asked for."""
-        made = outputs.fake if outputs.identity is None else torch.cat([outputs.fake, outputs.identity])
+        compared = self.compared(outputs, batch)
+        nce = self._nce(compared.queries, compared.keys, "nce", context)
+        return nce, self._nce(*compared.identity, "identity", context) if compared.identity else None
+
+    def _encode_made(self, made: Tensor) -> list[Tensor]:
         encoder = self.output_encoder if self.config.separate_encoder else self.generator
-        queries = encoder.encode(made if self.config.decoder_nce else made.detach(), self.config.taps)
-        keys, keys_identity = outputs.source_features, outputs.target_features
-        if outputs.flipped:
-            # The features kept are those of mirrored images; a key is encoded from the image as it was.
-            queries = [query.flip(3) for query in queries]
-            with self._keys_learn():
-                keys = self.generator.encode(batch.source, self.config.taps)
-                keys_identity = self.generator.encode(batch.target, self.config.taps) if keys_identity else None
-        if keys_identity is None:
-            return self._nce(queries, keys, "nce", context), None
-        domains = [len(batch.source), len(batch.target)]
-        of_fake, of_identity = zip(*(split_batch(query, domains) for query in queries), strict=True)
-        nce = self._nce(of_fake, keys, "nce", context)
-        return nce, self._nce(of_identity, keys_identity, "identity", context)
+        return encoder.encode(made if self.config.decoder_nce else made.detach(), self.config.taps)
 
     def _keys_learn(self) -> torch.set_grad_enabled:
-        """Where encoder and heads are shared they learn from the queries. Those that see source images alone would
-        learn nothing, so there the keys teach them."""
+        """Heads of their own see source images alone: they would learn nothing, so there the keys teach them."""
         return torch.set_grad_enabled(self.config.separate_encoder)
 
     def _nce(self, queries: Sequence[Tensor], keys: Sequence[Tensor], stream: str, context: StepContext) -> Tensor:

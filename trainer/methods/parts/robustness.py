@@ -11,7 +11,7 @@ from infra.config import option
 from infra.errors import UserError
 from trainer.losses import consistency_loss, perturbation, robustness_loss
 from trainer.methods.base import Batch, StepContext, frozen
-from trainer.methods.parts.contrast import Contrast
+from trainer.methods.parts.contrast import PatchContrast
 from trainer.methods.parts.part import Outputs, Part, patch_ids
 from trainer.networks.heads import sample_patches
 
@@ -64,7 +64,7 @@ class Robustness(Part):
     name = "robust"
     starts_at = "method.robust.start"
 
-    def __init__(self, config: RobustConfig, contrast: Contrast) -> None:
+    def __init__(self, config: RobustConfig, contrast: PatchContrast) -> None:
         super().__init__(config.beta, config.start)
         self.config, self.generator, self.heads = config, contrast.generator, contrast.heads
         self.all_taps, self.patches = contrast.config.taps, contrast.config.patches
@@ -121,7 +121,7 @@ class Consistency(Part):
     name = "consistency"
     starts_at = "method.constraint.start"
 
-    def __init__(self, weight: float, start: float, contrast: Contrast) -> None:
+    def __init__(self, weight: float, start: float, contrast: PatchContrast) -> None:
         super().__init__(weight, start)
         self.contrast = contrast
 
