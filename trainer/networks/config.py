@@ -56,6 +56,7 @@ class StridedDiscriminatorConfig(DiscriminatorConfig):
     antialias: bool = option(False, "blur before resampling, as CUT does (CycleGAN does not)")
 
 
+@dataclass(frozen=True, kw_only=True)
 class MultiScaleConfig:
     ndf: int = option(64, "channels of the discriminators' first convolutions", flag="--ndf")
     scales: int = option(3, "scales that a discriminator sees: the image, its half, its quarter, …")
