@@ -18,6 +18,8 @@ from infra.storage import LocalStorage, S3Storage, Storage, StorageUnavailable, 
 from tests.conftest import S3Server
 from tests.faulty_s3 import Fault, FaultyS3
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=["local", "s3", "s3 root"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:

@@ -11,6 +11,8 @@ from mlflow.artifacts import download_artifacts
 from infra import tracking
 from infra.tracking import MlflowRun
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:

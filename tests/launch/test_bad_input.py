@@ -25,6 +25,8 @@ from tests.pipelines.shardmaker import write_root
 from trainer.checkpointer import Checkpointer
 from trainer.networks.sizes import Sizes
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     "--crop", "16", "--ngf", "4", "--ndf", "4", "--method.generator.blocks", "6", "--method.discriminator.layers", "1",
     "--method.head-dim", "8", "--method.patches", "8", "--engine.device", "cpu", "--precision", "fp32", "--max-steps", "2",

@@ -25,6 +25,8 @@ from pipelines.sources.drawn import street_scenes
 from tests.conftest import S3Server
 from trainer.draws import Draws
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "method.generator.ngf": 8, "method.discriminator.ndf": 8, "method.head_dim": 8, "method.patches": 16,
     "method.robust.start": 0.0, "engine.device": "cpu", "engine.precision": "fp32",

@@ -25,6 +25,8 @@ from trainer.evaluation import Example
 from trainer.evaluation.fidelity import Features, fidelity
 from trainer.translator import load_translator
 
+pytestmark = pytest.mark.slow
+
 TESTS = 10  # images
 FID_LINE = "FID, KID: not available: no Inception weights were given (--inception FILE)"
 

@@ -24,6 +24,8 @@ from tests.launch.evaluating import SCENES, STEP, evaluate, make_run, make_scene
 from trainer.segmentation import load_segmenter
 from trainer.translator import load_translator
 
+pytestmark = pytest.mark.slow
+
 PICTURES = {"evaluation.png", "flips.png", "class_distribution.png", "worst_images.png"}
 
 

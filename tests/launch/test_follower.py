@@ -21,6 +21,8 @@ from launch.runs.folder import RunFolder, write_png
 from launch.runs.follower import Follower, grouped, is_sent, send
 from trainer.checkpoint import write_checkpoint
 
+pytestmark = pytest.mark.slow
+
 GREY = np.full((16, 32, 3), 128, np.uint8)
 
 

@@ -18,6 +18,8 @@ from launch.runs.translator import train
 from trainer.checkpoint import Checkpoint
 from trainer.translator import load_translator
 
+pytestmark = pytest.mark.slow
+
 RECORDED = Path(__file__).parent / "recorded_run"
 OPTIONS = [
     "--global-batch", "2", "--crop", "16", "--ngf", "1", "--ndf", "1", "--method.generator.blocks", "6",

@@ -29,6 +29,8 @@ from pipelines.manifest import MANIFEST
 from tests.pipelines.shardmaker import write_root, write_split
 from trainer.loop import DIVERGED
 
+pytestmark = pytest.mark.slow
+
 # Left out: what takes minutes, or starts something that a process can start only once.
 LEFT_OUT: dict[str, set[Any]] = {"engine.compile": {True}, "engine.kind": {"deepspeed"}, "loop.max_steps": {None}}
 # Sizes: large ones would work, but not in a moment.

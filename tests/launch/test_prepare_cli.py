@@ -16,6 +16,8 @@ from launch import prepare as cli
 from pipelines.manifest import load_manifest
 from tests.conftest import S3Server
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(cli.__file__)
 
 

@@ -16,6 +16,8 @@ from pipelines.manifest import Manifest, Shard
 from tests.conftest import S3Server
 from tests.pipelines.shardmaker import write_root
 
+pytestmark = pytest.mark.slow
+
 
 class FaultyS3(S3Storage):
     """A real S3 store whose first downloads fail with the errors given (None: go well)."""

@@ -30,6 +30,8 @@ from tests.conftest import S3Server
 from tests.faulty_s3 import Fault, FaultyS3, now_and_then
 from tests.pipelines.shardmaker import write_root
 
+pytestmark = pytest.mark.slow
+
 fork = multiprocessing.get_context("fork")
 
 

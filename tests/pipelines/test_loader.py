@@ -25,6 +25,8 @@ from pipelines.manifest import MANIFEST, Manifest, Shard
 from tests.conftest import S3Server
 from tests.pipelines.shardmaker import break_samples, write_root, write_split
 
+pytestmark = pytest.mark.slow
+
 has_dali = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
 kinds = ["pillow", pytest.param("dali", marks=pytest.mark.skipif(not has_dali, reason="DALI is not installed"))]
 Step = dict[int, tuple[Tensor, Tensor, str, str]]  # by slot: source, target, source key, target key

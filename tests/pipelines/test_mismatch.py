@@ -20,6 +20,8 @@ from pipelines.sources.mismatch import Mismatch, unmatched_labels, unmatched_map
 from pipelines.sources.photos import paired
 from tests.pipelines.preparing import SMALL, contents, photo, run, save
 
+pytestmark = pytest.mark.slow
+
 ROAD, VEGETATION, SKY = 7, 21, 23  # labelIds
 LAND, PARK = 230, 205  # grey levels of the drawn maps
 

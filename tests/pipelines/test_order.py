@@ -23,6 +23,8 @@ from pipelines.manifest import DOMAINS, MANIFEST, Manifest
 from pipelines.order import SampleOrder, micro_batch_slots, random_words
 from tests.pipelines.shardmaker import write_split
 
+pytestmark = pytest.mark.slow
+
 SHARD_SIZES = st.lists(st.integers(1, 7), min_size=1, max_size=9)
 PROVED = settings(max_examples=40, deadline=None, derandomize=True)
 RANKS = (1, 2, 3, 4, 8, 64)

@@ -17,6 +17,8 @@ from pipelines.manifest import DOMAINS, MANIFEST, Manifest, SampleEntry, Split
 from pipelines.order import SampleOrder
 from tests.pipelines.shardmaker import write_split
 
+pytestmark = pytest.mark.slow
+
 MILLION = 1_000_000
 SHARD_SAMPLES = 256
 GLOBAL_BATCH = 4

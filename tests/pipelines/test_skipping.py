@@ -27,6 +27,8 @@ from pipelines.order import SampleOrder
 from pipelines.shards import LABEL_SPACE, Sample, build_tar, write_shard
 from tests.pipelines.shardmaker import break_samples, write_root
 
+pytestmark = pytest.mark.slow
+
 has_dali = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
 kinds = pytest.mark.parametrize(
     "kind", ["pillow", pytest.param("dali", marks=pytest.mark.skipif(not has_dali, reason="DALI is not installed"))]

@@ -11,6 +11,8 @@ from infra.errors import UserError
 from pipelines.labels import CLASSES, class_histogram
 from pipelines.street_scenes import SOURCE_LAYOUT, TARGET_LAYOUT, Layout, LookName, render
 
+pytestmark = pytest.mark.slow
+
 SIZE = (128, 64)
 LOOKS: tuple[LookName, ...] = get_args(LookName)
 SKY, VEGETATION, ROAD = (CLASSES.index(name) for name in ("sky", "vegetation", "road"))

@@ -11,6 +11,8 @@ from tests.trainer.test_methods import Pairs, at, make, pairs
 from trainer.methods import ABLATIONS, MethodConfig
 from trainer.step import train_step
 
+pytestmark = pytest.mark.slow
+
 
 def build_row(options: dict[str, Any], **others: Any) -> MethodConfig:
     given = {name.removeprefix("method."): value for name, value in options.items()}

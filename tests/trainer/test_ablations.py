@@ -24,6 +24,8 @@ from trainer.optim import OptimConfig
 from trainer.state import collect_state, restore_state
 from trainer.step import train_step
 
+pytestmark = pytest.mark.slow
+
 Gradients = dict[str, Tensor]
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from filelock import FileLock
 
@@ -17,6 +18,8 @@ from trainer.engines import Engine, EngineConfig, shared_memory
 from trainer.optim import OptimConfig
 from trainer.state import collect_state, restore_state
 from trainer.step import train_step
+
+pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -30,6 +30,8 @@ from trainer.networks.split import split_batch
 from trainer.optim import OptimConfig, make_optimiser
 from trainer.step import train_step
 
+pytestmark = pytest.mark.slow
+
 LAYOUTS = torch.contiguous_format, torch.channels_last
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
 

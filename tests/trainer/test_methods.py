@@ -24,6 +24,8 @@ from trainer.networks import init_weights
 from trainer.optim import OptimConfig
 from trainer.step import train_step
 
+pytestmark = pytest.mark.slow
+
 TAPS = (0, 4, 8, 12, 16)
 
 

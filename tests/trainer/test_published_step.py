@@ -17,6 +17,8 @@ from trainer.methods import Srunit, SrunitConfig
 from trainer.methods.base import StepContext
 from trainer.step import train_step
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "method.generator.ngf": 8, "method.discriminator.ndf": 8, "method.head_dim": 8, "method.patches": 16, "method.buffer": 0,
     "method.robust.start": 0.0, "engine.device": "cpu", "engine.kind": "single", "engine.precision": "fp32",

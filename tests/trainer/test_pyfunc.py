@@ -28,6 +28,8 @@ from trainer.segmentation.config import SegmenterModelConfig
 from trainer.segmentation.trained import load_trained
 from trainer.translator import load_translator
 
+pytestmark = pytest.mark.slow
+
 METHOD = SrunitConfig(
     name="srunit", generator=GeneratorConfig(ngf=4, blocks=6), discriminator=DiscriminatorConfig(ndf=4)
 )

@@ -13,6 +13,8 @@ from tuning import embedded
 from tuning.config import parse_arguments
 from tuning.settle import evaluations, settle
 
+pytestmark = pytest.mark.slow
+
 
 def settled(data: str, *arguments: str) -> dict[str, Any]:
     request = settle(parse_arguments(["--data", data, *arguments]), gpu=False)

@@ -23,6 +23,8 @@ from trainer.state import TrainingState
 from tuning.spaces import Params
 from tuning.trial import take_over
 
+pytestmark = pytest.mark.slow
+
 
 def test_weights_and_optimisers_are_the_others(data: str, tmp_path: Path) -> None:
     def config(name: str, lr: float, steps: int) -> JobConfig:

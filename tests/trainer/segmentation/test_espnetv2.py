@@ -13,6 +13,8 @@ from pipelines.labels import to_trainids
 from trainer.segmentation import Segmenter, load_segmenter
 from trainer.segmentation.espnetv2 import ESPNetv2, load_espnetv2
 
+pytestmark = pytest.mark.slow
+
 READY = Path(__file__).parents[3] / "infra" / "segmenters" / "espnetv2_s_2.0_city_1024x512.yaml"
 FRAMES = ("frankfurt_000000_000576", "frankfurt_000001_058914")
 

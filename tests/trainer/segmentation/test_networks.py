@@ -12,6 +12,8 @@ from trainer.segmentation.config import SegmenterModelConfig, init_weights
 from trainer.segmentation.deeplab import ROWS, DeepLab, InvertedResidual, rounded
 from trainer.segmentation.drn import BasicBlock, Drn
 
+pytestmark = pytest.mark.slow
+
 
 def images(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
