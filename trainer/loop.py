@@ -138,6 +138,8 @@ class Trainer:
         same step, if there was one) after so many steps. All four are called on all ranks at once. Raises Stopped after
         SIGTERM (with a checkpoint saved) and when a loss is no longer a finite number.
         """
+        if first_step == 0:
+            self._measure(steps)
         with self._on_terminate():
             self._since = time.perf_counter()
             for step, batches in zip(range(first_step, self.total_steps), steps, strict=False):
@@ -183,10 +185,19 @@ class Trainer:
         finally:
             signal.signal(signal.SIGTERM, previous)
 
+    def _context(self, step: int) -> StepContext:
+        return StepContext(Draws(self.seed, step), self.schedule.progress(step), self.engine.all_ranks)
+
+    @torch.no_grad()
+    def _measure(self, steps: Iterable[Sequence[Any]]) -> None:
+        """Show the method as many steps as it wants to measure. `steps` can then be iterated anew."""
+        if count := self.method.measured_steps():
+            for step, batches in zip(range(count), steps, strict=False):
+                self.method.measure(batches, self._context(step))
+
     def _step(self, step: int, batches: Sequence[Any]) -> None:
         self.engine.set_learning_rate(self.schedule.learning_rate(step))
-        context = StepContext(Draws(self.seed, step), self.schedule.progress(step), self.engine.all_ranks)
-        self._pending.append((step, train_step(self.method, self.engine, batches, context)))
+        self._pending.append((step, train_step(self.method, self.engine, batches, self._context(step))))
         if self.averaged is not None:
             self.averaged.update(self.method.product)
 

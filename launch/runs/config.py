@@ -64,8 +64,10 @@ class JobConfig:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        if getattr(self.method, "all_negatives", False) and self.optim.accumulation > 1:
-            raise UserError("method.all_negatives needs the whole global batch at once: leave out optim.accumulation")
+        if self.method.whole_batch and self.optim.accumulation > 1:
+            raise UserError(
+                f"{self.method.whole_batch} needs the whole global batch at once: leave out optim.accumulation"
+            )
 
 
 @functools.cache

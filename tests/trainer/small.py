@@ -13,6 +13,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "fastcut": CUT,
     "srunit": CUT,
     "cyclegan": STRIDED,
+    "distancegan": STRIDED,
     "gcgan": STRIDED,
     "munit": MUNIT,
     "src": CUT,
@@ -24,6 +25,7 @@ IN_USE: dict[str, dict[str, Any]] = {
     "fastcut": {"patches": 16},
     "srunit": {"patches": 16, "buffer": 4, "robust.start": 0.0},
     "cyclegan": {"buffer": 4, "identity": 0.5},
+    "distancegan": {"buffer": 4, "both": True, "lambda_a": 10.0, "measured": 8},
     "gcgan": {"buffer": 4, "generators": "cross"},
     "munit": {},
     "src": {"patches": 16, "flip_equivariance": True, "buffer": 4},
@@ -33,7 +35,7 @@ IN_USE: dict[str, dict[str, Any]] = {
 CROPS: dict[str, int] = {"munit": 64}
 """The sides of images for those that do not take 32 pixels."""
 
-ONE_PASS: tuple[str, ...] = ()
+ONE_PASS: tuple[str, ...] = ("distancegan",)
 """Those whose losses need the whole global batch at once, so that two micro-batches are not what two ranks are."""
 
 

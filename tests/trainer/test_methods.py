@@ -173,6 +173,8 @@ SPLITTABLE = [
     ("cyclegan", {}),
     ("gcgan", {}),
     ("src", {}),
+    ("distancegan", {}),
+    ("distancegan", {"distances": "self", "both": False, "lambda_a": 0.0}),
 ]
 
 

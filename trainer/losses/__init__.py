@@ -1,7 +1,8 @@
 """The losses of the methods as plain functions of tensors: every random draw comes from outside."""
 
 from trainer.losses.adversarial import adversarial_loss, multi_scale_loss
-from trainer.losses.constraints import gradient_norms, self_distance_loss, self_distances, smoothness_loss
+from trainer.losses.constraints import gradient_norms, smoothness_loss
+from trainer.losses.distances import distance_changes, pair_distances, self_distance_loss, self_distances
 from trainer.losses.patchnce import patch_nce
 from trainer.losses.reconstruction import l1_distance
 from trainer.losses.relation import hard_negative_weights, hdce, relation_loss
@@ -10,11 +11,13 @@ from trainer.losses.robustness import consistency_loss, perturbation, robustness
 __all__ = [
     "adversarial_loss",
     "consistency_loss",
+    "distance_changes",
     "gradient_norms",
     "hard_negative_weights",
     "hdce",
     "l1_distance",
     "multi_scale_loss",
+    "pair_distances",
     "patch_nce",
     "perturbation",
     "relation_loss",

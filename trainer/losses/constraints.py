@@ -1,34 +1,15 @@
-"""The constraints that SRUNIT is compared with: on distances within an image, and on the discriminator's slope.
+"""Constraints that SRUNIT is compared with: on distances of patches, and on the discriminator's slope.
 
-SRUNIT's supplement, Appendix G: E1 after Benaim and Wolf 2017 (DistanceGAN), E2 after Zhang et al. 2019 (HarmonicGAN),
-E6 in the spirit of Gulrajani et al. 2017 (WGAN-GP).
+SRUNIT's supplement, Appendix G: E2 after Zhang et al. 2019 (HarmonicGAN), E6 in the spirit of Gulrajani et al. 2017 (WGAN-GP).
 """
 
 import torch
 from torch import Tensor, nn
 
+from trainer.losses.distances import wide
+
 HISTOGRAM_BINS = 16  # per colour channel
 PATCH_SIZE = 8  # pixels, both ways
-
-
-def self_distances(images: Tensor) -> Tensor:
-    """|L(x) - R(x)|_1 of each image (B, C, H, W), as the mean over pixels and channels: (B,), float32 or wider.
-
-    L and R are the left and the right half; of an odd width, the middle column belongs to neither.
-    """
-    images, half = _wide(images), images.shape[3] // 2
-    return (images[..., :half] - images[..., -half:]).abs().mean(dim=(1, 2, 3))
-
-
-def self_distance_loss(source: Tensor, translation: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """L_dist (E1), a scalar: the mean over images of |(d(x) - mu_X) / sigma_X - (d(G(x)) - mu_Y) / sigma_Y|.
-
-    source, translation: (B, C, H, W). mean, std: (2,), of `self_distances` in the source and in the target domain.
-    SRUNIT's supplement prints no absolute value, without which the term would have no minimum; DistanceGAN has it.
-    """
-    scaled_x = (self_distances(source) - mean[0]) / std[0]
-    scaled_y = (self_distances(translation) - mean[1]) / std[1]
-    return (scaled_x - scaled_y).abs().mean()
 
 
 def soft_histograms(values: Tensor) -> Tensor:
@@ -54,7 +35,7 @@ def patch_distances(images: Tensor, corners: Tensor) -> Tensor:
     top = corners.div(width - PATCH_SIZE + 1, rounding_mode="floor")
     left = corners % (width - PATCH_SIZE + 1)
     pixels = (top[:, None, None] + offsets[:, None]) * width + left[:, None, None] + offsets
-    patches_BCNP = _wide(images).flatten(2)[:, :, pixels.flatten(1)]
+    patches_BCNP = wide(images).flatten(2)[:, :, pixels.flatten(1)]
     one, other = soft_histograms(patches_BCNP).chunk(2, dim=2)
     return (one - other).abs().sum(dim=3).mean(dim=1) / 2
 
@@ -75,11 +56,7 @@ def gradient_norms(discriminator: nn.Module, images: Tensor) -> Tensor:
     each. Gradients flow on into D's weights, none into the images. D must not mix images.
     """
     with torch.autocast(images.device.type, enabled=False):
-        images = _wide(images).detach().requires_grad_()
+        images = wide(images).detach().requires_grad_()
         score = discriminator(images).flatten(1).mean(dim=1).sum()
         (slope,) = torch.autograd.grad(score, images, create_graph=True)
     return torch.linalg.vector_norm(slope.flatten(1), dim=1)
-
-
-def _wide(images: Tensor) -> Tensor:
-    return images.to(torch.promote_types(images.dtype, torch.float32))

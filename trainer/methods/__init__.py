@@ -9,6 +9,7 @@ from trainer.methods.base import Method
 from trainer.methods.config import MethodConfig
 from trainer.methods.cut import FASTCUT, Cut, CutConfig
 from trainer.methods.cyclegan import CYCLEGAN, CycleGanConfig
+from trainer.methods.distancegan import DISTANCEGAN, DistanceGanConfig
 from trainer.methods.gcgan import GCGAN, GCGAN_ON_TASKS, GcGanConfig
 from trainer.methods.munit import MUNIT, MUNIT_ON_TASKS, MunitConfig
 from trainer.methods.src import CITYSCAPES, SrcConfig
@@ -31,6 +32,7 @@ METHODS = {
     "fastcut": Family(CutConfig, FASTCUT),
     "srunit": Family(SrunitConfig),
     "cyclegan": Family(CycleGanConfig, CYCLEGAN),
+    "distancegan": Family(DistanceGanConfig, DISTANCEGAN),
     "gcgan": Family(GcGanConfig, GCGAN, GCGAN_ON_TASKS),
     "munit": Family(MunitConfig, MUNIT, MUNIT_ON_TASKS),
     "src": Family(SrcConfig, on_tasks={"label2city": CITYSCAPES}),

@@ -137,6 +137,14 @@ class Method(nn.Module, ABC, Generic[Data, Outputs]):
         data), by the name that it has in a checkpoint."""
         return nn.ModuleDict()
 
+    def measured_steps(self) -> int:
+        """How many steps' batches `measure` is to see before the first step. The loader starts over after them."""
+        return 0
+
+    def measure(self, batches: Sequence[Data], context: StepContext) -> None:
+        """Count a step's micro-batches into `memory`, before anything is trained. Called on all ranks with their own, without
+        gradients; a continued run has it from its checkpoint."""
+
     def after_step(self, batches: Sequence[Data], context: StepContext) -> None:
         """Bring `memory` up to date, once all phases of a step have updated their networks. Called on all ranks with
         their micro-batches, without gradients."""

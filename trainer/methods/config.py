@@ -21,6 +21,11 @@ class MethodConfig(ABC):
         """What the method wants of the training images."""
         return SINGLE_CROP
 
+    @property
+    def whole_batch(self) -> str:
+        """The option because of which a loss needs the whole global batch in one pass; empty: none does."""
+        return ""
+
     @abstractmethod
     def translation(self) -> Translation:
         """What a training with these options makes, with weights yet to come."""

@@ -47,6 +47,10 @@ class OneSidedConfig(IdentityConfig, MethodConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CutConfig(ContrastConfig, OneSidedConfig):
+    @property
+    def whole_batch(self) -> str:
+        return "method.all_negatives" if self.all_negatives else ""
+
     def build(self, *, seed: int, global_batch: int) -> "Cut":
         return Cut(self, seed=seed, global_batch=global_batch)
 

@@ -22,10 +22,11 @@ class GeneratorConfig:
         if self.ngf < 1:
             raise UserError(f"--ngf {self.ngf} counts channels: it must be 1 or more")
 
-    def build(self) -> ResnetGenerator:
+    def build(self, *, zero_padding: bool = False, affine: bool = False) -> ResnetGenerator:
         return ResnetGenerator(
-            ngf=self.ngf, blocks=self.blocks, antialias=self.antialias, checkpointing=self.checkpointing
-        )
+            ngf=self.ngf, blocks=self.blocks, antialias=self.antialias, checkpointing=self.checkpointing,
+            zero_padding=zero_padding, affine=affine,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,8 @@ class DiscriminatorConfig:
         if min(self.ndf, self.layers) < 1:
             raise UserError("--ndf and method.discriminator.layers are counts: they must be 1 or more")
 
-    def build(self) -> PatchDiscriminator:
-        return PatchDiscriminator(ndf=self.ndf, layers=self.layers, antialias=self.antialias)
+    def build(self, *, affine: bool = False) -> PatchDiscriminator:
+        return PatchDiscriminator(ndf=self.ndf, layers=self.layers, antialias=self.antialias, affine=affine)
 
 
 @dataclass(frozen=True, kw_only=True)

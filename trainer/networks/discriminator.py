@@ -15,9 +15,12 @@ class PatchDiscriminator(nn.Module):
     sees 70x70 pixels (`antialias=False`). CUT blurs before it subsamples (`antialias=True`), and a score sees 84x84.
     No norm on the first and last convolution.
     `self.model` has the module order of the published code, so checkpoints exchange by name.
+    affine: the norms have weights, as in DistanceGAN's code.
     """
 
-    def __init__(self, in_channels: int = 3, ndf: int = 64, layers: int = 3, antialias: bool = True) -> None:
+    def __init__(
+        self, in_channels: int = 3, ndf: int = 64, layers: int = 3, antialias: bool = True, *, affine: bool = False
+    ) -> None:
         super().__init__()
         widths = [ndf * min(2**n, 8) for n in range(layers + 1)]
         model: list[nn.Module] = []
@@ -27,7 +30,10 @@ class PatchDiscriminator(nn.Module):
             model += [nn.Conv2d(widths[n - 1] if n else in_channels, width, 4, stride=stride, padding=1)]
             if n:
                 # Not guarded: what a generator makes at first is nearly of one colour, and has to learn from D.
-                model += [InstanceNorm2d(width, slope=0.2), nn.Identity()]  # the published LeakyReLU has its own place
+                model += [
+                    InstanceNorm2d(width, slope=0.2, affine=affine),
+                    nn.Identity(),
+                ]  # the published LeakyReLU has its own place
             else:
                 model += [nn.LeakyReLU(0.2, inplace=True)]
             if halve and antialias:

@@ -15,28 +15,35 @@ from trainer.networks.sizes import Sizes, smallest_side
 from trainer.networks.split import split_batch
 
 
-def _instance_norm_relu(channels: int) -> list[nn.Module]:
+def _convolution(channels: int, width: int, kernel: int, zero_padding: bool) -> list[nn.Module]:
+    """One that keeps the size."""
+    if zero_padding:
+        return [nn.Conv2d(channels, width, kernel, padding=kernel // 2)]
+    return [Pad2d(kernel // 2), nn.Conv2d(channels, width, kernel)]
+
+
+def _instance_norm_relu(channels: int, affine: bool) -> list[nn.Module]:
     # The published ReLU has a place of its own.
-    return [InstanceNorm2d(channels, slope=0.0, guarded=True), nn.Identity()]
+    return [InstanceNorm2d(channels, slope=0.0, guarded=True, affine=affine), nn.Identity()]
 
 
 class ResnetBlock(nn.Module):
-    """x + conv(relu(norm(conv(x)))), normalised again: (B, C, H, W) -> (B, C, H, W), reflection padding.
+    """x + conv(relu(norm(conv(x)))), normalised again: (B, C, H, W) -> (B, C, H, W).
 
     checkpointing: keep the block's input only, and run it once more in the backward pass (Chen et al. 2016, "Training
     Deep Nets with Sublinear Memory Cost"): the same numbers for less memory and more time.
     """
 
-    def __init__(self, channels: int, checkpointing: bool = False) -> None:
+    def __init__(
+        self, channels: int, checkpointing: bool = False, *, zero_padding: bool = False, affine: bool = False
+    ) -> None:
         super().__init__()
         self.checkpointing = checkpointing
         self.conv_block = nn.Sequential(
-            Pad2d(1),
-            nn.Conv2d(channels, channels, 3),
-            *_instance_norm_relu(channels),
-            Pad2d(1),
-            nn.Conv2d(channels, channels, 3),
-            InstanceNorm2d(channels, guarded=True),
+            *_convolution(channels, channels, 3, zero_padding),
+            *_instance_norm_relu(channels, affine),
+            *_convolution(channels, channels, 3, zero_padding),
+            InstanceNorm2d(channels, guarded=True, affine=affine),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,6 +64,8 @@ class ResnetGenerator(nn.Module):
 
     A tap at an instance norm reads it with its ReLU: the published ReLU works in place and overwrites the norm's output
     (tap 8 of the generator that is not anti-aliased).
+    zero_padding, affine: of an older form, which has no reflections (nor their modules) and whose norms have weights, as
+    DistanceGAN's code has it.
     """
 
     def __init__(
@@ -67,23 +76,25 @@ class ResnetGenerator(nn.Module):
         blocks: int = 9,
         antialias: bool = True,
         checkpointing: bool = False,
+        *,
+        zero_padding: bool = False,
+        affine: bool = False,
     ) -> None:
         super().__init__()
-        layers: list[nn.Module] = [Pad2d(3), nn.Conv2d(in_channels, ngf, 7), *_instance_norm_relu(ngf)]
+        layers = [*_convolution(in_channels, ngf, 7, zero_padding), *_instance_norm_relu(ngf, affine)]
         for width in (2 * ngf, 4 * ngf):
+            stride = 1 if antialias else 2
+            layers += [nn.Conv2d(width // 2, width, 3, stride, padding=1), *_instance_norm_relu(width, affine)]
             if antialias:
-                layers += [nn.Conv2d(width // 2, width, 3, padding=1), *_instance_norm_relu(width)]
                 layers += [BlurDownsample(width)]
-            else:
-                layers += [nn.Conv2d(width // 2, width, 3, stride=2, padding=1), *_instance_norm_relu(width)]
-        layers += [ResnetBlock(4 * ngf, checkpointing) for _ in range(blocks)]
+        layers += [ResnetBlock(4 * ngf, checkpointing, zero_padding=zero_padding, affine=affine) for _ in range(blocks)]
         for width in (2 * ngf, ngf):
             if antialias:
                 layers += [BlurUpsample(2 * width), nn.Conv2d(2 * width, width, 3, padding=1)]
             else:
                 layers += [nn.ConvTranspose2d(2 * width, width, 3, stride=2, padding=1, output_padding=1)]
-            layers += _instance_norm_relu(width)
-        layers += [Pad2d(3), nn.Conv2d(ngf, out_channels, 7), nn.Tanh()]
+            layers += _instance_norm_relu(width, affine)
+        layers += [*_convolution(ngf, out_channels, 7, zero_padding), nn.Tanh()]
         self.model = nn.Sequential(*layers)
         self.valid_taps = range(len(layers))
         self.in_channels = in_channels

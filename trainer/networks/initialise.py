@@ -17,10 +17,13 @@ def init_weights(
 
     rule: xavier: N(0, (0.02 sqrt(2 / (fan_in + fan_out)))^2), as in CUT. normal: N(0, 0.02^2), as in CycleGAN. kaiming:
     N(0, 2 / fan_in), as in MUNIT. Biases are 0, or with uniform_biases U(-1, 1) / sqrt(fan_in), which is torch's own, where a
-    published code draws weights alone. Affine norms stay as they are. The draws depend on the generator alone. It must be on
+    published code draws weights alone. The weights of affine instance norms are N(1, 0.02^2) by the rule normal; other norms
+    stay as they are. The draws depend on the generator alone. It must be on
     the module's device; the CPU gives the same weights on every machine.
     """
     for layer in module.modules():
+        if isinstance(layer, nn.InstanceNorm2d) and layer.affine and rule == "normal":
+            nn.init.normal_(layer.weight, 1.0, GAIN, generator=generator)
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             if rule == "xavier":
                 nn.init.xavier_normal_(layer.weight, gain=GAIN, generator=generator)

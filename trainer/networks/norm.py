@@ -16,24 +16,29 @@ FLAT = 1e-6 * EPSILON  # variance of a channel that has none: float32 hardly tel
 
 
 class InstanceNorm2d(nn.InstanceNorm2d):
-    """Instance norm without affine or running statistics (Ulyanov et al. 2016), then an activation: (B, C, H, W) to the
-    same shape, layout and dtype; the statistics are float32 or wider.
+    """Instance norm without running statistics (Ulyanov et al. 2016), then an activation: (B, C, H, W) to the same shape,
+    layout and dtype; the statistics are float32 or wider.
 
     slope: of the activation below 0: 1 for none, 0 for ReLU, 0.2 for the LeakyReLU of a discriminator.
     guarded: a channel without variance passes no gradient back. By the formula it is multiplied by 1 / sqrt(EPSILON) =
     316, and an image of one colour, such as a crop of a label map, has such channels at every norm: in a deep network
     the product overflows.
+    affine: a weight and a bias of each channel, before the activation.
     triton: on a GPU, by our Triton kernels instead of torch's operators; the engine sets it.
     """
 
-    def __init__(self, channels: int, slope: float = 1.0, *, guarded: bool = False) -> None:
-        super().__init__(channels, eps=EPSILON)
+    def __init__(self, channels: int, slope: float = 1.0, *, guarded: bool = False, affine: bool = False) -> None:
+        super().__init__(channels, eps=EPSILON, affine=affine)
         self.slope = slope
         self.guarded = guarded
         self.triton = False
 
     def forward(self, x: Tensor) -> Tensor:
-        return norm_activation(x, self.slope, guarded=self.guarded, triton=self.triton)
+        if not self.affine:
+            return norm_activation(x, self.slope, guarded=self.guarded, triton=self.triton)
+        y = norm_activation(x, 1.0, guarded=self.guarded, triton=self.triton)
+        weight, bias = (each.to(y.dtype)[:, None, None] for each in (self.weight, self.bias))
+        return F.leaky_relu(y * weight + bias, self.slope)
 
 
 def norm_activation(x: Tensor, slope: float, *, guarded: bool = False, triton: bool = False) -> Tensor:
