@@ -39,9 +39,10 @@ def moments(recording: Recording, tag: str = "") -> dict[str, Tensor]:
     }
 
 
-def assert_same_statistics(recording: Recording, kind: str, tag: str = "", items: int | None = None) -> None:
+def assert_same_statistics(recording: Recording, kind: str, tag: str = "") -> None:
     measure = self_distances_of_batches if kind == "self" else pair_distances_of_batches
-    stat = "self_b1_" if items else tag  # the batches of another case, up to so many
+    stat, limit, most = tag.partition("max")  # the batches of another case, up to so many
+    items = int(most.removesuffix("_")) if limit else None
     for domain in "AB":
         if f"{tag}expectation_{domain}" in recording:
             found = RunningMoments(1)
@@ -53,7 +54,7 @@ def assert_same_statistics(recording: Recording, kind: str, tag: str = "", items
 @each("distancegan_distance*.npz")
 def test_statistics(recording: Recording) -> None:
     for tag in recording.before("expectation_A"):
-        assert_same_statistics(recording, tag.split("_")[0], tag, 2 if "max2" in tag else None)
+        assert_same_statistics(recording, tag.split("_")[0], tag)
 
 
 @each("distancegan_distance*.npz")

@@ -248,6 +248,23 @@ def test_schedule(recording: Recording) -> None:
         assert_same(torch.tensor(rates, dtype=torch.float64), recorded)
 
 
+@each("baselines_lr_schedule*.npz")
+def test_schedules_of_baselines(recording: Recording) -> None:
+    """CycleGAN's and GcGAN's code is an epoch ahead of ours, so that its last one has the rate 0. DistanceGAN's falls from an
+    epoch later on, and in as many steps as epochs are left."""
+    for tag in recording.before("_epoch"):
+        name, *counts = tag.split("_")
+        n_epochs, n_epochs_decay, _ = map(int, counts)
+        ahead, n_epochs, n_epochs_decay = (
+            (0, n_epochs + 1, n_epochs_decay - 1) if name == "distancegan" else (1, n_epochs, n_epochs_decay)
+        )
+        rates = [
+            2e-4 * lr_factor("linear", epoch + ahead, n_epochs, n_epochs_decay)
+            for epoch in recording.plain(f"{tag}_epoch")
+        ]
+        assert_same(torch.tensor(rates, dtype=torch.float64), recording[f"{tag}_lr"])
+
+
 @each("transforms*.npz")
 def test_image_transforms(recording: Recording) -> None:
     image = Image.fromarray(recording.arrays["image_hwc_uint8"])
