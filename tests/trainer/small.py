@@ -17,6 +17,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "gcgan": STRIDED,
     "munit": MUNIT,
     "src": CUT,
+    "semst": CUT | {"local": 24},
 }
 """Options of the method that make its networks small."""
 
@@ -28,11 +29,12 @@ IN_USE: dict[str, dict[str, Any]] = {
     "distancegan": {"buffer": 4, "both": True, "lambda_a": 10.0, "measured": 8},
     "gcgan": {"buffer": 4, "generators": "cross"},
     "munit": {},
+    "semst": {"patches": 16, "lambda_src": 0.05},
     "src": {"patches": 16, "flip_equivariance": True, "buffer": 4},
 }
 """More of them, which put everything to use that has a state or draws, from the first step on."""
 
-CROPS: dict[str, int] = {"munit": 64}
+CROPS: dict[str, int] = {"munit": 64, "semst": 56}
 """The sides of images for those that do not take 32 pixels."""
 
 ONE_PASS: tuple[str, ...] = ("distancegan",)

@@ -35,6 +35,15 @@ class Pairs:
     target: Tensor
     slots: Tensor
 
+    @property
+    def source_boxes(self) -> Tensor:
+        """For those that take windows of images: another for each slot."""
+        return 8 * torch.stack([self.slots % 4, (self.slots + 1) % 5], dim=1)
+
+    @property
+    def target_boxes(self) -> Tensor:
+        return self.source_boxes.flip(1)
+
     def __getitem__(self, part: slice) -> "Pairs":
         return Pairs(self.source[part], self.target[part], self.slots[part])
 
@@ -175,6 +184,8 @@ SPLITTABLE = [
     ("src", {}),
     ("distancegan", {}),
     ("distancegan", {"distances": "self", "both": False, "lambda_a": 0.0}),
+    ("semst", {}),
+    ("semst", {"adversarial": "fused", "ts__space": "pixels"}),
 ]
 
 
@@ -183,7 +194,7 @@ def test_two_ranks_with_half_the_batch_have_the_losses_and_gradients_of_one(name
     whole = make(name, **options)
     halves, ranks = [copy.deepcopy(whole) for _ in range(2)], Ranks()
     for step in range(3):  # from the second on, the image buffers are full
-        batch = pairs(seed=step)
+        batch = pairs(size=crop_of(name), seed=step)
 
         def half(rank: int, step: int = step, batch: Pairs = batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
             context = StepContext(Draws(0, step), 1.0, lambda rows: ranks.gather(rank, rows))

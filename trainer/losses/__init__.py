@@ -1,8 +1,9 @@
 """The losses of the methods as plain functions of tensors: every random draw comes from outside."""
 
 from trainer.losses.adversarial import adversarial_loss, multi_scale_loss
-from trainer.losses.constraints import gradient_norms, smoothness_loss
+from trainer.losses.constraints import gradient_norms, self_distance_loss, self_distances, smoothness_loss
 from trainer.losses.distances import distance_changes, pair_distances, self_distance_loss, self_distances
+from trainer.losses.information import mutual_information
 from trainer.losses.patchnce import patch_nce
 from trainer.losses.reconstruction import l1_distance
 from trainer.losses.relation import hard_negative_weights, hdce, relation_loss
@@ -17,6 +18,7 @@ __all__ = [
     "hdce",
     "l1_distance",
     "multi_scale_loss",
+    "mutual_information",
     "pair_distances",
     "patch_nce",
     "perturbation",

@@ -12,6 +12,7 @@ from trainer.methods.cyclegan import CYCLEGAN, CycleGanConfig
 from trainer.methods.distancegan import DISTANCEGAN, DistanceGanConfig
 from trainer.methods.gcgan import GCGAN, GCGAN_ON_TASKS, GcGanConfig
 from trainer.methods.munit import MUNIT, MUNIT_ON_TASKS, MunitConfig
+from trainer.methods.semst import SemstConfig
 from trainer.methods.src import CITYSCAPES, SrcConfig
 from trainer.methods.srunit import Srunit, SrunitConfig
 
@@ -35,5 +36,6 @@ METHODS = {
     "distancegan": Family(DistanceGanConfig, DISTANCEGAN),
     "gcgan": Family(GcGanConfig, GCGAN, GCGAN_ON_TASKS),
     "munit": Family(MunitConfig, MUNIT, MUNIT_ON_TASKS),
+    "semst": Family(SemstConfig),
     "src": Family(SrcConfig, on_tasks={"label2city": CITYSCAPES}),
 }

@@ -50,6 +50,7 @@ _CUT = {"taps": (0, 4, 8, 12), "patches": 16, "head_dim": 16, "generator.ngf": 8
         "discriminator.ndf": 8, "discriminator.layers": 1, "buffer": 0}  # fmt: skip
 _STRIDED = {"generator.ngf": 8, "discriminator.ndf": 8, "buffer": 4}
 _MUNIT = {"generator.ngf": 8, "generator.blocks": 1, "generator.hidden": 16, "discriminator.ndf": 8}
+_SEMST = {name: value for name, value in _CUT.items() if name != "buffer"} | {"local": 32}
 WIDE: dict[str, dict[str, Any]] = {
     "cut": _CUT,
     "fastcut": _CUT,
@@ -59,6 +60,7 @@ WIDE: dict[str, dict[str, Any]] = {
     "gcgan": _STRIDED,
     "munit": _MUNIT,
     "src": _CUT,
+    "semst": _SEMST,
 }
 EPOCHS = 10  # of one step each
 
@@ -138,9 +140,16 @@ def _slots(slots: range) -> torch.Tensor:
         return torch.tensor(slots)
 
 
+def _boxes(slots: range) -> torch.Tensor:
+    with unset_fake_temporarily():
+        return torch.tensor([[8 * slot % 32, 16] for slot in slots])
+
+
 def _pairs(slots: range) -> Any:
     source, target = (torch.empty(len(slots), SIZE, SIZE, 3, device=DEVICE).permute(0, 3, 1, 2) for _ in range(2))
-    return SimpleNamespace(source=source, target=target, slots=_slots(slots))
+    return SimpleNamespace(
+        source=source, target=target, slots=_slots(slots), source_boxes=_boxes(slots), target_boxes=_boxes(slots)
+    )
 
 
 def judging() -> list[Finding]:
@@ -216,6 +225,11 @@ STEPS: dict[str, Callable[[], list[Finding]]] = {
         translating, "srunit", {"method.robust.per_step": "one", "method.buffer": 4}, BF16, batch=2, ema=0.999),
     "SRUNIT accumulation, checkpointing, buffer bf16": partial(
         translating, "srunit", {"method.generator.checkpointing": True, "method.buffer": 4}, BF16, accumulation=2),
+    "SemST bf16": partial(translating, "semst", {"method.lambda_src": 0.05}, BF16, batch=2),
+    "SemST fp16, pixels, continued": partial(
+        translating, "semst", {"method.ts.space": "pixels", "method.adversarial": "fused"}, FP16, continued=True),
+    "SemST fp32 contiguous": partial(translating, "semst", {"method.ts.numerator": "joint"}, FP32 | CONTIGUOUS),
+    "SemST accumulation, moving average bf16": partial(translating, "semst", {}, BF16, accumulation=2, ema=0.999),
     "SRC bf16": partial(translating, "src", {"method.flip_equivariance": True}, BF16),
     "SRC fp16, two pairs": partial(translating, "src", {}, FP16, batch=2),
     "SRC fp32 contiguous": partial(translating, "src", {}, FP32 | CONTIGUOUS),
