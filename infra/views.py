@@ -29,10 +29,12 @@ class Tiles:
 
     zoom: the least factor of either side; each is drawn from [zoom, 1], and no side becomes smaller than a tile.
     epoch: tiles (of the source) that count as one epoch.
+    single: every step takes the first image of the domain, and the others are left alone.
     """
 
     zoom: float
     epoch: int
+    single: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,19 +10,20 @@ from pipelines.distributions import CHART
 from pipelines.images import parse_size
 from pipelines.inspection import describe, verify
 from pipelines.manifest import load_manifest
-from pipelines.prepare import FOLDER_SIZE, STREET_SIZE, Encoding, prepare
+from pipelines.prepare import FOLDER_SIZE, PAINTING_SIZE, STREET_SIZE, Encoding, prepare
 from pipelines.shards import IMAGE_FORMATS
 from pipelines.sources.base import Source
-from pipelines.sources.drawn import SOURCE_LAYOUT, change_layout, mismatched, street_scenes
+from pipelines.sources.drawn import SOURCE_LAYOUT, change_layout, mismatched, painted_street, street_scenes
 from pipelines.sources.driving import CITYSCAPES_DOMAINS, cityscapes, gta5
 from pipelines.sources.mismatch import Mismatch, unmatched_labels, unmatched_maps
-from pipelines.sources.photos import DIRECTIONS, LETTERS, folders, paired
+from pipelines.sources.photos import DIRECTIONS, LETTERS, folders, paired, single_images
 
 EXAMPLES = """examples:
   python launch/prepare.py street-scenes --count 400 --out data/streets
   python launch/prepare.py folders horse2zebra --out s3://bucket/horse2zebra
   python launch/prepare.py folders afhq --domains cat dog --size 286x286 --out data/cat2dog
   python launch/prepare.py paired maps --direction BtoA --mismatch --out data/map2photo
+  python launch/prepare.py images monet.jpg photo.jpg --limit 1024 --out data/monet
   python launch/prepare.py gta5 GTA5 --cityscapes Cityscapes --out data/gta2city
   python launch/prepare.py inspect data/gta2city
 
@@ -36,13 +37,16 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", metavar="SOURCE", required=True)
 
-    def add(name: str, help: str, size: tuple[int, int], directory: bool = True) -> argparse.ArgumentParser:
+    def add(name: str, help: str, size: tuple[int, int] | None, directory: bool = True) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help, description=help)
         if directory:
             command.add_argument("directory", type=Path, metavar="DIR")
         option = command.add_argument
         option("--out", required=True, metavar="ROOT", help="a folder or s3://bucket/prefix")
-        option("--size", metavar="WxH", default="{}x{}".format(*size), help="of every image in pixels [%(default)s]")
+        if size:
+            option(
+                "--size", metavar="WxH", default="{}x{}".format(*size), help="of every image in pixels [%(default)s]"
+            )
         option("--format", choices=IMAGE_FORMATS, default="jpg", help="png is lossless [%(default)s]")
         option("--quality", type=int, default=95, metavar="N", help="of JPEG, 1 to 100 [%(default)s]")
         option("--shard-size", type=int, default=256, metavar="N", help="samples in one shard [%(default)s]")
@@ -74,6 +78,24 @@ def parser() -> argparse.ArgumentParser:
         "--domains", nargs=2, default=LETTERS, metavar=("SOURCE", "TARGET"),
         help="what the folders are called, as in trainNAME or train/NAME [A B]",
     )  # fmt: skip
+
+    single = add(
+        "images", "one image of each domain, for sincut: SOURCE is translated into the look of TARGET", None, False
+    )
+    single.add_argument("images", nargs=2, type=Path, metavar=("SOURCE", "TARGET"))
+    single.add_argument(
+        "--limit", type=int, metavar="N", help="pixels of the longer side: larger images are made smaller [no limit]"
+    )
+
+    pair = add(
+        "painting",
+        "a street as a painting (source) and as a photo (target), for sincut; needs no data",
+        PAINTING_SIZE,
+        False,
+    )
+    pair.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="another seed draws another street [%(default)s]"
+    )
 
     city = add("cityscapes", "Cityscapes, leftImg8bit and gtFine: train for training, val for testing", STREET_SIZE)
     domain_help = "side of the photographs; label2city: both sides, label colours to photographs [%(default)s]"
@@ -127,6 +149,11 @@ def source_of(args: argparse.Namespace) -> Source:
             return street_scenes(args.count, args.test_count, args.seed, *layouts)
         case "folders":
             return folders(args.directory, tuple(args.domains))
+        case "images":
+            source_image, target_image = args.images
+            return single_images(source_image, target_image, args.limit)
+        case "painting":
+            return painted_street(args.seed)
         case "cityscapes":
             mismatch = mismatch_of(args)
             if mismatch and args.domain != "label2city":
@@ -156,7 +183,8 @@ def main() -> None:
         verify(storage, manifest)
         print("every shard is complete and unchanged")
     else:
-        encoding = Encoding(parse_size(args.size), args.format, args.quality, args.shard_size)
+        size = parse_size(args.size) if "size" in args else None
+        encoding = Encoding(size, args.format, args.quality, args.shard_size)
         manifest = prepare(source_of(args), open_storage(args.out), encoding, args.workers)
         print(f"{sum(split.samples for split in manifest.splits.values())} images at {args.out}")
 

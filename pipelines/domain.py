@@ -1,10 +1,11 @@
 """One domain of the training data: which sample a position gets, and what is to be decoded of it."""
 
+import logging
 import threading
 from dataclasses import dataclass
 
 from infra.errors import UserError
-from infra.views import LabelledCrop, View
+from infra.views import LabelledCrop, Tiles, View
 from pipelines.cache import OpenShard, ShardCache, UnusableShard
 from pipelines.config import DataConfig
 from pipelines.cuts import Cut, Cuts
@@ -12,6 +13,8 @@ from pipelines.decode import EncodedCrop
 from pipelines.health import DataHealth
 from pipelines.manifest import SampleEntry, Shard, Split
 from pipelines.order import SampleOrder
+
+log = logging.getLogger(__name__)
 
 ATTEMPTS = 100  # samples tried for one position before the data is given up
 
@@ -68,7 +71,12 @@ class Domain:
             view, seed=seed, domain=name, image_size=split.image_size, crop=self.crop, global_batch=global_batch,
             flip=config.flip,
         )  # fmt: skip
-        self._order = SampleOrder([shard.samples for shard in split.shards], seed, name, config.window)
+        samples = [shard.samples for shard in split.shards]
+        if isinstance(view, Tiles) and view.single:
+            if split.samples > 1:
+                log.info("of the %d %s images the first is trained on, and no other", split.samples, name)
+            samples = [1]  # in the first shard
+        self._order = SampleOrder(samples, seed, name, config.window)
         self._order_guard = threading.Lock()
         self._skipped: set[int] = set()  # shards
 

@@ -30,14 +30,16 @@ from pipelines.sources.base import Item, Source, fingerprint
 
 PREPARING = "preparing.json"
 STREET_SIZE = (512, 256)  # of street scenes, as in the SRUNIT paper
+PAINTING_SIZE = (384, 256)  # of a street that is painted and photographed
 FOLDER_SIZE = (256, 256)  # of everything else, as CUT trains on
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How samples are stored. size: (width, height) in pixels; quality: of JPEG, 1 to 100; shard_size: samples a shard."""
+    """How samples are stored. size: (width, height) in pixels, none where the source has one for each split; quality: of JPEG,
+    1 to 100; shard_size: samples a shard."""
 
-    size: tuple[int, int]
+    size: tuple[int, int] | None
     format: str = "jpg"
     quality: int = 95
     shard_size: int = 256
@@ -59,6 +61,7 @@ class _Task:
     name: str
     first: int
     items: Sequence[Item]
+    size: tuple[int, int]
     encoding: Encoding
 
 
@@ -76,7 +79,7 @@ def prepare(source: Source, storage: Storage, encoding: Encoding, workers: int =
     if manifest is None:
         facts = _make_shards(source, storage, encoding, provenance, workers, progress)
         greys = source.grey_histograms
-        splits = {name: _split(facts[name], encoding.size, greys.get(name)) for name in source.splits}
+        splits = {name: _split(facts[name], _size(source, name, encoding), greys.get(name)) for name in source.splits}
         manifest = Manifest(splits, source.paired, provenance)
         _write_chart(storage, manifest)
         storage.write(MANIFEST, manifest.to_json().encode())
@@ -144,6 +147,12 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _size(source: Source, split: str, encoding: Encoding) -> tuple[int, int]:
+    size = source.sizes.get(split, encoding.size)
+    assert size, f"neither the source nor the encoding has a size for {split}"
+    return size
+
+
 def _make_shards(
     source: Source, storage: Storage, encoding: Encoding, provenance: dict[str, Any], workers: int, progress: bool
 ) -> dict[str, list[ShardFacts]]:
@@ -151,11 +160,14 @@ def _make_shards(
     step = encoding.shard_size
     tasks = {
         split: [
-            _Task(storage, f"{split}/{first // step:06d}.tar", first, items[first : first + step], encoding)
+            _Task(
+                storage, f"{split}/{first // step:06d}.tar", first, items[first : first + step],
+                _size(source, split, encoding), encoding,
+            )
             for first in range(0, len(items), step)
         ]
         for split, items in source.splits.items()
-    }
+    }  # fmt: skip
     flat = [task for of_split in tasks.values() for task in of_split]
 
     def bar(results: Iterable[ShardFacts | None], title: str) -> list[Any]:
@@ -184,7 +196,7 @@ def _make_shard(task: _Task) -> ShardFacts:
     if kept is not None:
         return kept
     encoding = task.encoding
-    samples = (_sample(task.first + place, item, encoding.size) for place, item in enumerate(task.items))
+    samples = (_sample(task.first + place, item, task.size) for place, item in enumerate(task.items))
     return write_shard(task.storage, task.name, build_tar(samples, encoding.format, encoding.quality))
 
 

@@ -55,7 +55,7 @@ def save_pyfunc_model(folder: Path, checkpoint: Path, networks: Sequence[str], l
 def _write_networks(folder: Path, checkpoint: Checkpoint, networks: Sequence[str]) -> None:
     """A checkpoint of these networks, with what it takes to build them."""
     state = {name: value for name, value in checkpoint.state.items() if name in FACTS}
-    sections = ("model.", "method.")  # of a segmenter, of a translator
-    config = {name: value for name, value in checkpoint.state["config"].items() if name.startswith(sections)}
+    needed = ("model.", "method.", "seed")  # of a segmenter, of a translator, of its styles or noise
+    config = {name: value for name, value in checkpoint.state["config"].items() if name.startswith(needed)}
     tensors = {name: checkpoint.tensors(checkpoint.averaged(name)) for name in networks}
     write_checkpoint(folder, tensors, {**state, "config": config})

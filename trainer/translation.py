@@ -12,7 +12,7 @@ class Translation(nn.Module, ABC):
     """Translates (b, 3, h, w) in [-1, 1] to the same shape and range.
 
     Its children are networks, by the names of their files in a checkpoint.
-    code: the length of the style vector that `forward` takes, or None. directions: those that `forward` knows.
+    code: the length of the style vector that `forward` takes, or None; see `code_shape`. directions: those that `forward` knows.
     """
 
     code: int | None = None
@@ -25,7 +25,11 @@ class Translation(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x_NCHW: Tensor, code: Tensor | None = None, direction: str = "AtoB") -> Tensor:
-        """code: (b, self.code), where there are styles."""
+        """code: (b, self.code), where there are styles; see `code_shape`."""
+
+    def code_shape(self, height: int, width: int) -> tuple[int, ...] | None:
+        """Of what `forward` takes beside an image of this size, N(0, 1) drawn anew for each image; None: nothing."""
+        return None if self.code is None else (self.code,)
 
     def code_of(self, x_NCHW: Tensor, direction: str = "AtoB") -> Tensor | None:
         """The styles (b, self.code) of example images of the domain that is translated to; None where there are none."""

@@ -18,8 +18,8 @@ from trainer.translation import Translation
 class Translator:
     """Translates pictures of any size that is not too small.
 
-    seed: of the styles, where the translation has them. direction: AtoB, from the source to the target domain, or BtoA.
-    UserError for a direction that the translation does not know.
+    seed: of the styles or noise, where the translation has them. direction: AtoB, from the source to the target domain,
+    or BtoA. UserError for a direction that the translation does not know.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Translator:
         """(H, W, 3) uint8 RGB, or (N, H, W, 3), to the same shape. Sizes that the networks do not take are padded by
         reflection and cut back.
 
-        key: names the image, whose style is N(0, 1) drawn by the seed and this name, so that an image has the same one
+        key: names the image, whose style or noise is N(0, 1) drawn by the seed and this name, so that an image has the same one
         wherever and whenever it is translated; several images together have one for each. example: an image of the domain
         that is translated to, (h, w, 3) uint8 RGB, whose style all images take instead. UserError where there are no styles.
         """
@@ -44,8 +44,9 @@ class Translator:
             raise UserError(f"an image of type {image.dtype} and shape {image.shape} cannot be translated: "
                             "give uint8 RGB of shape (H, W, 3) or (N, H, W, 3)")  # fmt: skip
         height, width = batch.shape[1:3]
-        codes = self._codes(len(batch), key) if example is None else self._codes_of(example, len(batch))
-        result = to_images(self.translation(self._padded(batch), codes, self.direction)[:, :, :height, :width])
+        padded = self._padded(batch)
+        codes = self._codes(padded, key) if example is None else self._codes_of(example, len(batch))
+        result = to_images(self.translation(padded, codes, self.direction)[:, :, :height, :width])
         return result if image.ndim == 4 else result[0]
 
     def _padded(self, images_NHWC: np.ndarray) -> Tensor:
@@ -62,10 +63,11 @@ class Translator:
             raise UserError("this method has no styles to take from an example: choose one that has, such as munit")
         return code.expand(count, -1)
 
-    def _codes(self, count: int, key: str) -> Tensor | None:
-        if self.translation.code is None:
+    def _codes(self, images: Tensor, key: str) -> Tensor | None:
+        shape = self.translation.code_shape(*images.shape[2:])
+        if shape is None:
             return None
-        drawn = torch.randn(count, self.translation.code, generator=generator("cpu", self.seed, "code", key))
+        drawn = torch.randn(len(images), *shape, generator=generator("cpu", self.seed, "code", key))
         return drawn.to(self.device)
 
 

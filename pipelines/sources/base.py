@@ -43,13 +43,15 @@ class Item(Protocol):
 class Source:
     """What is to be prepared: the samples of every split by "split/domain", and how they were chosen.
 
-    parameters: the source's name and options, in JSON's types. paired, grey_histograms (by split): as in the manifest.
+    parameters: the source's name and options, in JSON's types. paired, grey_histograms (by split): as in the manifest. sizes:
+    (width, height) by split, of those whose images keep their own.
     """
 
     parameters: dict[str, Any]
     splits: dict[str, Sequence[Item]]
     paired: bool = False
     grey_histograms: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def provenance(self) -> dict[str, Any]:
         """The parameters, and for each split how many samples of which files and sizes it is made from."""

@@ -84,6 +84,19 @@ def street_scenes(
     return Source(parameters, splits, paired=test_count > 0)
 
 
+def painted_street(seed: int = 0) -> Source:
+    """One street of the source layout: as a painting the source, as a photo the target; the same two for testing."""
+    if not 0 <= seed < 2**64:
+        raise UserError(f"the seed {seed} is impossible: give 0 or more, below 2^64")
+    looks: dict[str, LookName] = {"source": "painting", "target": "camera"}
+    splits: dict[str, Sequence[Item]] = {
+        f"{split}/{domain}": [StreetScene(seed, 0, SOURCE_LAYOUT, look)]
+        for split in ("train", "test")
+        for domain, look in looks.items()
+    }
+    return Source({"source": "painting", "drawing": DRAWING, "seed": seed}, splits, paired=True)
+
+
 def mismatched(share: float) -> Layout:
     """The target's layout when only that share, from 0 to 1, of the difference to the source's is wanted."""
     if not 0 <= share <= 1:

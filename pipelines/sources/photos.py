@@ -44,6 +44,26 @@ def folders(directory: Path, domains: tuple[str, str] = LETTERS) -> Source:
     return Source(parameters if domains == LETTERS else parameters | {"domains": list(domains)}, splits)
 
 
+def single_images(source: Path, target: Path, limit: int | None = None) -> Source:
+    """One image of each domain, as SinCUT takes them, for training and for testing; each keeps its aspect and, up to `limit`
+    pixels for its longer side, its size. UserError for files that are no images."""
+    if limit is not None and limit < 1:
+        raise UserError(f"a limit of {limit} pixels is impossible: give 1 or more, such as 1024")
+    files = {"source": source, "target": target}
+    splits: dict[str, Sequence[Item]] = {
+        f"{split}/{domain}": [ImageFile(path.parent, Path(path.name))]
+        for split in ("train", "test")
+        for domain, path in files.items()
+    }
+    sizes = {name: _limited(image_size(files[name.partition("/")[2]]), limit) for name in splits}
+    return Source({"source": "images", "limit": limit}, splits, sizes=sizes)
+
+
+def _limited(size: tuple[int, int], limit: int | None) -> tuple[int, int]:
+    factor = min(1.0, limit / max(size)) if limit else 1.0
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+
 @dataclass(frozen=True)
 class HalfImage(ImageFile):
     """The left or the right half of an image file."""

@@ -1,11 +1,11 @@
-"""The embedded data set: procedural street scenes with exact label maps, in two looks of the same world."""
+"""The embedded data set: procedural street scenes with exact label maps, in several looks of the same world."""
 
 import numpy as np
 
 from infra.errors import UserError
 from pipelines.street_scenes.draw import Random
 from pipelines.street_scenes.layout import SOURCE_LAYOUT, TARGET_LAYOUT, Layout, between
-from pipelines.street_scenes.looks import LookName, picture
+from pipelines.street_scenes.looks import LOOK_NAMES, LookName, picture
 from pipelines.street_scenes.street import compose
 
 __all__ = ["DRAWING", "SOURCE_LAYOUT", "TARGET_LAYOUT", "Layout", "LookName", "between", "render"]
@@ -26,4 +26,4 @@ def render(
     if min(size) < SMALLEST:
         raise UserError(f"a street scene of {size[0]}x{size[1]} is too small: ask for at least {SMALLEST}x{SMALLEST}")
     drawn = compose(Random(seed, index, stream=0), layout, size)
-    return picture(drawn, Random(seed, index, stream=1 if look == "game" else 2), look), drawn.labels()
+    return picture(drawn, Random(seed, index, stream=1 + LOOK_NAMES.index(look)), look), drawn.labels()

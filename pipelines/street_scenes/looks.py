@@ -1,16 +1,18 @@
-"""The two appearances of a drawn scene: surfaces become light, haze and, for the camera, an imperfect picture."""
+"""The appearances of a drawn scene: surfaces become light, haze and then a game's, a camera's or a painter's picture."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image, ImageFilter
 
 from pipelines.street_scenes.draw import COLUMN, GROUND, OVERSAMPLE, Drawn, Material, Random
 from pipelines.street_scenes.materials import Weather, shade
+from pipelines.street_scenes.painting import painted
 from pipelines.street_scenes.samples import take_samples
 
-LookName = Literal["game", "camera"]
+LookName = Literal["game", "camera", "painting"]
+LOOK_NAMES = get_args(LookName)  # the order of their streams of random numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +57,22 @@ CAMERA = Look(
         Sky(zenith=(198, 202, 206), horizon=(238, 230, 212), cloud=(240, 236, 226), light=(256, 248, 234), cover=0.7),
     ),
 )  # fmt: skip
-LOOKS: dict[str, Look] = {"game": GAME, "camera": CAMERA}
+PAINTING = Look(
+    saturation=1.25, gain=1.1, shadow=0.4, soft_shadows=True, texture=0.6, haze=(0.0005, 0.0015), cloud_crispness=1.5,
+    skies=(
+        Sky(zenith=(92, 130, 196), horizon=(250, 214, 170), cloud=(255, 236, 214), light=(278, 246, 200), cover=0.5),
+        Sky(zenith=(70, 150, 180), horizon=(246, 226, 176), cloud=(252, 226, 220), light=(270, 250, 206), cover=0.4),
+    ),
+)  # fmt: skip
+LOOKS: dict[str, Look] = {"game": GAME, "camera": CAMERA, "painting": PAINTING}
 
 
 def picture(drawn: Drawn, draws: Random, look_name: LookName) -> np.ndarray:
     """The scene in that look, uint8 (H, W, 3) RGB. draws: the look's own stream of random numbers."""
     look = LOOKS[look_name]
     rgb_CHW = _lit(drawn, draws, look, draws.among(look.skies))
+    if look_name == "painting":
+        return painted(_to_image(rgb_CHW), draws)
     return _developed(rgb_CHW) if look_name == "game" else _exposed(rgb_CHW, draws)
 
 

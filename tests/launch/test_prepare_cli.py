@@ -13,6 +13,7 @@ from PIL import Image
 
 from infra.storage import LocalStorage
 from launch import prepare as cli
+from pipelines.dataset import ImageDataset
 from pipelines.manifest import load_manifest
 from tests.conftest import S3Server
 
@@ -185,3 +186,36 @@ def test_a_killed_preparation_is_continued_to_the_same_bytes(monkeypatch: pytest
     files = {path.relative_to(whole): path.read_bytes() for path in whole.rglob("*") if path.is_file()}
     assert {path.relative_to(killed): path.read_bytes() for path in killed.rglob("*") if path.is_file()} == files
     assert {path: path.stat().st_mtime_ns for path in finished} == times
+
+
+def test_two_images_keep_their_sizes_up_to_a_limit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, (width, height) in (("painting.png", (90, 60)), ("photo.png", (40, 70))):
+        Image.fromarray(np.full((height, width, 3), width, np.uint8)).save(tmp_path / name)
+    files = [str(tmp_path / name) for name in ("painting.png", "photo.png")]
+    for limit, source, target in ((None, (90, 60), (40, 70)), (80, (80, 53), (40, 70)), (45, (45, 30), (26, 45))):
+        out = str(tmp_path / f"out{limit}")
+        options = ["--limit", str(limit)] if limit else []
+        assert run(monkeypatch, "images", *files, *options, "--format", "png", "--workers", "1", "--out", out) == 0
+        splits = load_manifest(LocalStorage(Path(out))).splits
+        for split in ("train", "test"):
+            sizes = [splits[f"{split}/{domain}"].image_size for domain in ("source", "target")]
+            assert sizes == [source, target] and splits[f"{split}/source"].samples == 1
+        assert ImageDataset(out, "train", "source").read(0)[0].shape == (source[1], source[0], 3)
+    assert run(monkeypatch, "images", *files, "--limit", "45", "--format", "png", "--out", out) == 0  # the same again
+    assert "already prepared" in capsys.readouterr().out
+    assert run(monkeypatch, "images", *files, "--limit", "46", "--format", "png", "--out", out) == 2
+    assert "was prepared with limit = 45, not 46" in capsys.readouterr().err
+    assert run(monkeypatch, "images", *files, "--limit", "0", "--out", str(tmp_path / "x")) == 2
+    assert run(monkeypatch, "images", files[0], str(tmp_path / "none.png"), "--out", str(tmp_path / "x")) == 2
+    assert "none.png does not exist" in capsys.readouterr().err
+
+
+def test_a_street_is_painted_and_photographed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert run(monkeypatch, "painting", "--size", "96x64", "--workers", "1", "--out", str(tmp_path)) == 0
+    manifest = load_manifest(LocalStorage(tmp_path))
+    assert manifest.paired and all(split.samples == 1 for split in manifest.splits.values())
+    pictures = [ImageDataset(str(tmp_path), "train", domain).read(0)[0] for domain in ("source", "target")]
+    assert all(np.ptp(picture, axis=2).mean() > 0 for picture in pictures)
+    assert np.ptp(pictures[0], axis=2).mean() > 2 * np.ptp(pictures[1], axis=2).mean()  # in stronger colours

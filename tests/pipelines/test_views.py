@@ -220,6 +220,20 @@ def test_tiles_are_cut_from_one_zoomed_image_of_each_domain(root: str) -> None:
     assert len(set(seen)) == 11  # a step each: then every image was in turn
 
 
+def test_single_tiles_are_of_the_first_image_of_each_domain(root: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    single = dataclasses.replace(TILES, single=True)
+    batches = [batch for step in steps(root, single, 12) for batch in step]
+    first = {domain: ImageDataset(root, "train", domain).keys[0] for domain in DOMAINS}
+    assert {key for batch in batches for key in batch.source_keys} == {first["source"]}
+    assert {key for batch in batches for key in batch.target_keys} == {first["target"]}
+    assert [record.message for record in caplog.records] == [
+        f"of the {count} {domain} images the first is trained on, and no other"
+        for domain, count in (("source", 11), ("target", 7))
+    ]
+    assert not torch.equal(batches[0].source, batches[1].source)
+
+
 def test_an_image_is_decoded_once_for_all_its_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_root(LocalStorage(tmp_path), source=(1,), target=(1,))
     opened, original = [], decode._open

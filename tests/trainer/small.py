@@ -18,6 +18,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "munit": MUNIT,
     "src": CUT,
     "semst": CUT | {"local": 24},
+    "sincut": {"generator.ngf": 1, "discriminator.ndf": 1, "discriminator.size": 16, "head_dim": 8},
 }
 """Options of the method that make its networks small."""
 
@@ -31,13 +32,14 @@ IN_USE: dict[str, dict[str, Any]] = {
     "munit": {},
     "semst": {"patches": 16, "lambda_src": 0.05},
     "src": {"patches": 16, "flip_equivariance": True, "buffer": 4},
+    "sincut": {"buffer": 4, "epoch": 6},
 }
 """More of them, which put everything to use that has a state or draws, from the first step on."""
 
 CROPS: dict[str, int] = {"munit": 64, "semst": 56}
 """The sides of images for those that do not take 32 pixels."""
 
-ONE_PASS: tuple[str, ...] = ("distancegan",)
+ONE_PASS: tuple[str, ...] = ("distancegan", "sincut")
 """Those whose losses need the whole global batch at once, so that two micro-batches are not what two ranks are."""
 
 

@@ -186,6 +186,7 @@ SPLITTABLE = [
     ("distancegan", {"distances": "self", "both": False, "lambda_a": 0.0}),
     ("semst", {}),
     ("semst", {"adversarial": "fused", "ts__space": "pixels"}),
+    ("sincut", {"patches": 1}),
 ]
 
 

@@ -27,6 +27,8 @@ ALLOWED: dict[str, list[tuple[str, str, str]]] = {
     "": [("layout", "aten.add.Tensor", "trainer/methods/parts/robustness.py:Robustness.value")],
     # The gradient of a gradient goes through the plain norm, where torch's gradient of a mean is contiguous.
     "E6": [("layout", "", "trainer/networks/norm.py:_NormActivation.backward"), ("layout", "", "torch")],
+    # The gradient of R1's gradient meets torch's own convolutions, which have the layout of the weights.
+    "SinCUT fp32 contiguous": [("layout", "", "torch")],
     # Torch's cross entropy and its resizing of scores, and its gradient of a mean over an image, are contiguous.
     "deeplab": [("layout", "", "trainer/segmentation/method.py:Segmentation.loss"), ("layout", "", "torch")],
     "drn-d-22": [("layout", "", "trainer/segmentation/method.py:Segmentation.loss"), ("layout", "", "torch"),

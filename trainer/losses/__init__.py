@@ -1,7 +1,7 @@
 """The losses of the methods as plain functions of tensors: every random draw comes from outside."""
 
 from trainer.losses.adversarial import adversarial_loss, multi_scale_loss
-from trainer.losses.constraints import gradient_norms, self_distance_loss, self_distances, smoothness_loss
+from trainer.losses.constraints import gradient_norms, smoothness_loss
 from trainer.losses.distances import distance_changes, pair_distances, self_distance_loss, self_distances
 from trainer.losses.information import mutual_information
 from trainer.losses.patchnce import patch_nce

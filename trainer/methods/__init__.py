@@ -13,8 +13,10 @@ from trainer.methods.distancegan import DISTANCEGAN, DistanceGanConfig
 from trainer.methods.gcgan import GCGAN, GCGAN_ON_TASKS, GcGanConfig
 from trainer.methods.munit import MUNIT, MUNIT_ON_TASKS, MunitConfig
 from trainer.methods.semst import SemstConfig
+from trainer.methods.sincut import SINCUT, SINCUT_ON_TASKS, SincutConfig
 from trainer.methods.src import CITYSCAPES, SrcConfig
 from trainer.methods.srunit import Srunit, SrunitConfig
+from trainer.tasks import TASKS
 
 __all__ = ["ABLATIONS", "METHODS", "Cut", "CutConfig", "Family", "Method", "MethodConfig", "Srunit", "SrunitConfig"]
 
@@ -38,4 +40,5 @@ METHODS = {
     "munit": Family(MunitConfig, MUNIT, MUNIT_ON_TASKS),
     "semst": Family(SemstConfig),
     "src": Family(SrcConfig, on_tasks={"label2city": CITYSCAPES}),
+    "sincut": Family(SincutConfig, SINCUT, dict.fromkeys(TASKS, SINCUT_ON_TASKS)),
 }

@@ -17,7 +17,6 @@ from trainer.methods.parts.image_buffers import ImageBuffers
 from trainer.methods.parts.part import Outputs, Owner, Part
 from trainer.networks import ProjectionHeads, init_weights
 from trainer.networks.config import DiscriminatorConfig, GeneratorConfig
-from trainer.networks.generator import ResnetBlock
 from trainer.networks.sizes import Sizes
 from trainer.networks.split import split_batch
 from trainer.translation import OneGenerator
@@ -114,7 +113,7 @@ class Cut(Method[Batch, Outputs]):
         return nn.ModuleDict({name: module for owner in self._owners for name, module in owner.memory.items()})
 
     def compiled_parts(self) -> list[nn.Module]:
-        parts: list[nn.Module] = [layer for layer in self.generator.model if isinstance(layer, ResnetBlock)]
+        parts = self.generator.blocks()
         # Compiled code has no second derivative.
         return parts if any(part.second_order for part in self.parts) else [*parts, self.discriminator]
 
@@ -137,13 +136,17 @@ class Cut(Method[Batch, Outputs]):
         flipped = self.config.flip_equivariance and context.draws.stream("flip", "coin").coin()
         images = torch.cat([batch.source, batch.target]) if self.config.identity else batch.source
         images = images.flip(3) if flipped else images
-        translated, features = self.generator.forward_with_features(images, self.config.taps)
+        translated, features = self.translate(images, batch, context)
         if not self.config.identity:
             return Outputs(translated, None, features, None, flipped)
         domains = [len(batch.source), len(batch.target)]
         fake, identity = split_batch(translated, domains)
         of_source, of_target = zip(*(split_batch(feature, domains) for feature in features), strict=True)
         return Outputs(fake, identity, list(of_source), list(of_target), flipped)
+
+    def translate(self, images: Tensor, batch: Batch, context: StepContext) -> tuple[Tensor, list[Tensor]]:
+        """G of images, those of the batch (source, and target where that is asked for), and its features at the taps."""
+        return self.generator.forward_with_features(images, self.config.taps)
 
     def loss(self, phase: str, outputs: Outputs, batch: Batch, context: StepContext) -> tuple[Tensor, Losses]:
         evaluate = {"discriminator": self.discriminator_loss, "generator": self.generator_loss}[phase]

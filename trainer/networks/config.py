@@ -7,6 +7,7 @@ from infra.errors import UserError
 from trainer.networks.discriminator import PatchDiscriminator
 from trainer.networks.generator import ResnetGenerator
 from trainer.networks.multi_scale import MultiScaleDiscriminator
+from trainer.networks.stylegan2 import StyleDiscriminator, StyleGenerator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,3 +70,39 @@ class MultiScaleConfig:
     def build(self, *, slope: float) -> MultiScaleDiscriminator:
         """slope: of the LeakyReLU."""
         return MultiScaleDiscriminator(ndf=self.ndf, scales=self.scales, slope=slope)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleGeneratorConfig:
+    ngf: int = option(10, "picks the generator's widths: 8 ngf channels, then 16 ngf", flag="--ngf")
+    blocks: int = option(6, "residual blocks, half of them in the encoder", choices=(2, 4, 6, 8))
+    size: int = option(64, "resolution of StyleGAN2 whose widths it has: twice as large, half as many channels")
+
+    def __post_init__(self) -> None:
+        if self.ngf < 1:
+            raise UserError(f"--ngf {self.ngf} picks numbers of channels: it must be 1 or more")
+        _check_power("generator", self.size)
+
+    def build(self) -> StyleGenerator:
+        return StyleGenerator(ngf=self.ngf, blocks=self.blocks, size=self.size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleDiscriminatorConfig:
+    ndf: int = option(
+        8, "picks the discriminator's widths: 4 ndf channels, then twice as many at each halving", flag="--ndf"
+    )
+    size: int = option(64, "side in pixels of what it scores: larger crops are cut into tiles of this size")
+
+    def __post_init__(self) -> None:
+        if self.ndf < 1:
+            raise UserError(f"--ndf {self.ndf} picks numbers of channels: it must be 1 or more")
+        _check_power("discriminator", self.size)
+
+    def build(self) -> StyleDiscriminator:
+        return StyleDiscriminator(ndf=self.ndf, size=self.size)
+
+
+def _check_power(network: str, size: int) -> None:
+    if size not in (8, 16, 32, 64, 128, 256, 512, 1024):
+        raise UserError(f"method.{network}.size = {size} is no power of two from 8 to 1024: 64 is usual")

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from infra.errors import UserError
 from trainer.networks.norm import InstanceNorm2d
 from trainer.networks.padding import Pad2d
 from trainer.networks.resample import BlurDownsample, BlurUpsample
 from trainer.networks.sizes import Sizes, smallest_side
 from trainer.networks.split import split_batch
+from trainer.networks.tapped import TappedGenerator
 
 
 def _convolution(channels: int, width: int, kernel: int, zero_padding: bool) -> list[nn.Module]:
@@ -52,7 +52,7 @@ class ResnetBlock(nn.Module):
         return x + self.conv_block(x)
 
 
-class ResnetGenerator(nn.Module):
+class ResnetGenerator(TappedGenerator):
     """(B, in_channels, H, W) in [-1, 1] -> (B, out_channels, H, W) in (-1, 1); H and W multiples of 4, at least 8.
 
     Johnson et al. 2016 with the anti-aliased resampling of Park et al. 2020 (CUT), or with strided and transposed
@@ -106,7 +106,6 @@ class ResnetGenerator(nn.Module):
         return Sizes(multiple=4, smallest=smallest_side(self.model))
 
     def tap_channels(self, taps: Sequence[int]) -> list[int]:
-        """The channels of the features at each tap. UserError for a tap that does not exist or is named twice."""
         self._check(taps)
         channels, at = self.in_channels, []
         for layer in self.model:
@@ -118,17 +117,14 @@ class ResnetGenerator(nn.Module):
         return self.model(x)
 
     def forward_with_features(self, x: Tensor, taps: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """The translation and G_1^k(x) for each tap k, in the order of `taps`."""
         self._check(taps)
         return self._walk(x, taps, len(self.model))
 
     def encode(self, x: Tensor, taps: Sequence[int]) -> list[Tensor]:
-        """G_1^k(x) for each tap k, in the order of `taps`; nothing runs after the deepest."""
         self._check(taps)
         return self._walk(x, taps, max(taps) + 1)[1]
 
-    def encoder(self, taps: Sequence[int]) -> "ResnetGenerator":
-        """A copy of the layers that `encode` at these taps runs, with weights of its own."""
+    def copy_encoder(self, taps: Sequence[int]) -> "ResnetGenerator":
         self._check(taps)
         part = copy.deepcopy(self)
         del part.model[max(taps) + 1 :]
@@ -165,9 +161,5 @@ class ResnetGenerator(nn.Module):
                 features[index] = x
         return x, [features[tap] for tap in taps]
 
-    def _check(self, taps: Sequence[int]) -> None:
-        for tap in taps:
-            if tap not in self.valid_taps:
-                raise UserError(f"tap {tap} does not exist in this generator: choose from 0 to {self.valid_taps[-1]}")
-        if len(set(taps)) < len(taps):
-            raise UserError(f"taps {', '.join(map(str, taps))} name one twice: name each tap once")
+    def blocks(self) -> list[nn.Module]:
+        return [layer for layer in self.model if isinstance(layer, ResnetBlock)]

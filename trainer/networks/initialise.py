@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from trainer.networks.stylegan2 import Equalised
+
 Rule = Literal["xavier", "normal", "kaiming"]
 GAIN = 0.02
 
@@ -17,11 +19,13 @@ def init_weights(
 
     rule: xavier: N(0, (0.02 sqrt(2 / (fan_in + fan_out)))^2), as in CUT. normal: N(0, 0.02^2), as in CycleGAN. kaiming:
     N(0, 2 / fan_in), as in MUNIT. Biases are 0, or with uniform_biases U(-1, 1) / sqrt(fan_in), which is torch's own, where a
-    published code draws weights alone. The weights of affine instance norms are N(1, 0.02^2) by the rule normal; other norms
-    stay as they are. The draws depend on the generator alone. It must be on
-    the module's device; the CPU gives the same weights on every machine.
+    published code draws weights alone. Affine instance norms get N(1, 0.02^2) by the rule normal, other norms stay as they are,
+    and equalised layers have N(0, 1) by any rule. The draws depend on the generator alone. It must be on the module's device;
+    the CPU gives the same weights on every machine.
     """
     for layer in module.modules():
+        if isinstance(layer, Equalised):
+            nn.init.normal_(layer.weight, generator=generator)
         if isinstance(layer, nn.InstanceNorm2d) and layer.affine and rule == "normal":
             nn.init.normal_(layer.weight, 1.0, GAIN, generator=generator)
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):

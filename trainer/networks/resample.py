@@ -33,7 +33,7 @@ class BlurDownsample(nn.Module):
         self.pad = Pad2d((before, after, before, after))
 
     def forward(self, x: Tensor) -> Tensor:
-        return _Blur.apply(self.pad(x), self.filt, 0)
+        return _Blur.apply(self.pad(x), self.filt, 0, 2)
 
 
 class BlurUpsample(nn.Module):
@@ -56,21 +56,39 @@ class BlurUpsample(nn.Module):
         return _Spread.apply(self.pad(x), self.filt, 3, self.output_padding)
 
 
+class Blur(nn.Module):
+    """(B, C, H, W) -> (B, C, (H + 2 padding - 4) // stride + 1, likewise): zero padding and the blur [1, 3, 3, 1] of this gain,
+    as StyleGAN2 has it; stride: 1 or 2."""
+
+    kernel: Tensor
+
+    def __init__(self, padding: int, stride: int = 1, gain: float = 1.0) -> None:
+        super().__init__()
+        self.padding, self.stride = padding, stride
+        self.register_buffer("kernel", gain * _blur_kernel_c1kk(1, 4)[0, 0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Blur.apply(x, self.kernel.repeat(x.shape[1], 1, 1, 1), self.padding, self.stride)
+
+
 class _Blur(torch.autograd.Function):
-    """A depthwise convolution of stride 2 with a constant kernel, which keeps no features for the backward pass."""
+    """A depthwise convolution of stride 1 or 2 with a constant kernel that reads the same backwards, which keeps no features
+    for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, filt: Tensor, padding: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, filt: Tensor, padding: int, stride: int) -> Tensor:
         ctx.save_for_backward(filt)
-        ctx.padding = padding
+        ctx.padding, ctx.stride = padding, stride
         ctx.left_over = tuple((side + 2 * padding - filt.shape[2]) % 2 for side in x.shape[2:])
         with torch.autocast(x.device.type, enabled=False):
-            return F.conv2d(x, filt.to(x.dtype), stride=2, padding=padding, groups=x.shape[1])
+            return F.conv2d(x, filt.to(x.dtype), stride=stride, padding=padding, groups=x.shape[1])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (filt,) = ctx.saved_tensors
-        return _Spread.apply(gradient, filt, ctx.padding, ctx.left_over), None, None
+        if ctx.stride == 1:
+            return _Blur.apply(gradient, filt, filt.shape[2] - 1 - ctx.padding, 1), None, None, None
+        return _Spread.apply(gradient, filt, ctx.padding, ctx.left_over), None, None, None
 
 
 class _Spread(torch.autograd.Function):
@@ -90,4 +108,4 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (filt,) = ctx.saved_tensors
-        return _Blur.apply(gradient, filt, ctx.padding), None, None, None
+        return _Blur.apply(gradient, filt, ctx.padding, 2), None, None, None

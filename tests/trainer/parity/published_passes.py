@@ -46,8 +46,8 @@ def unmend(patch: pytest.MonkeyPatch) -> None:
     def stock_pad(self: padding.Pad2d, x: Tensor) -> Tensor:
         return F.pad(x, self.widths, mode=self.mode)
 
-    def stock_blur(x: Tensor, filt: Tensor, padding: int) -> Tensor:
-        return F.conv2d(x, filt, stride=2, padding=padding, groups=x.shape[1])
+    def stock_blur(x: Tensor, filt: Tensor, padding: int, stride: int) -> Tensor:
+        return F.conv2d(x, filt, stride=stride, padding=padding, groups=x.shape[1])
 
     def stock_spread(x: Tensor, filt: Tensor, padding: int, output_padding: tuple[int, int]) -> Tensor:
         return F.conv_transpose2d(x, filt, stride=2, padding=padding, output_padding=output_padding, groups=x.shape[1])

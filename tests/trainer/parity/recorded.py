@@ -21,7 +21,8 @@ if "ORACLES" in os.environ and not MORE.is_dir():
 
 
 class Recording:
-    """One file of recorded arrays; floats stay float64, names that are not there raise KeyError."""
+    """One file of recorded arrays; floats are float64 (the compact set keeps those of few bits as float16), names that are not
+    there raise KeyError."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -30,7 +31,8 @@ class Recording:
         self.keys = self.arrays.files
 
     def __getitem__(self, key: str) -> Tensor:
-        return torch.from_numpy(self.arrays[key])
+        values = self.arrays[key]
+        return torch.from_numpy(values.astype(np.float64) if values.dtype == np.float16 else values)
 
     def __contains__(self, key: str) -> bool:
         return key in self.keys

@@ -61,6 +61,7 @@ WIDE: dict[str, dict[str, Any]] = {
     "munit": _MUNIT,
     "src": _CUT,
     "semst": _SEMST,
+    "sincut": {"head_dim": 16, "generator.ngf": 1, "discriminator.ndf": 2, "discriminator.size": 32},
 }
 EPOCHS = 10  # of one step each
 
@@ -250,6 +251,9 @@ STEPS: dict[str, Callable[[], list[Finding]]] = {
     "MUNIT bf16": partial(translating, "munit", {}, BF16, batch=2, ema=0.999),
     "MUNIT fp16, continued": partial(translating, "munit", {"method.cycle": 0.0}, FP16, continued=True),
     "MUNIT fp32 contiguous": partial(translating, "munit", {}, FP32 | CONTIGUOUS),
+    "SinCUT bf16": partial(translating, "sincut", {}, BF16, batch=2),
+    "SinCUT fp16": partial(translating, "sincut", {}, FP16, batch=2),
+    "SinCUT fp32 contiguous": partial(translating, "sincut", {}, FP32 | CONTIGUOUS, batch=2),
     "deeplab bf16": partial(segmenting, "deeplab", BF16),
     "deeplab fp32 contiguous": partial(segmenting, "deeplab", FP32 | CONTIGUOUS),
     "drn-d-22 fp16": partial(segmenting, "drn-d-22", FP16),

@@ -5,7 +5,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -47,6 +47,8 @@ class BankConfig:
 class PatchConfig:
     """Which patches are compared, and their heads: a section of a method's own options."""
 
+    least_patches: ClassVar[int] = 2  # with fewer the same image has no negatives
+
     taps: tuple[int, ...] = option(PAPER_TAPS, "layers of G whose patches are contrasted")
     patches: int = option(256, "patches per image and layer", adjustable=True)
     temperature: float = option(0.07, "temperature of the contrastive loss", adjustable=True)
@@ -54,8 +56,8 @@ class PatchConfig:
     normalisation: str = option("cut", "epsilon of the heads' normalisation", choices=("cut", "srunit"))
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0 or self.patches < 2:
-            raise UserError("method.temperature must be positive, and method.patches 2 or more")
+        if self.temperature <= 0 or self.patches < self.least_patches:
+            raise UserError(f"method.temperature must be positive, and method.patches {self.least_patches} or more")
         if self.head_dim < 1:
             raise UserError("method.head_dim counts channels: it must be 1 or more")
         if not self.taps:
@@ -153,7 +155,7 @@ class Contrast(PatchContrast):
     def __init__(self, config: ContrastConfig, encoder: ResnetGenerator, seed: int) -> None:
         super().__init__(config, encoder, seed)
         if config.separate_encoder:
-            self.output_encoder, self.output_heads = encoder.encoder(config.taps), copy.deepcopy(self.heads)
+            self.output_encoder, self.output_heads = encoder.copy_encoder(config.taps), copy.deepcopy(self.heads)
             own = {"output_encoder": self.output_encoder, "output_heads": self.output_heads}
             for name, network in own.items():
                 init_weights(network, generator("cpu", seed, "init", name))
@@ -161,7 +163,7 @@ class Contrast(PatchContrast):
         self.bank: MemoryBank | None = None
         if config.bank.size > 0:
             self.bank = MemoryBank(
-                config.bank.size, config.bank.momentum, encoder.encoder(config.taps), self.heads, taps=config.taps,
+                config.bank.size, config.bank.momentum, encoder.copy_encoder(config.taps), self.heads, taps=config.taps,
                 dim=config.head_dim, streams=("nce", "identity") if config.identity else ("nce",), seed=seed,
             )  # fmt: skip
         self.memory = {"bank": self.bank} if self.bank else {}
