@@ -24,17 +24,15 @@ class CropWithBox:
 
 @dataclass(frozen=True, kw_only=True)
 class Tiles:
-    """Many crops of one image: in each step and domain one image is zoomed, width and height by themselves, and cut into tiles
-    as large as `data.crop`, half of them mirrored. The tiles of a step do not overlap, unless it takes more than there are.
+    """Many crops of one image, the first of each domain: in each step it is zoomed, width and height by themselves, and cut into
+    tiles as large as `data.crop`, half of them mirrored. The tiles of a step do not overlap, unless it takes more than there are.
 
     zoom: the least factor of either side; each is drawn from [zoom, 1], and no side becomes smaller than a tile.
     epoch: tiles (of the source) that count as one epoch.
-    single: every step takes the first image of the domain, and the others are left alone.
     """
 
     zoom: float
     epoch: int
-    single: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,10 +47,6 @@ class Cuts:
         self._image_size, self._crop, self._flip = image_size, crop, flip
         self._global_batch = global_batch
 
-    def place(self, position: int) -> int:
-        """Whose turn it is in the order of the samples: all tiles of a step are cut from one."""
-        return position // self._global_batch if isinstance(self._view, Tiles) else position
-
     def __call__(self, position: int) -> Cut:
         x, y, flip = augmentation(self._seed, self._domain, position, self._image_size, self._crop, flip=self._flip)
         if isinstance(self._view, Tiles):

@@ -12,7 +12,7 @@ from pipelines.cuts import Cut, Cuts
 from pipelines.decode import EncodedCrop
 from pipelines.health import DataHealth
 from pipelines.manifest import SampleEntry, Shard, Split
-from pipelines.order import SampleOrder
+from pipelines.order import FirstSample, SampleOrder
 
 log = logging.getLogger(__name__)
 
@@ -71,19 +71,14 @@ class Domain:
             view, seed=seed, domain=name, image_size=split.image_size, crop=self.crop, global_batch=global_batch,
             flip=config.flip,
         )  # fmt: skip
-        samples = [shard.samples for shard in split.shards]
-        if isinstance(view, Tiles) and view.single:
-            if split.samples > 1:
-                log.info("of the %d %s images the first is trained on, and no other", split.samples, name)
-            samples = [1]  # in the first shard
-        self._order = SampleOrder(samples, seed, name, config.window)
+        self._order = _order(name, split, view, seed, config.window)
         self._order_guard = threading.Lock()
         self._skipped: set[int] = set()  # shards
 
     def upcoming(self, position: int) -> list[Shard]:
         """The shards that the positions from this one on need, the first of them first."""
         with self._order_guard:
-            upcoming = self._order.upcoming_shards(self._cuts.place(position))
+            upcoming = self._order.upcoming_shards(position)
         return [self._split.shards[index] for index in upcoming if index not in self._skipped]
 
     def pick(self, position: int, attempt: int = 0) -> Pick:
@@ -91,11 +86,10 @@ class Domain:
 
         Two threads may ask. Samples in skipped shards are passed over. UserError if none is left to try.
         """
-        place = self._cuts.place(position)
         for number in range(attempt, ATTEMPTS):
             with self._order_guard:
                 shard_index, sample_index = (
-                    self._order.replacement(place, number) if number else self._order.locate(place)
+                    self._order.replacement(position, number) if number else self._order.locate(position)
                 )
             opened = self._open(shard_index)
             if opened is not None:
@@ -129,3 +123,11 @@ class Domain:
         if entry.label is None:
             raise UserError(f"image {name} has no label: prepare the data again with a label for every image")
         return image, EncodedCrop(shard.read(entry.label), cut.x, cut.y, cut.flip, f"the label of {name}")
+
+
+def _order(name: str, split: Split, view: View, seed: int, window: int) -> SampleOrder | FirstSample:
+    if not isinstance(view, Tiles):
+        return SampleOrder([shard.samples for shard in split.shards], seed, name, window)
+    if split.samples > 1:
+        log.info("of the %d %s images the first is trained on, and no other", split.samples, name)
+    return FirstSample()

@@ -151,6 +151,19 @@ class SampleOrder:
         return self._windows[epoch, index]
 
 
+class FirstSample:
+    """The order of a domain of which only the first sample is wanted. Methods: as of `SampleOrder`."""
+
+    def locate(self, position: int) -> tuple[int, int]:
+        return 0, 0
+
+    def replacement(self, position: int, attempt: int) -> tuple[int, int]:
+        return 0, 0
+
+    def upcoming_shards(self, position: int) -> list[int]:
+        return [0]
+
+
 def micro_batch_slots(global_batch: int, accumulation: int, rank: int, world_size: int) -> list[range]:
     """The slots of the global batch that fall to a rank, one range per micro-batch.
 

@@ -181,7 +181,7 @@ def test_defaults_are_the_published_ones() -> None:
     optim, method = config.optim, config.method
     assert (optim.lr, optim.beta1, optim.beta2, optim.global_batch, optim.epochs, optim.decay_epochs) == (
         0.002, 0.0, 0.99, 16, 8, 8)  # fmt: skip
-    assert method.view == Tiles(zoom=1 / 3, epoch=100_000, single=True) and config.data.crop == 64
+    assert method.view == Tiles(zoom=1 / 3, epoch=100_000) and config.data.crop == 64
 
 
 @pytest.mark.parametrize(

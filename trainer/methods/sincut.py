@@ -61,7 +61,7 @@ class SincutConfig(CutConfig):
 
     @property
     def view(self) -> Tiles:
-        return Tiles(zoom=self.zoom, epoch=self.epoch, single=True)
+        return Tiles(zoom=self.zoom, epoch=self.epoch)
 
     def translation(self) -> "SincutTranslation":
         return SincutTranslation(self.generator.build())
