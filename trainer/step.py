@@ -48,7 +48,7 @@ def train_step(method: Method[Any, Any], engine: Engine, batches: Sequence[Any],
             yield partial(evaluate, phase, passes[phase.forward].outputs(index, phase), batch, weight)
 
     for phase in phases:
-        engine.update(phase.optimiser, losses(phase), len(batches))
+        engine.update(phase.optimiser, losses(phase), len(batches), phase.moves)
     with torch.no_grad(), engine.autocast():
         method.after_step(batches, context)
     return _mean(reported, len(batches))

@@ -1,15 +1,17 @@
 """Steps of methods whose phases come in another order than CUT's, share an optimiser, or do not run in every step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from infra.errors import UserError
 from trainer.draws import Draws
 from trainer.engines import Engine, EngineConfig
+from trainer.engines.deepspeed import DeepSpeedEngine
 from trainer.methods.base import Losses, Method, OptimiserSpec, Phase, StepContext
 from trainer.optim import OptimConfig
 from trainer.step import train_step
@@ -118,6 +120,39 @@ def test_phases_that_share_an_optimiser_share_its_moments() -> None:
     game = Game((G, again))
     play(game, [batches([1.0])], momentum)
     assert game.g.weight.item() == pytest.approx(2 - 0.1 * 3 - 0.1 * (3 + 0.5 * 3))
+
+
+class Through(Game):
+    """Every loss reaches both networks."""
+
+    def loss(self, phase: str, outputs: Made, batch: Numbers, context: StepContext) -> tuple[Tensor, Losses]:
+        value = self.d(outputs.y).mean() if phase == "d" else super().loss(phase, outputs, batch, context)[0]
+        return value, {phase: value.detach()}
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+@pytest.mark.parametrize("game", [Game, Through])
+def test_a_phase_may_move_some_networks_of_its_optimiser_alone(game: type[Game], kind: str) -> None:
+    """As DRIT's second update. The others keep weights and moments, whatever decay and their gradient would do."""
+    optim = OptimConfig(kind=kind, lr=0.1, momentum=0.5, weight_decay=0.1)
+    own = [Phase(name=name, optimiser=name, forward=name, differentiates=True) for name in "gd"]
+    one = Game(tuple(own))
+    two = game(
+        tuple(replace(phase, optimiser="all", moves=(phase.name,)) for phase in own),
+        (OptimiserSpec(name="all", networks=("g", "d")),),
+    )
+    steps = [batches([1.0, 3.0]), batches([-2.0, 0.5]), batches([0.25, 1.0])]
+    for step, (ours, theirs) in enumerate(zip(play(two, steps, optim), play(one, steps, optim), strict=True)):
+        assert ours == theirs, step
+    assert two.weights == one.weights
+
+
+def test_zero_refuses_a_phase_that_moves_some_networks_alone() -> None:
+    engine = object.__new__(DeepSpeedEngine)  # made without the other processes
+    engine.config = EngineConfig(zero_stage=1)
+    game = Game((G, Phase(name="d", optimiser="g", moves=("d",))), (OptimiserSpec(name="g", networks=("g", "d")),))
+    with pytest.raises(UserError, match="give --engine.zero-stage 0"):
+        engine.prepare(game, SGD)
 
 
 def test_phases_run_in_the_steps_that_are_theirs() -> None:

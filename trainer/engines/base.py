@@ -3,7 +3,7 @@
 import ctypes
 import importlib.util
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -71,8 +71,13 @@ class LossModule(nn.Module):
         super().__init__()
         self.networks = networks
 
-    def forward(self, loss: Loss) -> Tensor:
-        return loss()
+    def forward(self, loss: Loss, moves: Sequence[str] | None = None) -> Tensor:
+        """moves: see `Phase`. Networks that are not moved take part with nothing, since DDP waits for all gradients."""
+        value = loss()
+        for name, network in self.networks.items():
+            if moves is not None and name not in moves:
+                value = value + sum(0 * parameter.sum() for parameter in network.parameters())
+        return value
 
 
 class Engine:
@@ -164,20 +169,28 @@ class Engine:
         """The precision of everything that runs forward."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
-    def update(self, name: str, losses: Iterable[Loss], count: int) -> None:
-        """One step of an optimiser on the mean of `count` micro-batch losses (and over all ranks)."""
+    def update(self, name: str, losses: Iterable[Loss], count: int, moves: Sequence[str] | None = None) -> None:
+        """One step of an optimiser on the mean of `count` micro-batch losses (and over all ranks). moves: see `Phase`."""
         optimiser, scaler, clip = self.optimisers[name], self.scalers[name], self.specs[name].clip
         optimiser.zero_grad(set_to_none=True)
         for index, loss in enumerate(losses):
             with self._gradients_stay_here(name) if index < count - 1 else nullcontext():
                 with self.autocast():
-                    value = self.modules[name](loss)
+                    value = self.modules[name](loss, moves)
                 scaler.scale(value / count).backward()
+        self._drop_gradients(name, moves)
         if clip is not None:
             scaler.unscale_(optimiser)
             nn.utils.clip_grad_norm_(self.parameters[name].values(), clip)
         scaler.step(optimiser)
         scaler.update()
+
+    def _drop_gradients(self, name: str, moves: Sequence[str] | None) -> None:
+        """Those of networks that are not moved: an optimiser passes over weights without a gradient, decay and moments
+        included."""
+        for place, parameter in self.parameters[name].items():
+            if moves is not None and place.partition(".")[0] not in moves:
+                parameter.grad = None
 
     def _gradients_stay_here(self, name: str) -> AbstractContextManager:
         """While a micro-batch other than the last runs backward: no communication yet."""

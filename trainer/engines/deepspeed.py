@@ -7,7 +7,7 @@ take contiguous gradients only.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from infra.errors import UserError
 from trainer.engines import shared_memory
 from trainer.engines.base import Loss, LossModule, OptimiserState, _like
 from trainer.engines.ddp import DdpEngine
@@ -39,6 +40,9 @@ class DeepSpeedEngine(DdpEngine):
             shared_memory.unlink_buffer(self.rank)
 
     def prepare(self, method: Method[Any, Any], optim: OptimConfig) -> None:
+        if self.config.zero_stage > 0 and any(phase.moves is not None for phase in method.phases):
+            raise UserError("ZeRO keeps the weights of an optimiser as one, and this method has an update that moves some of "
+                            "its networks alone: give --engine.zero-stage 0, or an option of the method without one")  # fmt: skip
         super().prepare(method, optim)
         if self.config.zero_stage == 0:
             super()._lay_out(method)
@@ -65,11 +69,12 @@ class DeepSpeedEngine(DdpEngine):
             self.scalers[spec.name] = wrapped.torch_autocast_z0_gradscaler
         return wrapped
 
-    def update(self, name: str, losses: Iterable[Loss], count: int) -> None:
+    def update(self, name: str, losses: Iterable[Loss], count: int, moves: Sequence[str] | None = None) -> None:
         engine: Any = self.modules[name]
         for loss in losses:
-            value = engine(partial(self._under_autocast, loss))
+            value = engine(partial(self._under_autocast, loss), moves)
             engine.backward(value)  # divides by the number of micro-batches
+            self._drop_gradients(name, moves)  # which DeepSpeed fills with zeros where there is none
             engine.step()  # acts on the last micro-batch only
 
     def _under_autocast(self, loss: Loss) -> Tensor:

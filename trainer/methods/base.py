@@ -65,7 +65,8 @@ class Phase:
 
     optimiser: by name; phases that share one share its moments. forward: the pass that the loss is taken on, by the
     name that `Method.forward` knows; phases that name the same one share its outputs. differentiates: gradients flow
-    through that pass; otherwise its outputs are constants.
+    through that pass; otherwise its outputs are constants. moves: those of the optimiser's networks that it updates, where
+    not all: the others keep their weights and their moments, and their gradients are dropped.
     every, at: it runs in steps (counted from 0) whose number modulo `every` is one of `at`.
     """
 
@@ -73,6 +74,7 @@ class Phase:
     optimiser: str
     forward: str = "translate"
     differentiates: bool = False
+    moves: tuple[str, ...] | None = None
     every: int = 1
     at: tuple[int, ...] = (0,)
 
