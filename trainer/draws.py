@@ -6,6 +6,7 @@ Draws made on a GPU differ from those made on a CPU for the same counter (anothe
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +60,11 @@ class Draws:
 
     def stream(self, *name: int | str, device: torch.device | str = "cpu") -> Stream:
         return Stream(device, self.seed, self.step, *name)
+
+    def normal(self, slots: Sequence[int], shape: Sequence[int], *name: int | str, like: Tensor) -> Tensor:
+        """N(0, 1), (slots, *shape), each slot's from its own stream of this name; dtype and device are those of `like`."""
+        rows = [self.stream(*name, slot, device=like.device).normal(*shape) for slot in slots]
+        return torch.stack(rows).to(like.dtype)
 
     def per_slot(self, slots: Tensor, *name: int | str, device: torch.device | str = "cpu") -> list[Stream]:
         """A stream for each slot (b,) of a micro-batch."""

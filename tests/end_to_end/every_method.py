@@ -13,7 +13,7 @@ from typing import Any
 
 from launch.runs import training, translator
 from launch.runs.config import JobConfig, make_config
-from tests.trainer.small import IN_USE, SMALL, crop_of
+from tests.trainer.small import BATCHES, IN_USE, SMALL, crop_of
 from trainer.engines import ddp
 from trainer.engines import deepspeed as deepspeed_engine
 
@@ -22,11 +22,13 @@ STEPS, STOP = 5, 3
 
 def config(method: str, data: str, out: Path, accumulation: int, steps: int) -> JobConfig:
     options = {f"method.{name}": value for name, value in (SMALL[method] | IN_USE[method]).items()}
+    batch = BATCHES.get(method, 2)
     run: dict[str, Any] = {
         "method.name": method, "data.root": data, "data.crop": crop_of(method), "run_dir": str(out / method),
         "loop.max_steps": steps,
-        "loop.report_every": 1, "loop.samples": 1, "loop.keep_logged": 0, "loop.keep": 5, "optim.global_batch": 2,
-        "optim.accumulation": accumulation, "optim.ema": 0.9, "optim.epochs": 1.0, "optim.decay_epochs": 1.0,
+        "loop.report_every": 1, "loop.samples": 1, "loop.keep_logged": 0, "loop.keep": 5,
+        "optim.global_batch": batch,
+        "optim.accumulation": accumulation, "optim.ema": 0.9, "optim.epochs": batch / 2, "optim.decay_epochs": batch / 2,
         "engine.precision": "fp32",
     }  # fmt: skip
     return make_config(options, run)

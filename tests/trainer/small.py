@@ -16,6 +16,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "distancegan": STRIDED,
     "gcgan": STRIDED,
     "munit": MUNIT,
+    "drit": {"generator.ngf": 4, "discriminator.ndf": 4},
     "src": CUT,
     "semst": CUT | {"local": 24},
     "sincut": {"generator.ngf": 1, "discriminator.ndf": 1, "discriminator.size": 16, "head_dim": 8},
@@ -33,11 +34,15 @@ IN_USE: dict[str, dict[str, Any]] = {
     "semst": {"patches": 16, "lambda_src": 0.05},
     "src": {"patches": 16, "flip_equivariance": True, "buffer": 4},
     "sincut": {"buffer": 4, "epoch": 6},
+    "drit": {"every": 2, "mode_seeking": 1.0},
 }
 """More of them, which put everything to use that has a state or draws, from the first step on."""
 
-CROPS: dict[str, int] = {"munit": 64, "semst": 56}
+CROPS: dict[str, int] = {"munit": 64, "semst": 56, "drit": 212}
 """The sides of images for those that do not take 32 pixels."""
+
+BATCHES: dict[str, int] = {"drit": 4}
+"""The global batches, over two ranks, of those that do not take one pair each."""
 
 ONE_PASS: tuple[str, ...] = ("distancegan", "sincut")
 """Those whose losses need the whole global batch at once, so that two micro-batches are not what two ranks are."""

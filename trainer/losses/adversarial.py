@@ -29,6 +29,12 @@ def adversarial_loss(kind: str, score: Tensor, real: bool) -> Tensor:
             raise UserError(f"adversarial loss {kind} does not exist: choose lsgan, vanilla, nonsaturating or wgangp")
 
 
+def confusion_loss(score: Tensor) -> Tensor:
+    """How far raw scores are from undecided: the cross entropy with 1/2, as a scalar mean, float32 or wider."""
+    score = score.to(torch.promote_types(score.dtype, torch.float32))
+    return (F.softplus(score) + F.softplus(-score)).mean() / 2
+
+
 def multi_scale_loss(kind: str, scores: Sequence[Tensor], real: bool) -> Tensor:
     """`adversarial_loss` of a discriminator at several scales: their sum."""
     return torch.stack([adversarial_loss(kind, score, real) for score in scores]).sum()

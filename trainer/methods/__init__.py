@@ -10,6 +10,7 @@ from trainer.methods.config import MethodConfig
 from trainer.methods.cut import FASTCUT, Cut, CutConfig
 from trainer.methods.cyclegan import CYCLEGAN, CycleGanConfig
 from trainer.methods.distancegan import DISTANCEGAN, DistanceGanConfig
+from trainer.methods.drit import DRIT, DritConfig
 from trainer.methods.gcgan import GCGAN, GCGAN_ON_TASKS, GcGanConfig
 from trainer.methods.munit import MUNIT, MUNIT_ON_TASKS, MunitConfig
 from trainer.methods.semst import SemstConfig
@@ -41,4 +42,5 @@ METHODS = {
     "semst": Family(SemstConfig),
     "src": Family(SrcConfig, on_tasks={"label2city": CITYSCAPES}),
     "sincut": Family(SincutConfig, SINCUT, dict.fromkeys(TASKS, SINCUT_ON_TASKS)),
+    "drit": Family(DritConfig, DRIT),
 }

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from infra.config import option
 from infra.errors import UserError
-from trainer.draws import Draws, generator
+from trainer.draws import generator
 from trainer.losses import l1_distance, multi_scale_loss
 from trainer.methods.base import Batch, Losses, Method, OptimiserSpec, Phase, StepContext, frozen
 from trainer.methods.config import MethodConfig
@@ -171,7 +171,8 @@ class Munit(Method[Batch, Outputs]):
     def forward(self, batch: Batch, context: StepContext, name: str = "translate") -> Outputs:
         images = {"a": batch.source, "b": batch.target}
         drawn = {
-            domain: drawn_codes(context.draws, batch, self.config.generator.style, name, domain) for domain in images
+            domain: context.draws.normal(batch.slots.tolist(), (self.config.generator.style,), name, domain, like=x)
+            for domain, x in images.items()
         }
         if name == "shown":
             contents = {domain: self.autoencoder(domain).content_encoder(x) for domain, x in images.items()}
@@ -233,9 +234,3 @@ class Munit(Method[Batch, Outputs]):
                 weighted.append(weight * value)
         total = torch.stack(weighted).sum()
         return total, named | {"G": total}
-
-
-def drawn_codes(draws: Draws, batch: Batch, length: int, *stream: str) -> Tensor:
-    """N(0, 1), (b, length): a code for each slot, from its stream of this name."""
-    rows = [each.normal(length) for each in draws.per_slot(batch.slots, *stream)]
-    return torch.stack(rows).to(batch.source.device, batch.source.dtype, non_blocking=True)

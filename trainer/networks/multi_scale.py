@@ -12,23 +12,23 @@ class MultiScaleDiscriminator(nn.Module):
     """(B, 3, H, W) in [-1, 1] -> raw scores (B, 1, h, w) of each scale: the image, its half, its quarter, ….
 
     Each scale has its own weights: `layers` strided convolutions without a norm, which double the channels, and one of a
-    single pixel. slope: of the LeakyReLU.
+    single pixel. kernel: of the strided ones. slope: of the LeakyReLU. spectral: with spectral norm.
     """
 
-    def __init__(self, *, ndf: int, scales: int = 3, layers: int = 4, slope: float = 0.2) -> None:
+    def __init__(
+        self, *, ndf: int, scales: int = 3, layers: int = 4, kernel: int = 4, slope: float = 0.2, spectral: bool = False
+    ) -> None:
         super().__init__()
-        self.scales = nn.ModuleList(self._one(ndf, layers, slope) for _ in range(scales))
-        self.halve = nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False)
-
-    @staticmethod
-    def _one(ndf: int, layers: int, slope: float) -> nn.Sequential:
         widths = [3, *(ndf * 2**n for n in range(layers))]
-        model = [
-            layer
-            for inputs, outputs in itertools.pairwise(widths)
-            for layer in conv_block(inputs, outputs, 4, stride=2, slope=slope)
-        ]
-        return nn.Sequential(*model, nn.Conv2d(widths[-1], 1, 1))
+
+        def one() -> nn.Sequential:
+            model: list[nn.Module] = []
+            for inputs, outputs in itertools.pairwise(widths):
+                model += conv_block(inputs, outputs, kernel, stride=2, slope=slope, spectral=spectral)
+            return nn.Sequential(*model, *conv_block(widths[-1], 1, 1, slope=1.0, spectral=spectral))
+
+        self.scales = nn.ModuleList(one() for _ in range(scales))
+        self.halve = nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False)
 
     @property
     def sizes(self) -> Sizes:

@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor, nn
 
-from trainer.networks.blocks import GlobalMean, conv_block
+from trainer.networks.blocks import conv_block, style_encoder
 from trainer.networks.generator import ResnetBlock
 from trainer.networks.norm import InstanceNorm2d
 from trainer.networks.padding import Pad2d
@@ -56,20 +56,7 @@ class AutoEncoder(nn.Module):
     def __init__(self, *, ngf: int = 64, blocks: int = 4, style: int = 8, hidden: int = 256) -> None:
         super().__init__()
         wide = 4 * ngf
-        halved = [
-            layer
-            for inputs, outputs in ((2 * ngf, wide), (wide, wide), (wide, wide))
-            for layer in conv_block(inputs, outputs, 4, stride=2)
-        ]
-        # No norm, which would take the style away.
-        self.style_encoder = nn.Sequential(
-            *conv_block(3, ngf, 7),
-            *conv_block(ngf, 2 * ngf, 4, stride=2),
-            *halved,
-            GlobalMean(),
-            nn.Conv2d(wide, style, 1),
-            nn.Flatten(),
-        )
+        self.style_encoder = style_encoder(ngf, style)
         self.content_encoder = nn.Sequential(
             *conv_block(3, ngf, 7, norm="instance"),
             *conv_block(ngf, 2 * ngf, 4, stride=2, norm="instance"),

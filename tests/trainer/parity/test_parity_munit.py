@@ -46,7 +46,7 @@ def sizes_of(weights: dict[str, Tensor]) -> dict[str, int]:
     return {"ngf": len(style_layers[0]), "style": len(style_layers[-1]), "hidden": len(hidden), "blocks": len(blocks)}
 
 
-def scales_of(weights: dict[str, Tensor]) -> dict[str, int]:
+def scales_of(weights: dict[str, Tensor]) -> dict[str, Any]:
     return {"ndf": len(next(iter(weights.values()))), "scales": len({key.split(".")[1] for key in weights})}
 
 
@@ -65,8 +65,9 @@ def test_networks(recording: Recording) -> None:
         of_x, of_style = torch.autograd.grad(weighted(out), [x, style])
         assert_same(of_x.float(), recording[f"{case}_grad_x"], 1e-6)
         assert_same(of_style, recording[f"{case}_grad_style_in"], 1e-9)
-        (of_x,) = torch.autograd.grad(network.style_encoder(x).square().sum(), x)
-        assert_same(of_x.float(), recording[f"{case}_grad_x_of_sum_style_sq"], 1e-6)
+        if f"{case}_grad_x_of_sum_style_sq" in recording:
+            (of_x,) = torch.autograd.grad(network.style_encoder(x).square().sum(), x)
+            assert_same(of_x.float(), recording[f"{case}_grad_x_of_sum_style_sq"], 1e-6)
 
 
 @each("munit_networks*.npz")
@@ -83,8 +84,9 @@ def test_discriminator_and_its_losses(recording: Recording) -> None:
         of_d = multi_scale_loss(kind, scores, False) + multi_scale_loss(kind, network(recording["dis_real"]), True)
         for name, loss in ("dis", of_d), ("gen", multi_scale_loss(kind, scores, True)):
             assert_same(loss, recording[f"{name}_loss_{theirs}"], 1e-9)
-            (gradient,) = torch.autograd.grad(loss, fake, retain_graph=True)
-            assert_same(gradient.float(), recording[f"{name}_loss_{theirs}_grad_fake"], 1e-6)
+            if f"{name}_loss_{theirs}_grad_fake" in recording:
+                (gradient,) = torch.autograd.grad(loss, fake, retain_graph=True)
+                assert_same(gradient.float(), recording[f"{name}_loss_{theirs}_grad_fake"], 1e-6)
 
 
 @each("munit_networks*.npz")
