@@ -1,4 +1,4 @@
-"""The papers' ablations as trials, each row with several seeds, and the table of what they measured."""
+"""The papers' ablations and comparisons as trials, each row with several seeds, and the table of what they measured."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from typing import Any
 
 from infra.tables import markdown, mean_spread
 from trainer.methods import ABLATIONS
+from tuning.results import STEP
 
 Params = dict[str, Any]
 ROW = "row"  # the name under which a trial's parameters have its row
@@ -23,7 +24,25 @@ class Table:
     paper: Mapping[str, Mapping[str, float]]
 
 
+# Two pairs a step for all, since DRIT and DistanceGAN take no less.
+BASELINES: dict[str, dict[str, Any]] = {
+    row: {"method.name": row.lower(), "optim.global_batch": 2}
+    for row in ("CycleGAN", "GcGAN", "DRIT", "CUT", "SRUNIT", "MUNIT", "DistanceGAN", "SRC", "SemST")
+}
+
 TABLES = {
+    "baselines": Table(
+        "Methods at equal steps (SRUNIT, Table 1: GTA5 to Cityscapes)",
+        BASELINES,
+        {**PERCENT, "flip_rate": 100.0, "Dist": 1.0, "Acc(30)": 100.0, STEP: 1.0},
+        {
+            row: dict(zip(PERCENT, values, strict=True))
+            for row, values in {
+                "CycleGAN": (66.33, 32.53, 23.84), "GcGAN": (65.62, 32.38, 22.64), "DRIT": (64.28, 32.17, 20.99),
+                "CUT": (64.59, 32.19, 20.35), "SRUNIT": (67.21, 32.97, 22.69),
+            }.items()
+        },
+    ),
     "srunit": Table(
         "Ablations of SRUNIT (its Table 2: labels to Cityscapes)",
         ABLATIONS["srunit"],

@@ -19,13 +19,14 @@ from infra.errors import Stopped, UserError
 from infra.storage import replacing
 from infra.tracking import MlflowRun, store_uri, ui_command
 from launch.runs.config import make_config
+from launch.runs.folder import RunFolder
 from tuning import ablations
 from tuning.cluster import Share, connected, share_out, this_machine
 from tuning.config import Request, default_name, from_file
 from tuning.folder import SearchFolder
 from tuning.landscape import landscape
 from tuning.registry import SearchRun, end_runs, register
-from tuning.results import RETRIES, Record, best_record, record_of, shown, table, write_best, write_csv
+from tuning.results import RETRIES, Record, best_record, of_run, record_of, shown, table, write_best, write_csv
 from tuning.settle import Design, design, evaluations, first_decision, settle
 
 if TYPE_CHECKING:  # importing it takes seconds
@@ -175,7 +176,11 @@ def _leave(request: Request, made: Design, folder: SearchFolder, parent: SearchR
         raise Stopped(f"no trial was finished: their causes are in {folder.csv_file}", NOTHING_FINISHED)
     parent.send(MlflowRun.metrics, [(record.number, time.time(), record.metrics) for record in records])
     if request.search.ablations:
-        finished = [(record.params, record.metrics) for record in records if record.status == "finished"]
+        finished = [
+            (record.params, record.metrics | of_run(RunFolder(folder.run_dir(record.number))))
+            for record in records
+            if record.status == "finished"
+        ]
         text = ablations.render(ablations.TABLES[request.search.ablations], finished)
         with replacing(folder.ablations_file) as file:
             file.write(text.encode())

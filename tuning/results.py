@@ -2,12 +2,14 @@
 
 import csv
 import io
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from infra.config import read_yaml, to_yaml
 from infra.errors import Stopped, UserError
+from infra.json_lines import JsonLines
 from infra.storage import replacing
 from infra.tables import plain
 from launch.runs.folder import RunFolder
@@ -19,6 +21,7 @@ if TYPE_CHECKING:  # importing it takes seconds
     from ray.tune.experiment import Trial
 
 FINISHED = "finished"  # what a trial reports at its end
+STEP = "ms/step"
 RETRIES = 2  # of a trial whose process died; what it raises itself is not tried again
 Status = Literal["running", "finished", "stopped", "failed"]  # stopped: by the scheduler, which preferred others
 
@@ -67,6 +70,15 @@ def cause_of(error: BaseException) -> str:
         return cause_of(inner)
     line = (str(error).strip().splitlines() or [""])[0]
     return line if isinstance(error, UserError | Stopped) else f"{type(error).__name__}: {line}"
+
+
+def of_run(run: RunFolder) -> dict[str, float]:
+    """What a finished run's own files say beside the metrics that trials are compared by: milliseconds of a step (the median
+    of its reports), and Acc(30) where its test images are pairs."""
+    batch = read_yaml(run.config_file)["optim.global_batch"]
+    result = {STEP: statistics.median(1000 * batch / row["pairs_per_s"] for row in JsonLines(run.metrics_file).read())}
+    last = run.evaluations()[-1]
+    return result | {f"Acc({delta})": share for delta, share in last.get("Acc", {}).items()}
 
 
 def shown(params: Mapping[str, Any]) -> str:

@@ -107,6 +107,9 @@ class DritConfig(MethodConfig):
         "recomputed", "the update for drawn attributes: after the other, on a forward pass of its own; or joint with it",
         choices=("recomputed", "joint"),
     )  # fmt: skip
+    content_layers: int = option(
+        3, "strided layers of the content discriminator; 1 or 2, not in the paper, take crops below 212"
+    )
     every: int = option(3, "of so many steps one updates everything, the others the content discriminator alone")
     generator: DritGeneratorConfig = field(default_factory=DritGeneratorConfig)
     discriminator: DritDiscriminatorConfig = field(default_factory=DritDiscriminatorConfig)
@@ -115,8 +118,8 @@ class DritConfig(MethodConfig):
         for name in ("cycle", "same", "latent", "kl", "content", "content_gan", "mode_seeking"):
             if getattr(self, name) < 0:
                 raise UserError(f"method.{name} = {getattr(self, name)} is negative: give 0 or more")
-        if self.every < 1:
-            raise UserError(f"method.every = {self.every} counts steps: it must be 1 or more")
+        if min(self.every, self.content_layers) < 1:
+            raise UserError("method.every and method.content_layers are counts: they must be 1 or more")
 
     def translation(self) -> DritTranslation:
         return DritTranslation(self.generator)
@@ -175,7 +178,7 @@ class Drit(Method[Batch, Outputs]):
         discriminators = [f"discriminator_{which}" for which in ("a", "a2", "b", "b2")]
         for name in discriminators:
             self.add_module(name, config.discriminator.build())
-        self.content_discriminator = ContentDiscriminator(4 * config.generator.ngf)
+        self.content_discriminator = ContentDiscriminator(4 * config.generator.ngf, config.content_layers)
         for name, network in self.named_children():
             _initialise(network, generator("cpu", seed, "init", name))
         self.product = product

@@ -206,11 +206,12 @@ class FeatureGenerator(nn.Module):
 
 
 class ContentDiscriminator(nn.Module):
-    """Contents (B, channels, h, w), h and w from 53 up -> (B, 1, ., .) raw scores: whose content is it?"""
+    """Contents (B, channels, h, w) -> (B, 1, ., .) raw scores: whose content is it? With the published three layers h and w
+    are 53 or more."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, layers: int = 3) -> None:
         super().__init__()
-        halved = [conv_block(channels, channels, 7, stride=2, padding=1, slope=SLOPE) for _ in range(3)]
+        halved = [conv_block(channels, channels, 7, stride=2, padding=1, slope=SLOPE) for _ in range(layers)]
         self.model = nn.Sequential(
             *itertools.chain.from_iterable(halved),
             *conv_block(channels, channels, 4, padding=0, slope=SLOPE),
