@@ -41,7 +41,7 @@ class Cuts:
         if isinstance(view, CropWithBox) and view.side > min(crop):
             raise UserError(
                 f"a box of {view.side} pixels does not fit into crops of {crop[0]}x{crop[1]}: "
-                f"pass --crop {view.side} or more"
+                f"pass --crop {view.side} or more, or give the method a smaller box"
             )
         self._view, self._seed, self._domain = view, seed, domain
         self._image_size, self._crop, self._flip = image_size, crop, flip
