@@ -25,6 +25,7 @@ def flat(*line: str) -> dict[str, Any]:
 EPOCHS = {
     "fastcut": (150.0, 50.0),
     "munit": (800.0, 0.0),
+    "drit": (600.0, 600.0),
     **dict.fromkeys(("cyclegan", "distancegan", "gcgan"), (100.0, 100.0)),
 }  # at the full rate and falling, where not CUT's
 
