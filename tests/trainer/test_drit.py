@@ -16,6 +16,8 @@ from trainer.methods.drit import Drit
 from trainer.optim import OptimConfig
 from trainer.step import train_step
 
+pytestmark = pytest.mark.slow
+
 SIDE = 212
 
 

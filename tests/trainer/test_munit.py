@@ -14,6 +14,8 @@ from tests.trainer.test_methods import Pairs, at, close, pairs
 from trainer.methods.munit import Munit
 from trainer.translator import Translator
 
+pytestmark = pytest.mark.slow
+
 SIDE = 64
 
 
