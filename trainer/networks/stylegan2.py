@@ -1,8 +1,8 @@
 """The networks of StyleGAN2 without styles, as SinCUT has them (Karras et al. 2020, "Analyzing and Improving the Image Quality of
 StyleGAN"; Park et al. 2020, CUT, Appendix B).
 
-Modules have the names of CUT's published code, so checkpoints exchange by name; the weight of the up-sampling convolution has a
-leading dimension of 1 there.
+Weights have the names and numbers of CUT's published code; there, biases of maps are (1, C, 1, 1), and the weight of the
+up-sampling convolution has a leading dimension of 1.
 """
 
 import copy
@@ -38,7 +38,7 @@ class Equalised(nn.Module):
 class Bias(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.bias = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(channels))
 
 
 class Conv(nn.Sequential):
@@ -65,7 +65,7 @@ class Conv(nn.Sequential):
         if not bias:
             return F.conv2d(x, convolution.scaled(gain), None, self.stride, self.padding)
         gain *= GAIN
-        y = F.conv2d(x, convolution.scaled(gain), bias[0].bias.flatten() * gain, self.stride, self.padding)
+        y = F.conv2d(x, convolution.scaled(gain), bias[0].bias * gain, self.stride, self.padding)
         return F.leaky_relu(y, SLOPE, inplace=True)
 
 
@@ -116,7 +116,7 @@ class StyledConv(nn.Module):
         y = self.conv(x)
         if noise is not None:
             y = y + (self.noise.weight * noise).to(y.dtype)
-        return GAIN * F.leaky_relu(y + self.activate.bias.to(y.dtype), SLOPE)
+        return GAIN * F.leaky_relu(y + self.activate.bias[:, None, None].to(y.dtype), SLOPE)
 
 
 class Linear(Equalised):
