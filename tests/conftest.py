@@ -15,7 +15,7 @@ from tests.local_s3 import local_s3
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "end_to_end" in item.path.parts:
+        if {"end_to_end", "parity"} & set(item.path.parts):
             item.add_marker("slow")
 
 

@@ -14,7 +14,7 @@ from pipelines.manifest import MANIFEST, Manifest
 from tests.pipelines.shardmaker import write_root, write_split
 from trainer.segmentation.method import RECIPES
 
-pytestmark = pytest.mark.usefixtures("place")
+pytestmark = [pytest.mark.usefixtures("place"), pytest.mark.slow]
 
 SMALL = [
     "--model.width", "0.1", "--engine.device", "cpu", "--precision", "fp32", "--max-steps", "2", "--data.decoder", "pillow",

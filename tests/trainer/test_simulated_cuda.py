@@ -17,6 +17,7 @@ import torch
 from tests.trainer.simulated_cuda import cases, faults, library
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++, which this project asks for anyway"),
     pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA itself: pytest -m gpu"),
 ]
