@@ -33,12 +33,14 @@ def noisy(**options: Any) -> Any:
 
 def test_the_noise_of_a_step_belongs_to_slots_and_both_domains_have_their_own() -> None:
     method, batch = noisy(), pairs()
+    batch.source[1] = batch.source[0]
     batch.target = batch.source.clone()
     whole = method(batch, at(3))
+    assert not torch.allclose(whole.fake[0], whole.fake[1], atol=1e-3)  # of equal images
     part = method(batch[1:3], at(3))
     torch.testing.assert_close(part.fake, whole.fake[1:3], rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(part.identity, whole.identity[1:3], rtol=1e-10, atol=1e-10)
-    assert not torch.allclose(whole.fake, whole.identity, atol=1e-3)  # of equal images
+    assert not torch.allclose(whole.fake, whole.identity, atol=1e-3)
     assert not torch.allclose(whole.fake, method(batch, at(4)).fake, atol=1e-3)
     with torch.no_grad():
         method.generator.decoder.convs[-2].noise.weight.zero_()
