@@ -16,7 +16,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "distancegan": STRIDED,
     "gcgan": STRIDED,
     "munit": MUNIT,
-    "drit": {"generator.ngf": 4, "discriminator.ndf": 4},
+    "drit": {"generator.ngf": 4, "discriminator.ndf": 4, "content_layers": 1},
     "src": CUT,
     "semst": CUT | {"local": 24},
     "sincut": {"generator.ngf": 1, "discriminator.ndf": 1, "discriminator.size": 16, "head_dim": 8},
@@ -38,7 +38,7 @@ IN_USE: dict[str, dict[str, Any]] = {
 }
 """More of them, which put everything to use that has a state or draws, from the first step on."""
 
-CROPS: dict[str, int] = {"munit": 64, "semst": 56, "drit": 212}
+CROPS: dict[str, int] = {"munit": 64, "semst": 56, "drit": 64}
 """The sides of images for those that do not take 32 pixels."""
 
 BATCHES: dict[str, int] = {"drit": 4}

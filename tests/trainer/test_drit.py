@@ -18,11 +18,17 @@ from trainer.step import train_step
 
 pytestmark = pytest.mark.slow
 
-SIDE = 212
+SIDE = 64  # with a content discriminator of one strided layer
 
 
 def make(**options: Any) -> Drit:
-    options = {"generator__ngf": 1, "discriminator__ndf": 1, "every": 1, "mode_seeking": 1.0} | options
+    options = {
+        "generator__ngf": 2,
+        "discriminator__ndf": 2,
+        "every": 1,
+        "mode_seeking": 1.0,
+        "content_layers": 1,
+    } | options
     method: Drit = small_method("drit", global_batch=4, **options).double()
     with torch.no_grad():  # as after some training
         for parameter in method.parameters():
@@ -107,8 +113,9 @@ def test_mode_seeking_is_taken_image_by_image() -> None:
 
 
 def test_what_it_refuses() -> None:
-    method = make()
-    assert (method.sizes(2).first, method.sizes(2).multiple) == (SIDE, 4)
+    method = make(content_layers=3)
+    assert (method.sizes(2).first, method.sizes(2).multiple) == (212, 4)
+    assert make().sizes(2).first == SIDE
     with pytest.raises(UserError, match="takes images by twos"):
         method.sizes(1)
     with pytest.raises(RuntimeError, match="too small|can't be greater than"):

@@ -51,7 +51,7 @@ _CUT = {"taps": (0, 4, 8, 12), "patches": 16, "head_dim": 16, "generator.ngf": 8
 _STRIDED = {"generator.ngf": 8, "discriminator.ndf": 8, "buffer": 4}
 _MUNIT = {"generator.ngf": 8, "generator.blocks": 1, "generator.hidden": 16, "discriminator.ndf": 8}
 _SEMST = {name: value for name, value in _CUT.items() if name != "buffer"} | {"local": 32}
-_DRIT = {"generator.ngf": 8, "discriminator.ndf": 8, "every": 1, "mode_seeking": 1.0}
+_DRIT = {"generator.ngf": 8, "discriminator.ndf": 8, "every": 1, "mode_seeking": 1.0, "content_layers": 1}
 WIDE: dict[str, dict[str, Any]] = {
     "cut": _CUT,
     "fastcut": _CUT,
@@ -70,10 +70,10 @@ EPOCHS = 10  # of one step each
 
 def translating(
     method: str, options: dict[str, Any], engine: dict[str, Any], *, batch: int = 1, accumulation: int = 1,
-    steps: tuple[int, ...] = (5,), ema: float = 0.0, continued: bool = False, size: int = SIZE,
+    steps: tuple[int, ...] = (5,), ema: float = 0.0, continued: bool = False,
 ) -> list[Finding]:  # fmt: skip
     """Steps of a method, in the middle of its schedule unless `steps` says otherwise. options: by dotted name.
-    continued: after another step and a restart of the optimisers from their states. size: of the images."""
+    continued: after another step and a restart of the optimisers from their states."""
     family = METHODS[method]
     given = {**{f"method.{name}": value for name, value in WIDE[method].items()}, **family.options, **options}
     section = {name.removeprefix("method."): value for name, value in given.items() if name.startswith("method.")}
@@ -84,7 +84,7 @@ def translating(
 
     def make() -> tuple[Any, list[Any]]:
         made = config.build(seed=0, global_batch=batch * accumulation)
-        return made, [_pairs(range(part * batch, (part + 1) * batch), size) for part in range(accumulation)]
+        return made, [_pairs(range(part * batch, (part + 1) * batch)) for part in range(accumulation)]
 
     return _train(make, engine, OptimConfig(epochs=EPOCHS, decay_epochs=0, global_batch=1, ema=ema), steps, continued)
 
@@ -148,8 +148,8 @@ def _boxes(slots: range) -> torch.Tensor:
         return torch.tensor([[8 * slot % 32, 16] for slot in slots])
 
 
-def _pairs(slots: range, size: int) -> Any:
-    source, target = (torch.empty(len(slots), size, size, 3, device=DEVICE).permute(0, 3, 1, 2) for _ in range(2))
+def _pairs(slots: range) -> Any:
+    source, target = (torch.empty(len(slots), SIZE, SIZE, 3, device=DEVICE).permute(0, 3, 1, 2) for _ in range(2))
     return SimpleNamespace(
         source=source, target=target, slots=_slots(slots), source_boxes=_boxes(slots), target_boxes=_boxes(slots)
     )
@@ -256,12 +256,12 @@ STEPS: dict[str, Callable[[], list[Finding]]] = {
     "SinCUT bf16": partial(translating, "sincut", {}, BF16, batch=2),
     "SinCUT fp16": partial(translating, "sincut", {}, FP16, batch=2),
     "SinCUT fp32 contiguous": partial(translating, "sincut", {}, FP32 | CONTIGUOUS, batch=2),
-    "DRIT bf16": partial(translating, "drit", {}, BF16, batch=4, ema=0.999, size=212),
+    "DRIT bf16": partial(translating, "drit", {}, BF16, batch=4, ema=0.999),
     "DRIT feature-wise fp16, continued": partial(
         translating, "drit", {"method.generator.attributes": "feature-wise", "method.discriminator.spectral_norm": True},
-        FP16, batch=2, continued=True, size=212),
+        FP16, batch=2, continued=True),
     "DRIT joint fp32 contiguous, content alone": partial(
-        translating, "drit", {"method.second": "joint", "method.every": 2}, FP32 | CONTIGUOUS, batch=2, steps=(4, 5), size=212),
+        translating, "drit", {"method.second": "joint", "method.every": 2}, FP32 | CONTIGUOUS, batch=2, steps=(4, 5)),
     "deeplab bf16": partial(segmenting, "deeplab", BF16),
     "deeplab fp32 contiguous": partial(segmenting, "deeplab", FP32 | CONTIGUOUS),
     "drn-d-22 fp16": partial(segmenting, "drn-d-22", FP16),
