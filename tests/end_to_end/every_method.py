@@ -1,18 +1,24 @@
-"""Trains every method for a few steps, stopped in the middle and continued, on however many ranks it is started with:
+"""Trains every method for a few steps, on however many ranks it is started with:
 
-    torchrun --nproc_per_node 2 tests/end_to_end/every_method.py DATA OUT ACCUMULATION METHOD...
+    torchrun --nproc_per_node 2 tests/end_to_end/every_method.py DATA OUT ACCUMULATION HOW METHOD...
 
-leaves OUT/METHOD/metrics.jsonl and checkpoints. One process for all of them, since starting one takes longer than a training.
+leaves OUT/METHOD/metrics.jsonl and checkpoints. HOW: whole; stopped, in the middle, and continued; or killed (one process
+alone): by SIGKILL, a step after its checkpoint, and continued by a new process. One process for all methods, or copies of it,
+since starting one takes longer than a training.
 """
 
 import os
+import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from launch.runs import training, translator
 from launch.runs.config import JobConfig, make_config
+from launch.runs.recorder import Recorder
 from tests.trainer.small import BATCHES, IN_USE, SMALL, crop_of
 from trainer.engines import ddp
 from trainer.engines import deepspeed as deepspeed_engine
@@ -25,7 +31,7 @@ def config(method: str, data: str, out: Path, accumulation: int, steps: int) -> 
     batch = BATCHES.get(method, 2)
     run: dict[str, Any] = {
         "method.name": method, "data.root": data, "data.crop": crop_of(method), "run_dir": str(out / method),
-        "loop.max_steps": steps,
+        "loop.max_steps": steps, "loop.checkpoint_every": STOP,
         "loop.report_every": 1, "loop.samples": 1, "loop.keep_logged": 0, "loop.keep": 5,
         "optim.global_batch": batch,
         "optim.accumulation": accumulation, "optim.ema": 0.9, "optim.epochs": batch / 2, "optim.decay_epochs": batch / 2,
@@ -34,17 +40,46 @@ def config(method: str, data: str, out: Path, accumulation: int, steps: int) -> 
     return make_config(options, run)
 
 
+def in_a_process_of_its_own(work: Callable[[], object]) -> int:
+    """The status that it ends with, as `os.waitpid` gives it."""
+    if pid := os.fork():
+        return os.waitpid(pid, 0)[1]
+    work()
+    os._exit(0)
+
+
+def killed(train: Callable[[], object]) -> None:
+    record = Recorder.record
+
+    def record_and_die(self: Recorder, rows: Any) -> None:
+        record(self, rows)
+        if rows and rows[-1]["step"] > STOP:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Recorder.record = record_and_die  # type: ignore[method-assign]
+    train()
+
+
 def main() -> None:
     # The deepspeed launcher adds --local_rank.
-    data, out, accumulation, *methods = [given for given in sys.argv[1:] if not given.startswith("--")]
+    data, out, accumulation, how, *methods = [given for given in sys.argv[1:] if not given.startswith("--")]
     without: Any = SimpleNamespace(finish=lambda: None)
     training.Follower = lambda folder: without  # type: ignore[assignment,misc]
     translator.save_pyfunc_model = lambda folder, *_: folder.mkdir(exist_ok=True)
     for engine in (ddp.DdpEngine, deepspeed_engine.DeepSpeedEngine):
         engine.close = lambda self: None  # type: ignore[method-assign]  # the ranks stay connected from one to the next
     for method in methods:
-        for steps in (STEPS,) if os.environ.get("EVERY_METHOD_WHOLE") else (STOP, STEPS):
-            translator.train(config(method, data, Path(out), int(accumulation), steps))
+        stopped, whole = (
+            partial(translator.train, config(method, data, Path(out), int(accumulation), steps))
+            for steps in (STOP, STEPS)
+        )
+        if how == "killed":
+            assert in_a_process_of_its_own(partial(killed, whole)) == signal.SIGKILL, method
+            assert in_a_process_of_its_own(whole) == 0, method
+            continue
+        if how == "stopped":
+            stopped()
+        whole()
     sys.stdout.flush()
     os._exit(0)
 

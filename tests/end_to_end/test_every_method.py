@@ -1,4 +1,4 @@
-"""Every method on every engine: two ranks give the losses of one process, whole or continued."""
+"""Every method on every engine: two ranks give the losses of one process, whole, stopped or killed."""
 
 from pathlib import Path
 
@@ -23,8 +23,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return root
 
 
-def trained(launcher: str, data: str, folder: Path, accumulation: int, methods: list[str]) -> Path:
-    finish(start(launcher, data, str(folder), str(accumulation), *methods, cwd=folder, script=SCRIPT, options=[]))
+def trained(launcher: str, data: str, folder: Path, accumulation: int, how: str, methods: list[str]) -> Path:
+    finish(start(launcher, data, str(folder), str(accumulation), how, *methods, cwd=folder, script=SCRIPT, options=[]))
     return folder
 
 
@@ -32,13 +32,13 @@ def trained(launcher: str, data: str, folder: Path, accumulation: int, methods: 
 def single(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All methods in one process, which takes the two pairs of a step one after the other where that is the same."""
     folder = tmp_path_factory.mktemp("single")
-    trained("single", data, folder, 2, [name for name in SMALL if name not in ONE_PASS])
-    return trained("single", data, folder, 1, list(ONE_PASS)) if ONE_PASS else folder
+    trained("single", data, folder, 2, "killed", [name for name in SMALL if name not in ONE_PASS])
+    return trained("single", data, folder, 1, "killed", list(ONE_PASS))
 
 
 @pytest.mark.parametrize("launcher", ["ddp", "deepspeed"])
 def test_two_ranks_give_the_losses_of_one_process(launcher: str, data: str, single: Path, tmp_path: Path) -> None:
-    trained(launcher, data, tmp_path, 1, list(SMALL))
+    trained(launcher, data, tmp_path, 1, "stopped", list(SMALL))
     for name in SMALL:
         ours, theirs = losses(tmp_path / name), losses(single / name)
         assert [row["step"] for row in ours] == [row["step"] for row in theirs] == list(range(1, STEPS + 1)), name
@@ -47,14 +47,10 @@ def test_two_ranks_give_the_losses_of_one_process(launcher: str, data: str, sing
             assert row == pytest.approx(expected, rel=tolerance, abs=1e-9), name
 
 
-def test_a_continued_run_is_a_whole_one(
-    data: str, single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Those of one process were stopped and continued. Here they are not."""
-    monkeypatch.setenv("EVERY_METHOD_WHOLE", "1")
-    trained("single", data, tmp_path, 2, [name for name in SMALL if name not in ONE_PASS])
-    if ONE_PASS:
-        trained("single", data, tmp_path, 1, list(ONE_PASS))
+def test_a_killed_run_ends_as_a_whole_one(data: str, single: Path, tmp_path: Path) -> None:
+    """Those of one process were killed and continued. Here they are not."""
+    trained("single", data, tmp_path, 2, "whole", [name for name in SMALL if name not in ONE_PASS])
+    trained("single", data, tmp_path, 1, "whole", list(ONE_PASS))
     for name in SMALL:
         assert losses(tmp_path / name) == losses(single / name), name
         ours, theirs = weights(tmp_path / name, STEPS), weights(single / name, STEPS)
