@@ -57,8 +57,21 @@ def quiet_mlflow() -> None:
 
 @contextlib.contextmanager
 def one_at_a_time(uri: str) -> Any:
-    """For a SQLite file: processes that create its tables at the same time break each other's migrations."""
-    with FileLock(uri.removeprefix(SQLITE) + ".lock") if uri.startswith(SQLITE) else contextlib.nullcontext():
+    """For a SQLite file, which is made here if there is none: processes that create its tables at the same time break each
+    other's migrations, and one that is killed on the way leaves tables with which no later one can go on. So the file gets
+    its name when all tables are there."""
+    if not uri.startswith(SQLITE):
+        yield
+        return
+    file = Path(uri.removeprefix(SQLITE))
+    with FileLock(f"{file}.lock"):
+        if not file.exists():
+            from mlflow import MlflowClient
+
+            unfinished = file.with_name(f"{file.name}.unfinished")
+            unfinished.unlink(missing_ok=True)
+            MlflowClient(tracking_uri=f"{SQLITE}{unfinished}").search_experiments(max_results=1)
+            unfinished.rename(file)
         yield
 
 

@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -161,3 +163,32 @@ def test_ui_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tracking.ui_command() == f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://tracking.example")
     assert tracking.ui_command() == "https://tracking.example"
+
+
+DYING = """
+import os, signal
+from pathlib import Path
+from sqlalchemy import Engine, event
+from infra.tracking import MlflowRun
+
+def die(connection, cursor, statement, *_):
+    if "CREATE TABLE _alembic_tmp_trace_info" in statement:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+event.listen(Engine, "after_cursor_execute", die)
+MlflowRun.open(Path("run_id"), "streets", "one")
+"""
+
+
+def test_a_process_killed_while_it_makes_the_database_spoils_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It dies in the middle of a migration, with a table for that left behind."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(Path(tracking.__file__).parents[1])}
+    killed = subprocess.run([sys.executable, "-c", DYING], env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    run = opened(tmp_path)
+    assert MlflowClient(tracking_uri=tracking.store_uri()).get_run(run.id).info.run_name == "one"
+    assert not list(tmp_path.glob("*.unfinished*"))
