@@ -19,7 +19,7 @@ pictures     $run/samples/        (source | translation | another target image, 
              $run/samples/evaluation.png     (source | translation | the same scene in the target look)
              $run/samples/worst_images.png   (where the segmenter sees other classes than there are)
              $run/samples/flips.png          (which classes were turned into which)
-figures      $run/evaluation.json, $run/metrics.jsonl
+metrics      $run/evaluation.json, $run/metrics.jsonl
 checkpoint   $newest
 MLflow       make ui   (or: source .venv/bin/activate && mlflow ui --backend-store-uri sqlite:///mlflow.db)
 END
