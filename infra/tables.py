@@ -38,5 +38,5 @@ def mean_spread(values: Sequence[float], digits: int = 1) -> str:
 
 
 def spreads(runs: Sequence[Mapping[str, float]], columns: Mapping[str, float]) -> list[str]:
-    """A cell for each column: mean ± standard deviation over the runs that have this figure. columns: figure -> factor."""
+    """A cell for each column: mean ± standard deviation over the runs that have this metric. columns: metric -> factor."""
     return [mean_spread([run[name] * factor for run in runs if name in run]) for name, factor in columns.items()]

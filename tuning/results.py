@@ -1,7 +1,5 @@
 """What a search leaves for people: a table of its trials and the best configuration."""
 
-import csv
-import io
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +9,7 @@ from infra.config import read_yaml, to_yaml
 from infra.errors import Stopped, UserError
 from infra.json_lines import JsonLines
 from infra.storage import replacing
-from infra.tables import plain
+from infra.tables import comma_separated, plain
 from launch.runs.folder import RunFolder
 from trainer.evaluation.config import BETTER, value_of
 from tuning.folder import SearchFolder
@@ -130,19 +128,21 @@ def table(records: Sequence[Record], metric: str) -> str:
 def write_csv(folder: SearchFolder, records: Sequence[Record]) -> None:
     """One line per trial: number, status, cause, step, node, run folder, its parameters, its metrics."""
     params, measured = _columns(records)
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(("trial", "status", *params, *measured, "step", "node", "run_dir", "cause"))
-    for record in records:
-        values = [record.params.get(name, "") for name in params]
-        writer.writerow((
-            record.number, record.status,
-            *(",".join(map(str, value)) if isinstance(value, tuple) else value for value in values),
+    header = ("trial", "status", *params, *measured, "step", "node", "run_dir", "cause")
+    rows = [
+        (
+            record.number, record.status, *(_cell(record.params.get(name, "")) for name in params),
             *(record.metrics.get(name, "") for name in measured),
             record.step, record.node, folder.run_dir(record.number), record.cause,
-        ))  # fmt: skip
+        )
+        for record in records
+    ]  # fmt: skip
     with replacing(folder.csv_file) as file:
-        file.write(lines.getvalue().encode())
+        file.write(comma_separated(header, rows).encode())
+
+
+def _cell(value: Any) -> Any:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else value
 
 
 def write_best(folder: SearchFolder, best: Record) -> None:

@@ -1,6 +1,6 @@
 """The loader of a job: crops a second from its data root, beside other loaders, or with an empty and a filled shard cache.
 
-Figures, by their keys in the JSON (rates count images, two a pair):
+Measurements, by their keys in the JSON (rates count images, two a pair):
 
 loader             images/s of `Loader`, from when it has started
 first_batch        s from making the loader to its first batch

@@ -1,4 +1,4 @@
-"""Figures of a benchmark: repeated, in turn with what they are compared with, shown as a table and as JSON."""
+"""Measurements of a benchmark: repeated, in turn with what they are compared with, shown as a table and as JSON."""
 
 import json
 import logging

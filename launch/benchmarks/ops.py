@@ -1,6 +1,6 @@
 """The operators of a step at the job's own shapes, precision and layout, forward and backward: torch's modules and ours.
 
-Figures, by their keys in the JSON:
+Measurements, by their keys in the JSON:
 
 OPERATOR/stock, OPERATOR/ours    ms of a forward and a backward pass (the optimiser: of a step); ours only where it differs
 OPERATOR/stock_to_ours           their ratio: above 1 ours is faster

@@ -3,7 +3,7 @@
 The job is trained on its own data for a while and nothing is written. Steps before the first repetition do not count. With
 several ranks (torchrun or deepspeed in place of python) the metrics are those of the first.
 
-Figures, by their keys in the JSON:
+Measurements, by their keys in the JSON:
 
 seconds            s a step
 pairs_per_s        pairs of images a second, of all ranks

@@ -134,8 +134,8 @@ def test_other_content_than_asked_for_never_gets_its_name(storage: Storage, tmp_
 
 def test_a_root_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    store = open_storage(str(tmp_path / "file" / "root"))
-    with pytest.raises(UserError, match=r"cannot write .*file/root/name"):
+    store = open_storage(str(tmp_path / "file" / "store"))
+    with pytest.raises(UserError, match=r"cannot write .*file/store/name"):
         store.write("name", b"")
     with pytest.raises(FileNotFoundError):
         store.read("name")
