@@ -28,7 +28,9 @@ class OptimConfig:
     epochs: float = option(200.0, "epochs (of the source) at the full learning rate")
     decay_epochs: float = option(200.0, "epochs over which it then falls to zero (schedule linear)")
     schedule: str = option(
-        "linear", "how the learning rate falls: cosine and poly over all epochs, step by steps", choices=SCHEDULES
+        "linear",
+        "how the learning rate falls: cosine and poly over all epochs, step at once after every step_epochs",
+        choices=SCHEDULES,
     )
     step_epochs: int = option(50, "schedule step: epochs between two falls")
     step_factor: float = option(0.1, "schedule step: what the rate is multiplied by at each")

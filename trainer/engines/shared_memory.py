@@ -26,13 +26,17 @@ def build() -> None:
     ours, hence no other program can be compiling in it.
     """
     from deepspeed.accelerator import get_accelerator
+    from deepspeed.ops import __compatible_ops__
 
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    if builder is None or not __compatible_ops__.get(builder.NAME, False):
+        return  # DeepSpeed goes without it, too
     place = folder()
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(place.parent))
     place.mkdir(parents=True, exist_ok=True)
     with FileLock(place / "turn"):
         (place / "lock").unlink(missing_ok=True)
-        get_accelerator().create_op_builder("ShareMemCommBuilder").load()  # DeepSpeed finds it loaded from here on
+        builder.load()  # DeepSpeed finds it loaded from here on
 
 
 def unlink_buffer(rank: int) -> None:
