@@ -1,27 +1,31 @@
 """The papers' ablations and comparisons as trials, each row with several seeds, and the table of what they measured."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from infra.config import flatten
 from infra.tables import markdown, mean_spread
+from launch.runs.config import make_config
 from trainer.methods import ABLATIONS
 from tuning.results import STEP
 
 Params = dict[str, Any]
 ROW = "row"  # the name under which a trial's parameters have its row
 PERCENT = {"pxAcc": 100.0, "clsAcc": 100.0, "mIoU": 100.0}
+SCHEDULE = ("optim.epochs", "optim.decay_epochs", "evaluation.every")  # in epochs
 
 
 @dataclass(frozen=True)
 class Table:
     """rows: their options. columns: metrics, and what a measured one is multiplied by to have the paper's unit. paper:
-    what it reports, by row and metric."""
+    what it reports, by row and metric. lengths: of a row's schedule, as multiples of the search's; 1 where it is not named."""
 
     title: str
     rows: Mapping[str, Mapping[str, Any]]
     columns: Mapping[str, float]
     paper: Mapping[str, Mapping[str, float]]
+    lengths: Mapping[str, float] = field(default_factory=dict)
 
 
 # Two pairs a step for all, since DRIT and DistanceGAN take no less.
@@ -30,19 +34,35 @@ BASELINES: dict[str, dict[str, Any]] = {
     for row in ("CycleGAN", "GcGAN", "DRIT", "CUT", "SRUNIT", "MUNIT", "DistanceGAN", "SRC", "SemST")
 }
 
+# Milliseconds of a step, of which a row of "baselines-time" has the fewer the longer they take. On two otherwise idle CPU
+# cores: python launch/bench.py step --config tuning/small.yaml --method NAME --optim.global-batch 2 --steps 10 --repetitions 3
+MILLISECONDS = {
+    "CycleGAN": 131, "GcGAN": 112, "DRIT": 119, "CUT": 119, "SRUNIT": 159, "MUNIT": 312, "DistanceGAN": 41, "SRC": 122,
+    "SemST": 161,
+}  # fmt: skip
+
+EQUAL_STEPS = Table(
+    "Methods at equal steps (SRUNIT, Table 1: GTA5 to Cityscapes)",
+    BASELINES,
+    {**PERCENT, "flip_rate": 100.0, "Dist": 1.0, "Acc(30)": 100.0, STEP: 1.0},
+    {
+        row: dict(zip(PERCENT, values, strict=True))
+        for row, values in {
+            "CycleGAN": (66.33, 32.53, 23.84), "GcGAN": (65.62, 32.38, 22.64), "DRIT": (64.28, 32.17, 20.99),
+            "CUT": (64.59, 32.19, 20.35), "SRUNIT": (67.21, 32.97, 22.69),
+        }.items()
+    },
+)  # fmt: skip
+
+EQUAL_TIME = replace(
+    EQUAL_STEPS,
+    title="Methods in the time of CUT's schedule (SRUNIT, Table 1: GTA5 to Cityscapes)",
+    lengths={row: MILLISECONDS["CUT"] / MILLISECONDS[row] for row in BASELINES},
+)
+
 TABLES = {
-    "baselines": Table(
-        "Methods at equal steps (SRUNIT, Table 1: GTA5 to Cityscapes)",
-        BASELINES,
-        {**PERCENT, "flip_rate": 100.0, "Dist": 1.0, "Acc(30)": 100.0, STEP: 1.0},
-        {
-            row: dict(zip(PERCENT, values, strict=True))
-            for row, values in {
-                "CycleGAN": (66.33, 32.53, 23.84), "GcGAN": (65.62, 32.38, 22.64), "DRIT": (64.28, 32.17, 20.99),
-                "CUT": (64.59, 32.19, 20.35), "SRUNIT": (67.21, 32.97, 22.69),
-            }.items()
-        },
-    ),
+    "baselines": EQUAL_STEPS,
+    "baselines-time": EQUAL_TIME,
     "srunit": Table(
         "Ablations of SRUNIT (its Table 2: labels to Cityscapes)",
         ABLATIONS["srunit"],
@@ -65,11 +85,17 @@ TABLES = {
 }  # fmt: skip
 
 
-def options(table: str | None, params: Params) -> Params:
-    """The options of a job with a trial's parameters. table: the name of that which the trial is a row of, if any."""
+def options(table: str | None, params: Params, shared: Mapping[str, Any]) -> Params:
+    """The options of a job with a trial's parameters, on top of those that all trials share. table: the name of that which
+    the trial is a row of, if any."""
     if table is None:
         return params
-    return {name: value for name, value in params.items() if name != ROW} | dict(TABLES[table].rows[params[ROW]])
+    rows, row = TABLES[table], params[ROW]
+    result = {name: value for name, value in params.items() if name != ROW} | dict(rows.rows[row])
+    if row in rows.lengths:
+        usual = flatten(make_config(shared, result))
+        result |= {name: usual[name] * rows.lengths[row] for name in SCHEDULE}
+    return result
 
 
 def render(table: Table, measured: Sequence[tuple[Params, Mapping[str, Any]]]) -> str:

@@ -55,7 +55,7 @@ class Settings:
 
     def config(self, number: int, params: Params) -> JobConfig:
         run_dir = SearchFolder(self.folder).run_dir(number)
-        return make_config(self.options, ablations.options(self.table, params), {"run_dir": str(run_dir)})
+        return make_config(self.options, ablations.options(self.table, params, self.options), {"run_dir": str(run_dir)})
 
 
 def run_trial(params: dict[str, Any], settings: Settings) -> None:

@@ -123,9 +123,10 @@ def test_ablations_are_rows_by_seeds_and_a_table() -> None:
     for name, table_ in ablations.TABLES.items():
         assert table_.paper.keys() <= table_.rows.keys()
         for row, given in table_.rows.items():
-            assert ablations.options(name, {"row": row, "seed": 5}) == {"seed": 5, **given}
-            make_config(ablations.options(name, {"row": row, "seed": 5}))
-    assert ablations.options(None, {BETA: 1e-4}) == {BETA: 1e-4}
+            made = ablations.options(name, {"row": row, "seed": 5}, {})
+            assert {**made, "seed": 5, **given} == made
+            make_config(made)
+    assert ablations.options(None, {BETA: 1e-4}, {}) == {BETA: 1e-4}
 
     measured = [(trial, {"mIoU": 0.2 + 0.02 * (trial["seed"] - 5)}) for trial in trials if trial["row"] != "E2"]
     lines = ablations.render(srunit, measured).splitlines()
@@ -133,6 +134,20 @@ def test_ablations_are_rows_by_seeds_and_a_table() -> None:
     assert "| CUT | – | – | 21.0 ± 1.4 | 2 |" in lines
     assert "| SRUNIT | – (80.7) | – (33.95) | 21.0 ± 1.4 (27.23) | 2 |" in lines
     assert "| E2 | – (75.31) | – (30.13) | – (23.86) | 0 |" in lines
+
+
+def test_rows_of_equal_time_have_schedules_of_other_lengths_and_are_else_alike() -> None:
+    shared = {"optim.epochs": 0.6, "optim.decay_epochs": 0.4, "evaluation.every": 0.5}
+    for row in ("CUT", "SRUNIT", "DistanceGAN"):
+        equal_steps, equal_time = (
+            make_config(shared, ablations.options(name, {"row": row, "seed": 5}, shared))
+            for name in ("baselines", "baselines-time")
+        )
+        length = ablations.MILLISECONDS["CUT"] / ablations.MILLISECONDS[row]
+        assert equal_time.optim.epochs == 0.6 * length and equal_time.optim.decay_epochs == 0.4 * length
+        assert equal_time.evaluation.every == 0.5 * length
+        assert equal_time.method == equal_steps.method
+    assert length > 1
 
 
 def test_labels_of_equal_trials_lie_apart(monkeypatch: pytest.MonkeyPatch) -> None:
