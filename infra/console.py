@@ -68,11 +68,20 @@ class ProgressLine(tqdm):
 
     total, initial: optimisation steps of the whole run, and those done before this start.
     batch, unit: what one step takes, so many "pairs" or "images"; the rate shown is of these.
+    title: what a step is called. leave: whether the line stays on a terminal once it is closed.
     enabled: False on ranks above 0, which then print nothing.
     """
 
     def __init__(
-        self, total: int, initial: int = 0, *, batch: int = 1, unit: str = "pairs", enabled: bool = True
+        self,
+        total: int,
+        initial: int = 0,
+        *,
+        batch: int = 1,
+        unit: str = "pairs",
+        title: str = "step",
+        leave: bool = True,
+        enabled: bool = True,
     ) -> None:
         self._terminal = sys.stderr.isatty()
         self._batch = batch
@@ -82,11 +91,12 @@ class ProgressLine(tqdm):
             total=total,
             initial=initial,
             disable=not enabled,
+            leave=leave,
             file=sys.stderr if self._terminal else io.StringIO(),  # display() logs instead
             mininterval=TERMINAL_INTERVAL_S if self._terminal else PLAIN_INTERVAL_S,
             miniters=1,
             dynamic_ncols=self._terminal,
-            bar_format=f"{{percentage:5.1f}}%  step {{n}}/{{total}}{{losses}}  {{per_s}} {unit}/s  {{remaining}} left",
+            bar_format=f"{{percentage:5.1f}}%  {title} {{n}}/{{total}}{{losses}}  {{per_s}} {unit}/s  {{remaining}} left",
         )
 
     @property

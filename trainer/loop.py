@@ -72,6 +72,9 @@ class Recorder(Protocol):
     def record(self, rows: Sequence[Mapping[str, float]]) -> None:
         """A step is done. rows: the metrics of every step since the last synchronisation, or nothing in between."""
 
+    def measured(self, done: int, count: int) -> None:
+        """Of `count` steps that the method is to see before the first one it has seen so many."""
+
     def estimate(self, seconds: float) -> None:
         """Once, early: seconds that the rest of the run will take at the pace of its second step."""
 
@@ -136,11 +139,11 @@ class Trainer:
 
         sample, evaluate, save: draw what the network does, evaluate it, and keep a checkpoint (with the evaluation of the
         same step, if there was one) after so many steps. All four are called on all ranks at once. Raises Stopped after
-        SIGTERM (with a checkpoint saved) and when a loss is no longer a finite number.
+        SIGTERM (with a checkpoint saved, once there was a step) and when a loss is no longer a finite number.
         """
-        if first_step == 0:
-            self._measure(steps)
         with self._on_terminate():
+            if first_step == 0:
+                self._measure(steps, recorder)
             self._since = time.perf_counter()
             for step, batches in zip(range(first_step, self.total_steps), steps, strict=False):
                 self._step(step, batches)
@@ -189,11 +192,20 @@ class Trainer:
         return StepContext(Draws(self.seed, step), self.schedule.progress(step), self.engine.all_ranks)
 
     @torch.no_grad()
-    def _measure(self, steps: Iterable[Sequence[Any]]) -> None:
+    def _measure(self, steps: Iterable[Sequence[Any]], recorder: Recorder) -> None:
         """Show the method as many steps as it wants to measure. `steps` can then be iterated anew."""
         if count := self.method.measured_steps():
             for step, batches in zip(range(count), steps, strict=False):
                 self.method.measure(batches, self._context(step))
+                recorder.measured(step + 1, count)
+                if self._due(step + 1):
+                    told = torch.full((), float(self._told), device=self.engine.device)
+                    if bool(self.engine.mean(told)):
+                        raise Stopped(
+                            f"terminated after {step + 1} of {count} steps that are measured before the first, of which "
+                            "nothing is kept: the same command begins anew",
+                            TERMINATED,
+                        )
 
     def _step(self, step: int, batches: Sequence[Any]) -> None:
         self.engine.set_learning_rate(self.schedule.learning_rate(step))
@@ -203,9 +215,12 @@ class Trainer:
 
     def _rows(self, done: int, due: bool) -> list[dict[str, float]]:
         """The metrics of the steps since the last synchronisation, where one is due after so many steps; else nothing."""
+        return self._synchronise() if due or self._due(done) else []
+
+    def _due(self, done: int) -> bool:
+        """Whether all ranks synchronise after so many steps, whatever else they do."""
         alone = self.engine.world_size == 1  # several ranks can only stop together, when they next synchronise
-        due = due or done % self.config.report_every == 0 or (self._told and alone)
-        return self._synchronise() if due else []
+        return done % self.config.report_every == 0 or (self._told and alone)
 
     def _synchronise(self) -> list[dict[str, float]]:
         """Metrics of the pending steps as plain numbers, averaged over ranks; learns whether any rank was told to stop."""

@@ -28,6 +28,7 @@ class Recorder:
     ) -> None:
         self.engine, self.health, self.line, self.shorter = engine, health, line, shorter
         self._file = JsonLines(folder.metrics_file) if engine.rank == 0 else None
+        self._measuring: ProgressLine | None = None
         if self._file:
             self._file.truncate_after(first_step)
 
@@ -40,6 +41,17 @@ class Recorder:
             self._file.append({**row, **data, "time": now})
         losses = {name: value for name, value in rows[-1].items() if name not in NOT_LOSSES} if rows else None
         self.line.advance(losses)
+
+    def measured(self, done: int, count: int) -> None:
+        if self._measuring:
+            self._measuring.advance()
+        else:
+            self._measuring = ProgressLine(
+                count, done, unit="steps", title="measured", leave=False, enabled=self._file is not None
+            )
+        if done == count:
+            self._measuring.close()
+            self.line.unpause()  # its rate is that of steps
 
     def _data_metrics(self) -> dict[str, float]:
         """On rank 0 what happened to the data of all ranks, without zeros. Its own health notes, and logs, every
@@ -65,6 +77,8 @@ class Recorder:
             )
 
     def close(self) -> None:
+        if self._measuring:
+            self._measuring.close()
         self.line.close()
         if self._file:
             self._file.close()

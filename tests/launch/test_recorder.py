@@ -46,6 +46,28 @@ def test_nothing_is_reported_of_healthy_data_or_on_other_ranks() -> None:
     assert recorder(ill, rank=1)._data_metrics() == {}
 
 
+def test_what_is_measured_before_the_first_step_has_a_line_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("tqdm.std.time", lambda: now)
+    engine: Any = SimpleNamespace(rank=0, gather=lambda own: [own])
+    own = Recorder(RunFolder(tmp_path), engine, DataHealth(), 0, ProgressLine(10, batch=2), "")
+    with caplog.at_level(logging.INFO):
+        for done in range(1, 5):
+            now += 20
+            own.measured(done, 4)
+        now += 10
+        own.record([{"step": 1, "G": 2.0}])
+        own.close()
+    assert [record.getMessage() for record in caplog.records] == [
+        " 50.0%  measured 2/4  0.05 steps/s  00:40 left",
+        " 75.0%  measured 3/4  0.05 steps/s  00:20 left",
+        "100.0%  measured 4/4  0.05 steps/s  00:00 left",
+        " 10.0%  step 1/10  G 2.000  0.2 pairs/s  01:30 left",  # the time before is none of the step's
+    ]
+
+
 def test_the_end_names_what_was_skipped() -> None:
     health = DataHealth()
     assert skipped(health) == ""

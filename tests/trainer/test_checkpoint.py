@@ -283,6 +283,9 @@ class Keeper:
         self.checkpointer = checkpointer
         self.rows: list[dict[str, Any]] = []
 
+    def measured(self, done: int, count: int) -> None:
+        pass
+
     def estimate(self, seconds: float) -> None:
         pass
 

@@ -1,6 +1,8 @@
 """DistanceGAN's distances, what it measures before the first step, and its options; its step is held to recordings in parity/."""
 
 import itertools
+import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from infra.errors import UserError
+from infra.errors import Stopped, UserError
 from launch.runs.config import make_config
 from tests.trainer.small import small_method
 from tests.trainer.test_loop import Recorder
@@ -114,14 +116,17 @@ class Steps:
             yield [batch[start : start + size] for start in range(0, 4, size)]
 
 
-def train(method: DistanceGan, steps: Steps, first: int = 0) -> list[TrainingState]:
+def train(
+    method: DistanceGan, steps: Steps, first: int = 0, recorder: Recorder | None = None, **loop: Any
+) -> list[TrainingState]:
     """Two steps in all; returns what is saved."""
     engine, optim = Engine(EngineConfig(device="cpu", precision="fp32")), OptimConfig(epochs=9, global_batch=4)
     engine.prepare(method, optim)
-    trainer = Trainer(method, engine, optim, LoopConfig(max_steps=2), seed=0, source_samples=4)
+    engine.world_size = loop.pop("ranks", 1)
+    trainer = Trainer(method, engine, optim, LoopConfig(max_steps=2, **loop), seed=0, source_samples=4)
     saved: list[TrainingState] = []
     trainer.fit(
-        steps, first, recorder=Recorder(), sample=lambda step: None, evaluate=None,
+        steps, first, recorder=recorder or Recorder(), sample=lambda step: None, evaluate=None,
         save=lambda state, evaluation: saved.append(state),
     )  # fmt: skip
     return saved
@@ -145,6 +150,25 @@ def test_it_measures_the_first_images_and_then_trains_on_them(micro_batches: int
     assert float(method.statistics.count) == 12
     kept = saved[-1].tensors["statistics"]
     assert all(torch.equal(kept[name], value) for name, value in method.statistics.state_dict().items())
+
+
+def test_how_much_is_measured_is_told() -> None:
+    recorder = Recorder()
+    train(small_method("distancegan", global_batch=4, **SELF, measured=9), Steps(), recorder=recorder)
+    assert recorder.measurements == [(1, 3), (2, 3), (3, 3)] and recorder.calls == 2
+
+
+@pytest.mark.parametrize(("ranks", "told_at", "ends_at"), [(1, 3, 3), (2, 3, 5), (2, 5, 5)])
+def test_sigterm_while_it_measures_stops_with_143_and_keeps_nothing(ranks: int, told_at: int, ends_at: int) -> None:
+    """Several ranks, which measure together, stop when they next synchronise."""
+    before, steps = signal.getsignal(signal.SIGTERM), Steps()
+    recorder = Recorder(lambda done: os.kill(os.getpid(), signal.SIGTERM) if done == told_at else None)
+    method = small_method("distancegan", global_batch=4, **SELF, measured=40)
+    with pytest.raises(Stopped, match=f"after {ends_at} of 10 steps that are measured .*: the same command") as stop:
+        train(method, steps, recorder=recorder, report_every=5, ranks=ranks)
+    assert stop.value.exit_code == 143
+    assert steps.given == list(range(ends_at)) and not recorder.calls
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_continued_run_does_not_measure_again() -> None:

@@ -47,6 +47,7 @@ class Recorder:
         self.states: list[TrainingState] = []
         self.sampled: list[int] = []
         self.estimates: list[float] = []
+        self.measurements: list[tuple[int, int]] = []
         self.evaluated: list[int] = []
         self.best: tuple[int, ...] = ()
         self.calls, self.after = 0, after
@@ -55,6 +56,10 @@ class Recorder:
         self.rows += rows
         self.calls += 1
         self.after(self.calls)
+
+    def measured(self, done: int, count: int) -> None:
+        self.measurements.append((done, count))
+        self.after(done)
 
     def estimate(self, seconds: float) -> None:
         self.estimates.append(seconds)

@@ -84,6 +84,9 @@ class Silent:
     def record(self, rows: Sequence[Mapping[str, float]]) -> None:
         pass
 
+    def measured(self, done: int, count: int) -> None:
+        pass
+
     def estimate(self, seconds: float) -> None:
         pass
 

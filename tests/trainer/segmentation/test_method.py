@@ -199,6 +199,9 @@ class Recorder:
     def record(self, rows: Sequence[Mapping[str, float]]) -> None:
         self.rows += rows
 
+    def measured(self, done: int, count: int) -> None:
+        raise AssertionError("a segmenter measures nothing")
+
     def estimate(self, seconds: float) -> None:
         pass
 
