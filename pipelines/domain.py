@@ -56,9 +56,14 @@ class Domain:
     ) -> None:
         width, height = split.image_size
         if config.crop and config.crop > min(width, height):
+            largest = min(width, height)
+            remedy = f"--crop {largest} or less"
+            if isinstance(view, Tiles):  # whose sides are what a discriminator takes, a power of two
+                side = 1 << (largest.bit_length() - 1)
+                remedy = f"--crop {side} --method.discriminator.size {side}"
             raise UserError(
                 f"the crop of {config.crop} pixels is larger than the {name} images of {width}x{height}: "
-                f"pass --crop {min(width, height)} or less, or prepare larger images"
+                f"pass {remedy}, or prepare larger images"
             )
         self.crop = (config.crop, config.crop) if config.crop else (width, height)
         self._name = name

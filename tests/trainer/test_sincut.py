@@ -1,5 +1,6 @@
 """SinCUT beside what recordings prove: noise, tiles, second derivatives, options. test_methods.py has its steps on two ranks."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from infra.errors import UserError
+from infra.storage import LocalStorage
 from infra.views import Tiles
-from launch.runs.config import make_config
+from launch.runs.config import make_config, parse_arguments
 from launch.runs.training import check_sizes
+from pipelines.loader import Loader
+from tests.pipelines.shardmaker import write_root
 from tests.trainer.small import method_config, small_method
 from tests.trainer.test_methods import at, pairs
 from trainer.methods.sincut import SincutTranslation
@@ -65,7 +69,7 @@ def test_a_translation_has_the_noise_of_its_image_and_seed() -> None:
 
 def test_a_translation_stays_in_the_range_of_images_and_without_noise_has_none() -> None:
     generator = StyleGenerator(ngf=1)
-    x = torch.rand(1, 3, 8, 12) * 8 - 4
+    x = torch.rand(1, 3, 8, 12) * 80 - 40
     assert generator(x).abs().max() > 1  # what D sees is not bounded
     translation = SincutTranslation(generator)
     assert translation(x).abs().max() <= 1 and torch.equal(translation(x), generator(x).clamp(-1, 1))
@@ -222,6 +226,22 @@ def test_crops_are_whole_tiles() -> None:
         check_sizes(sizes, (48, 48), 256)
     with pytest.raises(UserError, match="pass --crop 64, or prepare"):
         check_sizes(sizes, (96, 96), 256)
+
+
+def test_of_images_smaller_than_a_tile_the_remedy_is_one_that_is_taken(tmp_path: Path) -> None:
+    write_root(LocalStorage(tmp_path), (1,), (1,), (50, 36))
+
+    def start(*options: str) -> None:
+        job = parse_arguments(["--method", "sincut", "--data.decoder", "pillow", *options])
+        loader = Loader(str(tmp_path), job.data, job.method.view, seed=0, global_batch=16, device=torch.device("cpu"))
+        loader.close()
+        check_sizes(job.method.build(seed=0, global_batch=16).sizes(16), loader.crop, 36)
+
+    with pytest.raises(
+        UserError, match="crop of 64 pixels is larger than the source images of 50x36: pass "
+    ) as refused:
+        start()
+    start(*str(refused.value).split(": pass ")[1].split(",")[0].split())
 
 
 def test_a_step_takes_the_whole_batch_at_once() -> None:
