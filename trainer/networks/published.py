@@ -1,4 +1,4 @@
-"""Weights in the form that CycleGAN, CUT and SRUNIT publish: `latest_net_G.pth` and friends, a plain state dict."""
+"""Weights in the form that CycleGAN, CUT, SinCUT and SRUNIT publish: `latest_net_G.pth` and friends, a plain state dict."""
 
 import os
 from pathlib import Path
@@ -22,8 +22,22 @@ def load_published(module: nn.Module, path: str | Path) -> None:
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     state = {key: value for key, value in state.items() if not key.endswith(_LEFTOVERS)}
-    _check_fit(state, module.state_dict(), Path(path))
+    own = module.state_dict()
+    state = shaped_alike(state, own)
+    _check_fit(state, own, Path(path))
     module.load_state_dict(state)
+
+
+def shaped_alike(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the dimensions of 1 that SinCUT's published weights have and ours lack: (1, C, 1, 1) for a bias of C numbers."""
+
+    def squeezed(value: Tensor) -> list[int]:
+        return [side for side in value.shape if side != 1]
+
+    return {
+        key: value.reshape(own[key].shape) if key in own and squeezed(value) == squeezed(own[key]) else value
+        for key, value in state.items()
+    }
 
 
 def save_published(module: nn.Module, path: str | Path) -> None:

@@ -1,7 +1,9 @@
 """Replay of the published SinCUT: its networks, and whole training steps, in float64."""
 
 import re
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,18 +18,17 @@ from trainer.engines import EngineConfig, make_engine
 from trainer.losses import gradient_norms
 from trainer.methods.base import StepContext
 from trainer.methods.sincut import Sincut, SincutConfig, SincutTranslation
+from trainer.networks.published import load_published, shaped_alike
 from trainer.networks.stylegan2 import StyleDiscriminator, StyleGenerator
 from trainer.step import train_step
 
 
-def as_ours(network: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the dimensions of 1 that some of the published weights have more."""
-    own = network.state_dict()
-    return {key: value.reshape(own[key].shape) for key, value in state.items()}
-
-
 def loaded(network: nn.Module, recording: Recording, prefix: str = "sd/") -> Any:
-    network.double().load_state_dict(as_ours(network, recording.under(prefix)))
+    """Read from a file, as the published code leaves one."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.pth"
+        torch.save(recording.under(prefix), path)
+        load_published(network.double(), path)
     return network
 
 
@@ -169,7 +170,7 @@ def test_training_steps(recording: Recording) -> None:
             assert_same(gradients[letter], norms, 1e-9)
 
     for letter, network in networks.items():
-        for name, value in as_ours(network, recording.under(f"final/{letter}/")).items():
+        for name, value in shaped_alike(recording.under(f"final/{letter}/"), network.state_dict()).items():
             torch.testing.assert_close(network.state_dict()[name], value, rtol=0, atol=1e-7)
         for name, value in recording.under(f"changenorm/{letter}/").items():
             assert_same((network.state_dict()[name] - before[letter][name]).norm(), value, 1e-7)
