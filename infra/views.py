@@ -8,7 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Crop:
-    """One random crop of each image, as large as `data.crop`, half of them mirrored: unpaired sources and targets."""
+    """One random crop of each image, as large as `data.crop`, half of them mirrored: unpaired sources and targets.
+
+    source_labels: and the label map of each source, cut alike: `Batch.source_labels`.
+    """
+
+    source_labels: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +25,7 @@ class CropWithBox:
 
     side: int
     grid: int = 1
+    source_labels: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,3 +52,10 @@ View = Crop | CropWithBox | Tiles | LabelledCrop
 
 SINGLE_CROP = Crop()
 """What a method gets that says nothing else."""
+
+
+def labelled_domain(view: View) -> str | None:
+    """The domain whose label maps are wanted beside its images."""
+    if isinstance(view, LabelledCrop):
+        return view.domain
+    return "source" if isinstance(view, Crop | CropWithBox) and view.source_labels else None

@@ -5,7 +5,7 @@ import threading
 from dataclasses import dataclass
 
 from infra.errors import UserError
-from infra.views import LabelledCrop, Tiles, View
+from infra.views import Tiles, View, labelled_domain
 from pipelines.cache import OpenShard, ShardCache, UnusableShard
 from pipelines.config import DataConfig
 from pipelines.cuts import Cut, Cuts
@@ -71,7 +71,7 @@ class Domain:
         self._cache = cache
         self._config = config
         self._health = health
-        self._labels = isinstance(view, LabelledCrop)
+        self._labels = labelled_domain(view) == name
         self._cuts = Cuts(
             view, seed=seed, domain=name, image_size=split.image_size, crop=self.crop, global_batch=global_batch,
             flip=config.flip,

@@ -1,5 +1,6 @@
 """Batches from a prepared data set, the same ones for any number of ranks and after any restart."""
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from infra.errors import UserError
 from infra.storage import open_storage
-from infra.views import SINGLE_CROP, CropWithBox, LabelledCrop, Tiles, View
+from infra.views import SINGLE_CROP, CropWithBox, LabelledCrop, Tiles, View, labelled_domain
 from pipelines.ahead import Ahead
 from pipelines.cache import ShardCache
 from pipelines.config import DataConfig
@@ -34,7 +35,8 @@ class Batch:
     source, target: float32 (b, 3, h, w) of the crop's size, in [-1, 1], RGB, channels-last, on the loader's device.
     source_keys, target_keys: the samples' names. slots: int64 (b,), their places in the global batch, on the CPU.
     source_boxes, target_boxes: int64 (b, 2), on the CPU: (x, y) of the left upper corner of the box in each image, in
-    pixels; none without `CropWithBox`.
+    pixels; none without `CropWithBox`. source_labels: uint8 (b, h, w) trainIds of the sources, cut and mirrored like them, 255 =
+    ignore, on the loader's device; none where the view does not ask for them.
     """
 
     source: Tensor
@@ -44,6 +46,7 @@ class Batch:
     slots: Tensor
     source_boxes: Tensor | None = None
     target_boxes: Tensor | None = None
+    source_labels: Tensor | None = None
 
 
 @dataclass
@@ -97,8 +100,8 @@ class Loader:
         domains = (view.domain,) if isinstance(view, LabelledCrop) else DOMAINS
         self.splits = [manifest.split("train", name) for name in domains]
         self.epoch_samples = view.epoch if isinstance(view, Tiles) else self.splits[0].samples
-        if isinstance(view, LabelledCrop):
-            _check_labels(view.domain, self.splits[0], root_url)
+        if labels_of := labelled_domain(view):
+            _check_labels(labels_of, self.splits[domains.index(labels_of)], root_url, view)
         self._slots = micro_batch_slots(global_batch, accumulation, rank, world_size)
         self._config, self._view = config, view
         self._global_batch = global_batch
@@ -126,7 +129,7 @@ class Loader:
         self.crop = self._domains[0].crop
         self._prefetch(first_step * global_batch)  # while the decoders are made
         self._decoders = [self._make_decoder(labels=False)]
-        if isinstance(view, LabelledCrop):
+        if labels_of:
             self._decoders.append(self._make_decoder(labels=True))
 
     def _make_decoder(self, labels: bool) -> Decoder:
@@ -206,8 +209,9 @@ class Loader:
                     picks[place] = self._fit(bad.domain.pick(bad.position, bad.attempt + 1))
                 running = self._start(picks)
         count = len(self._domains) * len(self._slots[0])  # images of a micro-batch
-        parts = [slice(start, start + count) for start in range(0, len(picks), count)]
-        batches = [self._batch(picks[part], [each[part] for each in decoded]) for part in parts]
+        parts = [picks[start : start + count] for start in range(0, len(picks), count)]
+        of_parts = zip(*(each.chunk(len(parts)) for each in decoded), strict=True)
+        batches = [self._batch(part, each) for part, each in zip(parts, of_parts, strict=True)]
         for start in range(0, len(batches), len(self._slots)):
             yield batches[start : start + len(self._slots)]
 
@@ -224,29 +228,46 @@ class Loader:
         return pick
 
     def _start(self, picks: Sequence[Pick]) -> _Running:
-        parts = zip(*(pick.crops for pick in picks), strict=True)
-        return [decoder.begin(crops) for decoder, crops in zip(self._decoders, parts, strict=True)]
+        images, *labels = self._decoders
+        running = [images.begin([pick.crops[0] for pick in picks])]
+        labelled = [place for place, pick in enumerate(picks) if len(pick.crops) > 1]
+        for decoder in labels if labelled else ():
+            decode = decoder.begin([picks[place].crops[1] for place in labelled])
+            running.append(functools.partial(_at_places, decode, labelled))
+        return running
 
-    def _batch(self, picks: Sequence[Pick], decoded: list[Tensor]) -> Batch | LabelledBatch:
+    def _batch(self, picks: Sequence[Pick], decoded: Sequence[Tensor]) -> Batch | LabelledBatch:
         """A micro-batch from its samples and what they were decoded to, in the order (domain, slot)."""
         keys = [pick.key for pick in picks]
         slots = torch.tensor([pick.position % self._global_batch for pick in picks[: len(self._slots[0])]])
         if isinstance(self._view, LabelledCrop):
             images, labels = decoded
             return LabelledBatch(images, labels, keys, slots)
-        source, target = decoded[0].split(len(slots))
+        pixels, *of_sources = decoded
+        source, target = pixels.split(len(slots))
         batch = Batch(source, target, keys[: len(slots)], keys[len(slots) :], slots)
+        if of_sources:
+            (batch.source_labels,) = of_sources
         if isinstance(self._view, CropWithBox):
             batch.source_boxes, batch.target_boxes = torch.tensor([pick.box for pick in picks]).split(len(slots))
         return batch
 
 
-def _check_labels(domain: str, split: Split, root_url: str) -> None:
+def _at_places(decode: Callable[[], Tensor], places: Sequence[int]) -> Tensor:
+    """What is decoded of the samples in these places; faults are named by them."""
+    try:
+        return decode()
+    except Undecodable as error:
+        raise Undecodable({places[place]: reason for place, reason in error.faults.items()}) from None
+
+
+def _check_labels(domain: str, split: Split, root_url: str, view: View) -> None:
     """UserError if there are none, or of another space than the project's classes."""
     if split.label_space is None:
-        raise UserError(
-            f"the {domain} images of {root_url} have no labels: choose the other --domain, or prepare data that has"
+        other = (
+            "choose the other --domain" if isinstance(view, LabelledCrop) else "give --method.semantic.labels predicted"
         )
+        raise UserError(f"the {domain} images of {root_url} have no labels: {other}, or prepare data that has")
     if split.label_space != LABEL_SPACE:
         raise UserError(
             f"the labels of {root_url} are of the space {split.label_space!r}, not {LABEL_SPACE}: prepare it again"

@@ -40,6 +40,20 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted((path for path in found if path.name.removeprefix("step_").isdigit()), key=step_of)
 
 
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint folder meant by a run folder (its newest) or by itself. UserError if there is none."""
+    if (path / "checkpoints").is_dir():
+        complete = checkpoints_in(path / "checkpoints")
+        if not complete:
+            raise UserError(f"the run {path} has no complete checkpoint yet: let it train longer")
+        return complete[-1]
+    if not (path / "state.json").is_file():
+        raise UserError(
+            f"{path} is neither a run folder nor a checkpoint: give runs/NAME or runs/NAME/checkpoints/step_N"
+        )
+    return path
+
+
 def write_checkpoint(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
     """Write {file stem: {name: tensor}} and the JSON state, in the place of what was there."""
     draft = folder.with_name(f".{folder.name}.draft")

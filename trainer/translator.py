@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from infra.config import build, completed
 from infra.errors import UserError
-from trainer.checkpoint import Checkpoint, checkpoints_in
+from trainer.checkpoint import Checkpoint, find_checkpoint
 from trainer.draws import generator
 from trainer.methods import METHODS
 from trainer.methods.former import todays_names
@@ -80,20 +80,6 @@ def to_images(x_NCHW: Tensor) -> np.ndarray:
     """float (N, 3, H, W) in [-1, 1] to uint8 (N, H, W, 3), rounded to nearest."""
     scaled = (x_NCHW.float().clamp(-1, 1) + 1) * 127.5
     return scaled.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint folder meant by a run folder (its newest) or by itself. UserError if there is none."""
-    if (path / "checkpoints").is_dir():
-        complete = checkpoints_in(path / "checkpoints")
-        if not complete:
-            raise UserError(f"the run {path} has no complete checkpoint yet: let it train longer")
-        return complete[-1]
-    if not (path / "state.json").is_file():
-        raise UserError(
-            f"{path} is neither a run folder nor a checkpoint: give runs/NAME or runs/NAME/checkpoints/step_N"
-        )
-    return path
 
 
 def load_translator(

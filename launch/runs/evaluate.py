@@ -10,11 +10,11 @@ from launch.runs.evaluation import Evaluator
 from launch.runs.folder import RunFolder
 from launch.runs.follower import send
 from launch.runs.report import metrics_table, write
-from trainer.checkpoint import Checkpoint
+from trainer.checkpoint import Checkpoint, find_checkpoint
 from trainer.engines import Engine, make_engine
 from trainer.engines.base import EngineConfig
 from trainer.evaluation.config import EvaluationConfig
-from trainer.translator import find_checkpoint, load_translator
+from trainer.translator import load_translator
 
 log = logging.getLogger(__name__)
 

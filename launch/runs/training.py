@@ -122,6 +122,7 @@ def _train(
     )  # fmt: skip
     with closing(loader):
         method = job.method()
+        check_given(start, method)
         images = [split.image_size for split in loader.splits]
         parts = engine.world_size * optim.accumulation
         check_sizes(method.sizes(optim.global_batch // parts), loader.crop, min(min(size) for size in images))
@@ -173,7 +174,13 @@ def _fit(
             return
         is_best = evaluation is not None and evaluation.best
         best = best_of(folder, validation.metric) if validation else start.state.get("best")
-        facts = {"best": best, "data": start.data, "config": flatten(job.config), **job.facts()}
+        facts = {
+            "best": best,
+            "data": start.data,
+            "config": flatten(job.config),
+            "given": trainer.method.given(),
+            **job.facts(),
+        }
         path = start.checkpointer.save(
             state.step, state.tensors, {"step": state.step, "scalers": state.scalers, **facts}, best=is_best
         )
@@ -246,6 +253,15 @@ def check_sizes(sizes: Sizes, crop: tuple[int, int], prepared: int) -> None:
     raise UserError(
         f"images of {crop[0]}x{crop[1]} pixels do not suit the networks (either side must be {sizes}): {remedy}"
     )
+
+
+def check_given(start: Start[Config], method: Method[Any, Any]) -> None:
+    """UserError if a run is to go on with other networks from elsewhere than it began with, under the names that may change."""
+    before, now = start.state.get("given", {}), method.given()
+    for name in sorted(before.keys() | now.keys()):
+        if start.checkpoint and before.get(name) != now.get(name):
+            raise UserError(f"the run in {start.folder.path} began with another network as --{name}: "
+                            "give that one to continue it, or name another --run-dir")  # fmt: skip
 
 
 def _summary(job: Job[Config], trainer: Trainer, first_step: int) -> str:

@@ -34,6 +34,7 @@ class Pairs:
     source: Tensor
     target: Tensor
     slots: Tensor
+    source_labels: Tensor | None = None
 
     @property
     def source_boxes(self) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 
 from infra.config import flatten
 from infra.errors import UserError
+from trainer.checkpoint import find_checkpoint
 from trainer.checkpointer import Checkpointer
 from trainer.methods import SrunitConfig
 from trainer.networks.config import GeneratorConfig
@@ -15,7 +16,6 @@ from trainer.pyfunc import save_pyfunc_model
 from trainer.translation import OneGenerator, TwoGenerators
 from trainer.translator import (
     Translator,
-    find_checkpoint,
     load_translator,
     to_images,
     to_tensor,

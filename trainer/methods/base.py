@@ -14,11 +14,12 @@ from trainer.networks.sizes import Sizes
 
 class Batch(Protocol):
     """One micro-batch of unpaired images: source and target (b, 3, h, w) in [-1, 1]; slots (b,) are their places in
-    the global batch."""
+    the global batch. source_labels: uint8 (b, h, w) trainIds, 255 = ignore, where the method's view asks for them."""
 
     source: Tensor
     target: Tensor
     slots: Tensor
+    source_labels: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,11 @@ class Method(nn.Module, ABC, Generic[Data, Outputs]):
         """What no optimiser trains and all ranks hold alike (moving averages, a bank of negatives, statistics of the
         data), by the name that it has in a checkpoint."""
         return nn.ModuleDict()
+
+    def given(self) -> dict[str, str]:
+        """SHA-256 of the weights of networks from elsewhere that it uses and does not train, by the option that names them. A
+        checkpoint has the hashes and not the networks; a run goes on with the same ones alone."""
+        return {}
 
     def measured_steps(self) -> int:
         """How many steps' batches `measure` is to see before the first step. The loader starts over after them."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from infra.config import option
 from infra.errors import UserError
+from infra.views import Crop, View
 from trainer.draws import generator
 from trainer.methods.base import Batch, Losses, Method, OptimiserSpec, Phase, StepContext
 from trainer.methods.config import MethodConfig
@@ -15,6 +16,7 @@ from trainer.methods.parts.adversary import Adversary
 from trainer.methods.parts.contrast import Contrast, ContrastConfig, IdentityConfig, PatchContrast
 from trainer.methods.parts.image_buffers import ImageBuffers
 from trainer.methods.parts.part import Outputs, Owner, Part
+from trainer.methods.parts.semantic import SemanticConfig
 from trainer.networks import ProjectionHeads, init_weights
 from trainer.networks.config import DiscriminatorConfig, GeneratorConfig
 from trainer.networks.sizes import Sizes
@@ -30,6 +32,7 @@ class OneSidedConfig(IdentityConfig, MethodConfig):
     lambda_gan: float = option(1.0, "weight of the adversarial loss of G", adjustable=True)
     flip_equivariance: bool = option(False, "mirror half of G's inputs, and the features of its output back")
     buffer: int = option(0, "images kept to show D earlier translations; 0: none")
+    semantic: SemanticConfig = field(default_factory=SemanticConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
 
@@ -39,6 +42,10 @@ class OneSidedConfig(IdentityConfig, MethodConfig):
             raise UserError(f"method.lambda_gan = {self.lambda_gan} is negative: give 0 or more")
         if self.buffer < 0:
             raise UserError(f"method.buffer = {self.buffer} counts images: give 0 or more")
+
+    @property
+    def view(self) -> View:
+        return Crop(source_labels=self.semantic.reads_labels)
 
     def translation(self) -> OneGenerator:
         return OneGenerator(self.generator.build())
@@ -89,10 +96,10 @@ class Cut(Method[Batch, Outputs]):
         self.adversary = Adversary(
             self.discriminator, config.gan, config.lambda_gan, ImageBuffers("buffer", config.buffer, global_batch)
         )
-        self.parts = self.added_parts()
+        self.parts = [*self.added_parts(), *config.semantic.parts()]
         self._owners: list[Owner] = [*self.parts, self.contrast]
         for owner in self._owners:
-            for name, module in (owner.networks | owner.memory).items():
+            for name, module in (owner.networks | owner.memory | owner.fixed).items():
                 self.add_module(name, module)
         own = {phase.name: [phase.name] for phase in self.phases}
         own["generator"] += self.contrast.networks
@@ -111,6 +118,9 @@ class Cut(Method[Batch, Outputs]):
 
     def memory(self) -> nn.ModuleDict:
         return nn.ModuleDict({name: module for owner in self._owners for name, module in owner.memory.items()})
+
+    def given(self) -> dict[str, str]:
+        return {option: found for owner in self._owners for option, found in owner.given.items()}
 
     def compiled_parts(self) -> list[nn.Module]:
         parts = self.generator.blocks()

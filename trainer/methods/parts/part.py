@@ -35,12 +35,15 @@ class Outputs:
 class Owner:
     """Something with modules of its own, which are attributes of the method and files of a checkpoint by these names.
 
-    networks: an optimiser trains them. memory: no optimiser does, and all ranks hold it alike.
+    networks: an optimiser trains them. memory: no optimiser does, and all ranks hold it alike. fixed: nothing changes
+    it, and no checkpoint has it, but its hash: `given`, by the option that names it.
     """
 
     def __init__(self) -> None:
         self.networks: dict[str, nn.Module] = {}
         self.memory: dict[str, nn.Module] = {}
+        self.fixed: dict[str, nn.Module] = {}
+        self.given: dict[str, str] = {}
 
     def after_step(self, batches: Sequence[Batch], context: StepContext) -> None:
         """Bring `memory` up to date; see `Method.after_step`."""
