@@ -8,7 +8,7 @@ from infra.errors import UserError, exits_cleanly
 from infra.storage import open_storage
 from pipelines.distributions import CHART
 from pipelines.images import parse_size
-from pipelines.inspection import describe, verify
+from pipelines.inspection import describe, describe_matches, verify
 from pipelines.manifest import load_manifest
 from pipelines.prepare import FOLDER_SIZE, PAINTING_SIZE, STREET_SIZE, Encoding, prepare
 from pipelines.shards import IMAGE_FORMATS
@@ -25,10 +25,13 @@ EXAMPLES = """examples:
   python launch/prepare.py paired maps --direction BtoA --mismatch --out data/map2photo
   python launch/prepare.py images monet.jpg photo.jpg --limit 1024 --out data/monet
   python launch/prepare.py gta5 GTA5 --cityscapes Cityscapes --out data/gta2city
+  python launch/prepare.py match data/gta2city --by segmenter runs/segmenter
   python launch/prepare.py inspect data/gta2city
 
 Run the same command again to continue a preparation that was interrupted. S3 takes its endpoint and credentials
 from the usual variables (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION)."""
+
+MATCH = "find target crops that are like each source crop, for --data.match of launch/train.py"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -117,6 +120,29 @@ def parser() -> argparse.ArgumentParser:
     )
     add_mismatch(pairs, "maps (B): maps from one cluster of grey levels, photos from the other, a tenth mixed")
 
+    match = commands.add_parser("match", help=MATCH, description=MATCH)
+    option = match.add_argument
+    option("root", metavar="ROOT", help="a folder or s3://bucket/prefix")
+    option(
+        "--by", nargs="+", required=True, metavar=("WAY", "RUN"),
+        help="what crops are compared in: 'segmenter RUN' (classes that a segmenter sees; RUN is a run folder of "
+        "launch/train_segmenter.py or what --evaluation.segmenter takes), 'labels' (true classes), or 'thumbnail' (8x8 "
+        "colours and edges)",
+    )  # fmt: skip
+    option("--grid", metavar="WxH", help="squares of a crop in which classes are counted [4x4]")
+    option("--k", type=int, default=10, metavar="N", help="target crops kept for each source crop [%(default)s]")
+    option(
+        "--crop",
+        default="256",
+        metavar="N",
+        help="side of the crops, as of the training; none: the whole image [%(default)s]",
+    )
+    option("--name", metavar="NAME", help="for --data.match [the way]")
+    option(
+        "--mirror", action=argparse.BooleanOptionalAction, default=True, help="mirrored target crops count too [yes]"
+    )
+    option("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes that read images [%(default)s]")
+
     look = commands.add_parser("inspect", help="show what a prepared data set holds and verify every hash")
     look.add_argument("root", metavar="ROOT", help="a folder or s3://bucket/prefix")
     return top
@@ -180,8 +206,24 @@ def main() -> None:
         print(describe(manifest))
         if storage.list(CHART):
             print(f"\nthe same as a chart: {storage.url}/{CHART}")
+        for line in describe_matches(storage, manifest):
+            print(line)
         verify(storage, manifest)
         print("every shard is complete and unchanged")
+    elif args.command == "match":
+        from launch.matching import match  # brings torch, a second or two
+
+        crop = None if args.crop == "none" else args.crop
+        match(
+            args.root,
+            args.by,
+            grid=args.grid,
+            k=args.k,
+            crop=crop,
+            name=args.name,
+            mirror=args.mirror,
+            workers=args.workers,
+        )
     else:
         size = parse_size(args.size) if "size" in args else None
         encoding = Encoding(size, args.format, args.quality, args.shard_size)

@@ -14,6 +14,10 @@ class DataConfig:
     root: str | None = option(None, "prepared data: a folder or s3://bucket/prefix", flag="--data", resumable=True)
     crop: int | None = option(256, "side of the random square crop in pixels; none: the whole image", flag="--crop")
     flip: bool = option(True, "mirror half of the crops left to right")
+    match: str | None = option(
+        None,
+        "show each source crop a target crop like it: the name of a match that launch/prepare.py match made, or none",
+    )
     window: int = option(8, "shards whose samples are shuffled together")
     decoder: str = option("auto", "image decoder; auto is DALI where installed", choices=("auto", "dali", "pillow"))
     threads: int = option(4, "decoding threads per rank", resumable=True)

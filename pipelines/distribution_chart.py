@@ -11,7 +11,7 @@ from pipelines.manifest import DOMAINS, SPLITS, Manifest
 
 DPI = 100
 PANEL = (6.4, 6.2)  # inches
-COLOURS = {"source": "#4477aa", "target": "#228833"}
+COLOURS = {"source": "#4477aa", "target": "#228833", "matched target": "#ccbb44"}
 
 
 def distribution_chart(manifest: Manifest) -> Image.Image | None:
@@ -29,7 +29,7 @@ def distribution_chart(manifest: Manifest) -> Image.Image | None:
         shown = {domain: found[f"{split}/{domain}"] for domain in DOMAINS if f"{split}/{domain}" in found}
         labels = {domain: f"{domain}, {manifest.splits[f'{split}/{domain}'].samples:,} images" for domain in shown}
         grey = next(iter(shown.values())).names == GREY_NAMES
-        (_columns if grey else _bars)(axes, shown, labels)
+        (_columns if grey else bars)(axes, shown, labels)
         axes.set_title({"train": "training", "test": "test"}[split])
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, loc="upper left" if grey else "lower right")
@@ -42,7 +42,7 @@ def distribution_chart(manifest: Manifest) -> Image.Image | None:
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
-def _bars(axes: Axes, shown: dict[str, Distribution], labels: dict[str, str]) -> None:
+def bars(axes: Axes, shown: dict[str, Distribution], labels: dict[str, str]) -> None:
     """Every class that occurs, the first domain's most frequent on top."""
     shares = np.stack([each.shares for each in shown.values()])
     order = [c for c in np.argsort(-shares[0], kind="stable") if shares[:, c].any()]

@@ -92,20 +92,22 @@ class Domain:
         Two threads may ask. Samples in skipped shards are passed over. UserError if none is left to try.
         """
         for number in range(attempt, ATTEMPTS):
-            with self._order_guard:
-                shard_index, sample_index = (
-                    self._order.replacement(position, number) if number else self._order.locate(position)
-                )
+            shard_index, sample_index, cut = self.planned(position, number)
             opened = self._open(shard_index)
             if opened is not None:
                 shard, entry = self._split.shards[shard_index], opened.entries[sample_index]
                 name = f"{entry.key} in {shard.name}"
-                cut = self._cuts(position)
                 return Pick(self, position, number, entry.key, name, self._crops(cut, opened, entry, name), cut.box)
         raise UserError(
             f"none of {ATTEMPTS} {self._name} samples drawn for one place can be used: prepare the data again, "
             "or copy all of it"
         )
+
+    def planned(self, position: int, attempt: int = 0) -> tuple[int, int, Cut]:
+        """(shard index, sample index in that shard, cut) of a position, whatever can be had: see `pick`."""
+        with self._order_guard:
+            shard, sample = self._order.replacement(position, attempt) if attempt else self._order.locate(position)
+        return shard, sample, self._cuts(position)
 
     def _open(self, index: int) -> OpenShard | None:
         """A shard by its index; None if it is skipped."""

@@ -1,6 +1,7 @@
 """Looking at a prepared data set: what it holds, and whether every byte is still what was written."""
 
 import hashlib
+from collections.abc import Sequence
 
 from tqdm import tqdm
 
@@ -9,6 +10,7 @@ from infra.storage import Storage
 from pipelines.distributions import Distribution, distributions, training_mismatch
 from pipelines.labels import CLASSES
 from pipelines.manifest import Manifest, Split
+from pipelines.matching.match import load_match, names
 
 _BAR = 40  # characters of the longest bar
 _SHOWN = 0.005  # of grey levels, those from this share on
@@ -43,6 +45,20 @@ def _describe_split(name: str, split: Split, found: Distribution | None) -> list
     for label, share in zip(found.names, found.shares, strict=True):
         if share >= least:
             lines.append(f"  {label:<14} {share:7.2%}  {'#' * round(_BAR * share / largest)}".rstrip())
+    return lines
+
+
+def describe_matches(storage: Storage, manifest: Manifest, wanted: Sequence[str] | None = None) -> list[str]:
+    """A line for each match of the data, or each one wanted. UserError if one is damaged."""
+    lines = []
+    for name in names(storage) if wanted is None else wanted:
+        facts = load_match(storage, manifest, name).facts
+        (width, height), kept = facts.crop, f"{facts.k} target crops for each source crop"
+        line = f"match {name}: by {facts.by}, {kept} of {width}x{height}, from {facts.used:.0%} of the target images"
+        if facts.shares:
+            before, after = facts.mismatch()
+            line += f"; they differ from the source's in {after:.2%} of their pixels, unmatched ones in {before:.2%}"
+        lines.append(line)
     return lines
 
 

@@ -17,9 +17,10 @@ from pipelines.ahead import Ahead
 from pipelines.cache import ShardCache
 from pipelines.config import DataConfig
 from pipelines.decode import Decoder, Undecodable, make_decoder
-from pipelines.domain import Domain, Pick
+from pipelines.domain import Pick
 from pipelines.health import DataHealth
 from pipelines.manifest import DOMAINS, Split, load_manifest
+from pipelines.matching.domain import make_domains
 from pipelines.order import micro_batch_slots
 from pipelines.shards import LABEL_SPACE
 
@@ -118,10 +119,17 @@ class Loader:
             limit_bytes=None if config.cache_gb is None else round(config.cache_gb * 1e9),
             health=self.health,
         )
-        self._domains = [
-            Domain(name, split, self._cache, config, view, self.health, seed=seed, global_batch=global_batch)
-            for name, split in zip(domains, self.splits, strict=True)
-        ]
+        self._domains = make_domains(
+            storage,
+            manifest,
+            domains,
+            config,
+            view,
+            cache=self._cache,
+            health=self.health,
+            seed=seed,
+            global_batch=global_batch,
+        )
         self._failed: set[str] = set()  # samples
         if len({domain.crop for domain in self._domains}) > 1:
             raise UserError(f"--crop none takes images whole, but those of {root_url} differ in size between source and "

@@ -5,11 +5,13 @@
     ROOT/train/source/000000.index.json      per sample: key and the byte range of each part inside the tar
     ROOT/{train,test}/{source,target}/...
     ROOT/distributions.png                   the splits' histograms as a picture, if they have any
+    ROOT/matches/NAME.{npy,json,png}         which target crops are like which source crops (pipelines/matching)
 
 The manifest is written last, so a folder with a manifest is a complete data set.
 """
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass, field
 from typing import Any
@@ -122,6 +124,12 @@ def load_manifest(storage: Storage) -> Manifest:
         return Manifest.from_json(data.decode())
     except (AttributeError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{storage.url}/{MANIFEST} is damaged ({error}): prepare the data again") from None
+
+
+def identity(storage: Storage) -> str:
+    """SHA-256 of the manifest at a data root, which has the hash of every shard: the same data anywhere, or other data."""
+    load_manifest(storage)  # says what is wrong where there is none
+    return hashlib.sha256(storage.read(MANIFEST)).hexdigest()
 
 
 def index_to_json(entries: list[SampleEntry]) -> str:

@@ -6,14 +6,8 @@ what each shard is made from: input that was mended in between costs its own sha
 """
 
 import json
-import multiprocessing
-import os
 import re
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,6 +21,7 @@ from pipelines.images import encode
 from pipelines.manifest import MANIFEST, SPLITS, Manifest, Split, load_manifest
 from pipelines.shards import IMAGE_FORMATS, LABEL_SPACE, Sample, ShardFacts, build_tar, read_shard, write_shard
 from pipelines.sources.base import Item, Source, fingerprint
+from pipelines.workers import parallel
 
 PREPARING = "preparing.json"
 STREET_SIZE = (512, 256)  # of street scenes, as in the SRUNIT paper
@@ -72,8 +67,6 @@ def prepare(source: Source, storage: Storage, encoding: Encoding, workers: int =
     without samples, or input that cannot be used; all headers are read before the first byte is written.
     workers: number of processes, each of which holds one shard in memory. progress: print, and show progress bars.
     """
-    if workers < 1:
-        raise UserError(f"{workers} workers are impossible: give 1 or more")
     provenance = json.loads(json.dumps(source.provenance() | asdict(encoding)))  # in the types it is read back in
     manifest = _prepared_before(storage, provenance)
     if manifest is None:
@@ -179,7 +172,9 @@ def _make_shards(
                 shown.update(len(task.items))
         return collected
 
-    with _parallel(min(workers, len(flat))) as run:
+    with parallel(
+        min(workers, len(flat)), [__name__, "webdataset"], "give fewer --workers or a smaller --shard-size"
+    ) as run:
         bar(run(_check, flat), "checking")
         _claim(storage, provenance, flat)
         facts = iter(bar(run(_make_shard, flat), "preparing"))
@@ -226,33 +221,3 @@ def _write_chart(storage: Storage, manifest: Manifest) -> None:
     chart = distribution_chart(manifest)
     if chart is not None:
         storage.write(CHART, encode(chart, "png"))
-
-
-@contextmanager
-def _parallel(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
-    """A `map` over that many processes, results in order; the first error ends it."""
-    if workers == 1:
-        yield map
-        return
-    # A plain fork would copy the locks of the caller's threads. The server forks workers that have imported all they need.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "webdataset"])
-    try:
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
-            yield pool.map
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process was killed, perhaps for want of memory: give fewer --workers or a smaller --shard-size"
-        ) from error
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent is killed would otherwise wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()

@@ -16,7 +16,7 @@ from trainer.engines import Engine, resolve_precision
 
 @dataclass(frozen=True)
 class Start(Generic[Config]):
-    """folder, checkpointer: where. config: with everything that was left open filled in. data: the SHA-256 of its manifest.
+    """folder, checkpointer: where. config: with everything that was left open filled in. data: see `data_identity`.
     checkpoint: what the run goes on from; None at its beginning. adopted: what a continued run has of its beginning where
     this start left it open."""
 
@@ -49,14 +49,17 @@ def find_start(asked: Config, engine: Engine, run_name: str, find_data: Callable
     if begun:
         check_same(f"the run in {folder.path}", begun, asked)
     root = engine.broadcast(find_data(begun.get("data.root")) if main else None)
-    data = data_identity(root)
+    data = data_identity(root, asked.data.match)
     checkpointer = Checkpointer(folder.checkpoints, asked.loop.keep, _open_mirror(asked.loop.mirror))
     newest = engine.broadcast(checkpointer.latest() if main else None)
     checkpoint = None
     if newest is not None:
         checkpoint = Checkpoint(newest)
         if checkpoint.state["data"] != data:
-            raise UserError(f"{newest} was trained on other data: give its --data to continue it, or another --run-dir")
+            match = f", or on another match {asked.data.match}" if asked.data.match else ""
+            raise UserError(
+                f"{newest} was trained on other data{match}: give its --data to continue it, or another --run-dir"
+            )
         check_same(str(newest), checkpoint.state["config"], asked)  # from a mirror it may be another run's
         begun = begun or checkpoint.state["config"]
     precision = asked.engine.precision

@@ -1,8 +1,10 @@
 """A segmenter from a file or a run folder."""
 
+import hashlib
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from infra.errors import UserError
 from trainer.segmentation import outside
@@ -28,3 +30,15 @@ def load_segmenter(path: Path, device: torch.device | str = "cpu") -> Segmenter:
     if not description.is_file():
         raise UserError(f"{path} has no {description.name} beside it: describe the network there (docs/segmenters.md)")
     return outside.load(description, device)
+
+
+def weights_sha256(segmenter: Segmenter) -> str:
+    """SHA-256 of a segmenter's weights: the same for copies of one network, wherever they lie."""
+    if isinstance(segmenter.logits, outside.OnnxNetwork):
+        return hashlib.sha256(segmenter.logits.path.read_bytes()).hexdigest()
+    assert isinstance(segmenter.logits, nn.Module)
+    digest = hashlib.sha256()
+    for name, tensor in segmenter.logits.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

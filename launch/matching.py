@@ -1,0 +1,76 @@
+"""What `launch/prepare.py match` does: finds target crops that are like each source crop."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from infra.errors import UserError
+from infra.storage import open_storage
+from pipelines.images import parse_size
+from pipelines.inspection import describe_matches
+from pipelines.manifest import load_manifest
+from pipelines.matching.make import MatchOptions, make_match
+from pipelines.matching.match import FOLDER, WAYS
+from pipelines.shards import LABEL_SPACE
+from trainer.segmentation.load import load_segmenter, weights_sha256
+from trainer.segmentation.segmenter import Segmenter, check_label_space
+
+
+class Labeller:
+    """Labels images with a segmenter, which each process that gets this object loads once. Errors: `load_segmenter`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, image_HWC: np.ndarray) -> np.ndarray:
+        """uint8 RGB (H, W, 3) to uint8 trainIds (H, W)."""
+        return _load(self.path)(image_HWC)
+
+
+@functools.lru_cache(1)
+def _load(path: Path) -> Segmenter:
+    return load_segmenter(path, "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def match(
+    root: str,
+    by: Sequence[str],
+    *,
+    grid: str | None = None,
+    k: int = 10,
+    crop: int | str | None = 256,
+    name: str | None = None,
+    mirror: bool = True,
+    workers: int = 1,
+) -> None:
+    """Make a match and say what it changes. by: "labels", "thumbnail", or "segmenter" and the segmenter's path. Errors:
+    `make_match`, `load_segmenter`."""
+    way, *paths = by
+    if way not in WAYS or len(paths) != (way == "segmenter"):
+        raise UserError(f"--by {' '.join(by)} is no way to match: give 'segmenter RUN', 'labels' or 'thumbnail'")
+    try:
+        side = None if crop is None else int(crop)
+    except ValueError:
+        raise UserError(f"--crop {crop} is no size: give a number of pixels, or none for whole images") from None
+    options = MatchOptions(
+        by=way, name=name or way, grid=parse_size(grid) if grid else None, k=k, crop=side, mirror=mirror
+    )
+    labeller, weights = None, None
+    if paths:
+        labeller = Labeller(Path(paths[0]))
+        segmenter = _load(labeller.path)
+        check_label_space(segmenter, LABEL_SPACE)
+        weights = weights_sha256(segmenter)
+    facts = make_match(root, options, labeller, weights, workers)
+    storage = open_storage(root)
+    for line in describe_matches(storage, load_manifest(storage), [options.name]):
+        print(line)
+    if facts.shares:
+        print(f"the same as a chart: {storage.url}/{FOLDER}/{options.name}.png")
+    print(
+        f"to train with it: --data {root} --data.match {options.name}"
+        + (f" --crop {crop or 'none'}" if crop != 256 else "")
+    )

@@ -1,0 +1,120 @@
+"""Training on matched crops: what a position shows, the same for any ranks and restarts."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from infra.storage import LocalStorage
+from infra.views import CropWithBox
+from pipelines.config import DataConfig
+from pipelines.cuts import Cut
+from pipelines.loader import Batch, Loader
+from pipelines.manifest import load_manifest
+from pipelines.matching.lattice import Lattice
+from pipelines.matching.make import MatchOptions, make_match
+from pipelines.matching.match import load_match
+from tests.pipelines.shardmaker import write_root
+
+SIZE, CROP, IMAGES = (48, 32), 16, {"source": (4, 3, 4), "target": (3, 4)}
+GLOBAL_BATCH = 64
+CONFIG = DataConfig(crop=CROP, threads=1, window=2, decoder="pillow", prefetch=1, match="labels")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> str:
+    storage = LocalStorage(tmp_path_factory.mktemp("data"))
+    write_root(storage, **IMAGES, size=SIZE, format="png")
+    for by in ("labels", "thumbnail"):
+        make_match(storage.url, MatchOptions(by=by, name=by, crop=CROP, k=4), progress=False)
+    return storage.url
+
+
+def loader(root: str, config: DataConfig = CONFIG, **options: Any) -> Loader:
+    given: dict[str, Any] = {"seed": 3, "global_batch": GLOBAL_BATCH, "device": CPU} | options
+    return Loader(root, config, **given)
+
+
+def planned(
+    root: str, positions: range, config: DataConfig = CONFIG, **options: Any
+) -> list[list[tuple[int, int, Cut]]]:
+    """(shard, sample, cut) of source and target at each position."""
+    made = loader(root, config, **options)
+    try:
+        return [[domain.planned(position) for domain in made._domains] for position in positions]
+    finally:
+        made.close()
+
+
+def batches(root: str, first_step: int, steps: int, ranks: int, **options: Any) -> list[Batch]:
+    """Per step, the global batch as the loaders of all ranks give it, in the order of its slots."""
+    parts: list[list[Batch]] = [[] for _ in range(steps)]
+    for rank in range(ranks):
+        made = loader(root, rank=rank, world_size=ranks, first_step=first_step, **options)
+        for step, micro_batches in enumerate(itertools.islice(made, steps)):
+            parts[step] += micro_batches
+        made.close()
+    return [
+        Batch(
+            torch.cat([part.source for part in step]),
+            torch.cat([part.target for part in step]),
+            [key for part in step for key in part.source_keys],
+            [key for part in step for key in part.target_keys],
+            torch.cat([part.slots for part in step]),
+        )
+        for step in parts
+    ]
+
+
+def same(one: list[Batch], other: list[Batch]) -> bool:
+    return len(one) == len(other) and all(
+        torch.equal(a.source, b.source) and torch.equal(a.target, b.target)
+        and (a.source_keys, a.target_keys) == (b.source_keys, b.target_keys)
+        for a, b in zip(one, other, strict=True)
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("ranks", [2, 8, 64])
+def test_many_ranks_and_any_resume_point_give_the_batches_of_one(root: str, ranks: int) -> None:
+    whole = batches(root, 0, 4, 1)
+    assert same(batches(root, 2, 2, ranks), whole[2:])
+    assert whole[0].target_keys != batches(root, 0, 1, 1, config=dataclasses.replace(CONFIG, match=None))[0].target_keys
+
+
+def test_the_source_is_what_it_is_without_a_match(root: str) -> None:
+    plain = dataclasses.replace(CONFIG, match=None)
+    assert [pair[0] for pair in planned(root, range(100))] == [pair[0] for pair in planned(root, range(100), plain)]
+
+
+def test_a_target_is_a_candidate_of_the_source_at_its_place_moved_and_mirrored_as_that_is(root: str) -> None:
+    storage, lattice = LocalStorage(Path(root)), Lattice(SIZE, (CROP, CROP))
+    codes = load_match(storage, load_manifest(storage), "labels").codes
+    starts = {domain: np.cumsum((0, *sizes)) for domain, sizes in IMAGES.items()}
+    room = [whole - CROP for whole in SIZE]
+    kinds = set()
+    for (shard, sample, source), (target_shard, target_sample, target) in planned(root, range(300)):
+        cell = lattice.nearest(source.x, source.y)
+        place = lattice.place(cell)
+        listed = []
+        for code in codes[(starts["source"][shard] + sample) * lattice.cells + cell]:
+            image, target_cell = divmod(code // 2, lattice.cells)
+            x, y = lattice.place(target_cell)
+            x += (-1 if code % 2 else 1) * (source.x - place[0])
+            y += source.y - place[1]
+            inside = min(max(0, x), room[0]), min(max(0, y), room[1])
+            listed.append((image, *inside, source.flip ^ bool(code % 2)))
+            kinds.add((source.flip, bool(code % 2)))
+        assert (starts["target"][target_shard] + target_sample, target.x, target.y, target.flip) in listed
+    assert len(kinds) == 4
+
+
+def test_a_box_is_drawn_as_without_a_match(root: str) -> None:
+    view = CropWithBox(side=4)
+    plain = dataclasses.replace(CONFIG, match=None)
+    with_match, without = (planned(root, range(50), config, view=view) for config in (CONFIG, plain))
+    assert [pair[1][2].box for pair in with_match] == [pair[1][2].box for pair in without]
