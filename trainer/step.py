@@ -24,7 +24,7 @@ def train_step(method: Method[Any, Any], engine: Engine, batches: Sequence[Any],
     engine.begin_step()
     reported: list[Losses] = []
     weights = _weights(method, engine, batches)
-    phases = [phase for phase in method.phases if phase.runs_in(context.draws.step)]
+    phases = [phase for phase in method.phases if phase.runs_in(context)]
 
     def run(name: str, batch: Any) -> Any:
         with engine.autocast():

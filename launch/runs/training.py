@@ -218,6 +218,8 @@ def _open(job: Job[Config], start: Start[Config], trainer: Trainer, tags: Mappin
     log.info("%s: %s", folder.path, _summary(job, trainer, start.step))
     if start.adopted:
         log.info("as the run began, since nothing else was asked for: %s", start.adopted)
+    for words in trainer.method.notes():
+        log.info("%s", words)
     for words in losses_not_reached(trainer):
         log.warning("%s", words)
     root = str(job.config.data.root)
@@ -274,9 +276,15 @@ def _summary(job: Job[Config], trainer: Trainer, first_step: int) -> str:
 
 
 def losses_not_reached(trainer: Trainer) -> list[str]:
-    """A sentence for each loss that is asked for and begins after this run has ended."""
+    """A sentence for each loss that is asked for, and each update, that begins after this run has ended."""
     schedule, steps = trainer.schedule, trainer.total_steps
-    return [
+    resting = [
+        f"this run ends after step {steps}, before the update of the {phase.name} begins (step "
+        f"{schedule.first_step_at(phase.start) + 1}), so it leaves it untrained: give an earlier start, or more steps"
+        for phase in trainer.method.phases
+        if schedule.progress(steps - 1) < phase.start
+    ]
+    return resting + [
         f"this run ends after step {steps}, before the loss of {option} = {start:g} begins (step "
         f"{schedule.first_step_at(start) + 1}), so it trains and times without it: give a smaller --{option}, or more steps"
         for option, start in trainer.method.late_losses().items()

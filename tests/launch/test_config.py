@@ -62,6 +62,18 @@ def test_the_methods_of_the_papers() -> None:
     assert robust.taps == () and srunit.taps == cut.taps == (0, 4, 8, 12, 16)
 
 
+def test_srunit_as_released() -> None:
+    """SeanJia/SRUNIT at 76231f1: reg_noise and reg 0.001, one random layer a step, no image pool, D alone in a quarter."""
+    paper, released = (flatten(make_config({"method.name": name})) for name in ("srunit", "srunit-released"))
+    changed = {name: value for name, value in released.items() if value != paper[name]}
+    assert changed == {
+        "method.name": "srunit-released", "method.buffer": 0, "method.robust.T": 1e-3, "method.robust.beta": 1e-3,
+        "method.robust.rule": "published", "method.robust.per_step": "one", "method.robust.rest": True,
+    }  # fmt: skip
+    kept = ("robust.start", "robust.gradient", "robust.reference", "robust.semantics", "robust.taps", "normalisation")
+    assert [released[f"method.{name}"] for name in kept] == [0.25, "both", "source", "heads", (), "srunit"]
+
+
 def test_optimiser_as_published() -> None:
     optim = make_config().optim
     assert (optim.lr, optim.beta1, optim.beta2, optim.global_batch, optim.schedule) == (2e-4, 0.5, 0.999, 1, "linear")
@@ -234,6 +246,11 @@ def test_help_shows_the_defaults_of_the_task_and_method_named(
         (["--T", "nan"], "method.robust.T = 'nan' is not a number"),
         (["--beta=-1e-4"], "beta = -0.0001 is negative"),
         (["--method.robust.start", "1.5"], "method.robust.start = 1.5 is a share"),
+        (["--method.robust.rest", "true", "--method.robust.start", "1"], "never reached: give a start below 1"),
+        (
+            ["--method.robust.least-relative", "0.5"],
+            "perturbations from 0.5 to 0.5 of the features' norm are impossible",
+        ),
         (["--method.robust.taps", "3"], "robust tap 3 has no projection head: choose taps among 0, 4, 8, 12, 16"),
         (["--method.taps", ""], "method.taps is empty"),
         (["--method.buffer", "-1"], "method.buffer = -1 counts images"),

@@ -47,6 +47,17 @@ def test_a_run_without_such_a_loss_or_with_it_from_the_start_says_nothing(option
     assert not said(1, options)
 
 
+def test_a_run_that_ends_before_g_is_updated_says_so() -> None:
+    untrained, loss = said(250, {"method.name": "srunit-released"})
+    assert untrained == (
+        "this run ends after step 250, before the update of the generator begins (step 251), so it leaves it untrained: "
+        "give an earlier start, or more steps"
+    )
+    assert "the loss of method.robust.start" in loss
+    assert said(250, {"method.robust.rest": True, "method.robust.beta": 0.0}) == [untrained]
+    assert not said(251, {"method.name": "srunit-released"})
+
+
 def test_the_losses_that_srunit_is_compared_with_begin_late_too() -> None:
     (words,) = said(10, {"method.robust.beta": 0.0, "method.constraint.smoothness": 1.0})
     assert "before the loss of method.constraint.start = 0.25 begins (step 251)" in words

@@ -12,6 +12,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "cut": CUT,
     "fastcut": CUT,
     "srunit": CUT,
+    "srunit-released": CUT,
     "cyclegan": STRIDED,
     "distancegan": STRIDED,
     "gcgan": STRIDED,
@@ -27,6 +28,7 @@ IN_USE: dict[str, dict[str, Any]] = {
     "cut": {"patches": 16},
     "fastcut": {"patches": 16},
     "srunit": {"patches": 16, "buffer": 4, "robust.start": 0.0},
+    "srunit-released": {"patches": 16, "robust.start": 0.6},  # of five steps: awake after the third
     "cyclegan": {"buffer": 4, "identity": 0.5},
     "distancegan": {"buffer": 4, "both": True, "lambda_a": 10.0, "measured": 8},
     "gcgan": {"buffer": 4, "generators": "cross"},

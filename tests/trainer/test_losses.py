@@ -6,7 +6,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from infra.errors import UserError
-from trainer.losses import adversarial_loss, patch_nce, perturbation, robustness_loss
+from trainer.losses import (
+    adversarial_loss,
+    mean_inverse,
+    patch_nce,
+    perturbation,
+    relative_perturbation,
+    robustness_loss,
+)
 
 
 def unit_rows(rows: int, seed: int) -> Tensor:
@@ -91,6 +98,23 @@ def test_published_perturbation_has_the_full_norm() -> None:
     tau, magnitude = perturbation(normal, uniform, max_norm=0.1, rule="published")
     torch.testing.assert_close(tau.norm(dim=1, keepdim=True), torch.full_like(uniform, 0.1))
     torch.testing.assert_close(magnitude, perturbation(normal, uniform, max_norm=0.1)[1])
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 10.0])
+def test_a_relative_perturbation_is_a_share_of_the_features_at_its_pixel(scale: float) -> None:
+    normal, uniform = draws(4)
+    features = (scale * normal.flip(0)).requires_grad_()
+    tau, ratio = relative_perturbation(normal, uniform, features, 0.05, 0.5)
+    torch.testing.assert_close(ratio, 0.05 + 0.45 * uniform)
+    torch.testing.assert_close(tau.norm(dim=1, keepdim=True), ratio * features.detach().norm(dim=1, keepdim=True))
+    torch.testing.assert_close(torch.cosine_similarity(tau, normal), torch.ones_like(uniform[:, 0]))
+    assert not tau.requires_grad
+
+
+@pytest.mark.parametrize(("least", "most"), [(0.05, 0.5), (0.03, 0.1)])
+def test_the_mean_of_the_inverse_of_a_uniform_draw(least: float, most: float) -> None:
+    draws = least + (most - least) * (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+    assert mean_inverse(least, most) == pytest.approx((1 / draws).mean().item(), rel=1e-6)
 
 
 def test_robustness_loss_by_hand() -> None:

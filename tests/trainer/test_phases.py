@@ -166,6 +166,22 @@ def test_phases_run_in_the_steps_that_are_theirs() -> None:
     assert game.forwards == [("encode", False), ("encode", False), ("translate", True)] * 2
 
 
+@pytest.mark.parametrize("micro", [([1.0, 3.0],), ([1.0], [3.0])], ids=["whole", "micro-batches"])
+def test_a_phase_may_begin_late_in_the_schedule(micro: tuple[list[float], ...]) -> None:
+    """As G's in the published SRUNIT. Until then no graph is kept for it, its weights stay and its moments too."""
+    game = Game((D, replace(G, start=0.5)))
+    engine = Engine(EngineConfig(device="cpu", precision="fp32", memory_format="contiguous"))
+    engine.prepare(game, OptimConfig(kind="sgd", lr=0.1, momentum=0.5, weight_decay=0.1))
+    reported, held = [], []
+    for step, progress in enumerate((0.0, 0.4999, 0.5)):
+        reported.append(sorted(train_step(game, engine, batches(*micro), StepContext(Draws(0, step), progress))))
+        held.append((game.g.weight.item(), bool(engine.optimiser_state("g"))))
+    assert reported == [["d"], ["d"], ["d", "g"]]
+    assert held[0] == held[1] == (2.0, False) and held[2][0] != 2 and held[2][1]
+    assert game.forwards[: 2 * len(micro)] == [("translate", False)] * 2 * len(micro)
+    assert game.d.weight.item() != 3
+
+
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [

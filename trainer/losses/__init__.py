@@ -7,7 +7,13 @@ from trainer.losses.information import mutual_information
 from trainer.losses.patchnce import patch_nce
 from trainer.losses.reconstruction import l1_distance
 from trainer.losses.relation import hard_negative_weights, hdce, relation_loss
-from trainer.losses.robustness import consistency_loss, perturbation, robustness_loss
+from trainer.losses.robustness import (
+    consistency_loss,
+    mean_inverse,
+    perturbation,
+    relative_perturbation,
+    robustness_loss,
+)
 
 __all__ = [
     "adversarial_loss",
@@ -18,12 +24,14 @@ __all__ = [
     "hard_negative_weights",
     "hdce",
     "l1_distance",
+    "mean_inverse",
     "multi_scale_loss",
     "mutual_information",
     "pair_distances",
     "patch_nce",
     "perturbation",
     "relation_loss",
+    "relative_perturbation",
     "robustness_loss",
     "self_distance_loss",
     "self_distances",

@@ -1,5 +1,8 @@
 """L_robust of SRUNIT: what a small perturbation of the features may change in the semantics of the translation."""
 
+import math
+
+import torch
 from torch import Tensor
 
 from infra.errors import UserError
@@ -30,11 +33,32 @@ def perturbation(
             raise UserError(f"perturbation rule {rule} does not exist: choose paper or published")
 
 
+def relative_perturbation(
+    normal: Tensor, uniform: Tensor, features: Tensor, least: float, most: float
+) -> tuple[Tensor, Tensor]:
+    """tau_k of |tau_k| = r |f|: a random vector for each pixel of a feature map, as long as a share r of the features' own
+    vector there, so that one range of r means the same at every tap.
+
+    normal, uniform: as for `perturbation`. features: (B, C, H, W), which no gradient flows into from here.
+    Returns tau (B, C, H, W) and r (B, 1, H, W), uniform in [least, most], 0 < least < most.
+    """
+    ratio = least + (most - least) * uniform
+    held = features.detach()
+    norm = torch.linalg.vector_norm(held, dim=1, keepdim=True, dtype=torch.promote_types(held.dtype, torch.float32))
+    return ratio * norm * normal / (normal.norm(dim=1, keepdim=True) + 1e-12), ratio
+
+
+def mean_inverse(least: float, most: float) -> float:
+    """E[1/u] of a u uniform in [least, most], 0 < least < most: what the division by a drawn norm multiplies a loss by."""
+    return math.log(most / least) / (most - least)
+
+
 def robustness_loss(source: Tensor, perturbed: Tensor, magnitude: Tensor, ids: Tensor) -> Tensor:
     """L_k of Eqn. 3 at sampled patches, a scalar: the mean of |F_k(source) - F_k(perturbed)|_2 / |tau_k|_2.
 
     source, perturbed: (B * n, dim), the same patches `ids` (n,) projected by head k, image-major; gradients flow into
-    both. magnitude: (B, 1, H, W) from `perturbation`. L_robust is the mean of L_k over the taps.
+    both. magnitude: (B, 1, H, W) from `perturbation`, or r from `relative_perturbation`. L_robust is the mean of L_k over
+    the taps.
     """
     return (_distance(source, perturbed) / sample_patches(magnitude, ids).squeeze(1)).mean()
 

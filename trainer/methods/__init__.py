@@ -16,7 +16,7 @@ from trainer.methods.munit import MUNIT, MUNIT_ON_TASKS, MunitConfig
 from trainer.methods.semst import SemstConfig
 from trainer.methods.sincut import SINCUT, SINCUT_ON_TASKS, SincutConfig
 from trainer.methods.src import CITYSCAPES, SrcConfig
-from trainer.methods.srunit import Srunit, SrunitConfig
+from trainer.methods.srunit import RELEASED, Srunit, SrunitConfig
 from trainer.tasks import TASKS
 
 __all__ = ["ABLATIONS", "METHODS", "Cut", "CutConfig", "Family", "Method", "MethodConfig", "Srunit", "SrunitConfig"]
@@ -35,6 +35,7 @@ METHODS = {
     "cut": Family(CutConfig),
     "fastcut": Family(CutConfig, FASTCUT),
     "srunit": Family(SrunitConfig),
+    "srunit-released": Family(SrunitConfig, RELEASED),
     "cyclegan": Family(CycleGanConfig, CYCLEGAN),
     "distancegan": Family(DistanceGanConfig, DISTANCEGAN),
     "gcgan": Family(GcGanConfig, GCGAN, GCGAN_ON_TASKS),

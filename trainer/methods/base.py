@@ -68,7 +68,8 @@ class Phase:
     name that `Method.forward` knows; phases that name the same one share its outputs. differentiates: gradients flow
     through that pass; otherwise its outputs are constants. moves: those of the optimiser's networks that it updates, where
     not all: the others keep their weights and their moments, and their gradients are dropped.
-    every, at: it runs in steps (counted from 0) whose number modulo `every` is one of `at`.
+    every, at: it runs in steps (counted from 0) whose number modulo `every` is one of `at`. start: and only once this share
+    of all epochs is done; until then the weights and moments that it moves rest.
     """
 
     name: str
@@ -78,9 +79,10 @@ class Phase:
     moves: tuple[str, ...] | None = None
     every: int = 1
     at: tuple[int, ...] = (0,)
+    start: float = 0.0
 
-    def runs_in(self, step: int) -> bool:
-        return step % self.every in self.at
+    def runs_in(self, context: StepContext) -> bool:
+        return context.draws.step % self.every in self.at and context.progress >= self.start
 
 
 class Method(nn.Module, ABC, Generic[Data, Outputs]):
@@ -112,6 +114,10 @@ class Method(nn.Module, ABC, Generic[Data, Outputs]):
     def late_losses(self) -> dict[str, float]:
         """What begins late, by the option that says when: the share of all epochs that is done by then."""
         return {}
+
+    def notes(self) -> list[str]:
+        """Sentences for the run's log: what its options amount to, where they do not say it themselves."""
+        return []
 
     def sizes(self, images: int) -> Sizes:
         """The sizes of images that it can be trained on, with so many images in a micro-batch."""

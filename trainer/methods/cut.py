@@ -76,7 +76,7 @@ class Cut(Method[Batch, Outputs]):
     """
 
     # In the order of CUT's published step.
-    phases = (
+    phases: tuple[Phase, ...] = (
         Phase(name="discriminator", optimiser="discriminator"),
         Phase(name="generator", optimiser="generator", differentiates=True),
     )
@@ -135,6 +135,9 @@ class Cut(Method[Batch, Outputs]):
 
     def late_losses(self) -> dict[str, float]:
         return {part.starts_at: part.start for part in self.parts if part.starts_at}
+
+    def notes(self) -> list[str]:
+        return [note for part in self.parts if (note := part.note())]
 
     def slot_state(self) -> dict[str, Tensor]:
         return self.adversary.buffers.state()

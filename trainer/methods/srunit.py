@@ -3,7 +3,8 @@
 CUT plus L_robust, and the constraints that the paper compares L_robust with.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from infra.config import option
 from infra.errors import UserError
@@ -33,8 +34,28 @@ class SrunitConfig(CutConfig):
         return Srunit(self, seed=seed, global_batch=global_batch)
 
 
+# What the published code does by default, on top of SRUNIT's options: SeanJia/SRUNIT at 76231f1.
+RELEASED: dict[str, Any] = {
+    "method.buffer": 0, "method.robust.beta": 1e-3, "method.robust.T": 1e-3, "method.robust.rule": "published",
+    "method.robust.per_step": "one", "method.robust.rest": True,
+}  # fmt: skip
+
+
 class Srunit(Cut):
     config: SrunitConfig
+
+    def __init__(self, config: SrunitConfig, *, seed: int, global_batch: int) -> None:
+        super().__init__(config, seed=seed, global_batch=global_batch)
+        if config.robust.rest:
+            start = config.robust.start
+            self.phases = tuple(
+                replace(phase, start=start) if phase.optimiser == "generator" else phase for phase in self.phases
+            )
+
+    def notes(self) -> list[str]:
+        robust = self.config.robust
+        rests = f"G and its heads rest for the first {robust.start:g} of all epochs, in which D alone is trained"
+        return [*super().notes(), *([rests] if robust.rest else [])]
 
     def added_parts(self) -> list[Part]:
         robust = [Robustness(self.config.robust, self.contrast)] if self.config.robust.beta > 0 else []

@@ -81,12 +81,13 @@ def command_line(recording: Recording) -> dict[str, str]:
 def job_of(recording: Recording) -> JobConfig:
     """The recorded training as a job of ours."""
     given, start = command_line(recording), start_of(recording)
-    name = "fastcut" if given.get("CUT_mode", "CUT").lower() == "fastcut" else given["model"]
+    model = {"srunit": "srunit-released"}.get(given["model"], given["model"])
+    name = "fastcut" if given.get("CUT_mode", "CUT").lower() == "fastcut" else model
     taps = tuple(int(tap) for tap in given["nce_layers"].split(",")) if "nce_layers" in given else PAPER_TAPS
     blocks = {key.split(".")[1] for key in start["G"] if "conv_block" in key}
     antialias = {letter: any(key.endswith("filt") for key in start[letter]) for letter in "GD"}
     options: dict[str, Any] = {
-        "method.name": name, "method.taps": taps, "method.buffer": 0,
+        "method.name": name, "method.taps": taps,
         "method.patches": max(len(ids) for key, ids in recording.under("s0_").items() if key.startswith("ids")),
         "method.generator.ngf": len(start["G"]["model.1.weight"]), "method.generator.blocks": len(blocks),
         "method.generator.antialias": antialias["G"], "method.discriminator.ndf": len(start["D"]["model.0.weight"]),
@@ -94,14 +95,13 @@ def job_of(recording: Recording) -> JobConfig:
         "optim.lr": recording.plain("lr"), "optim.global_batch": recording["real_A"].shape[1],
         "optim.beta1": recording.plain("betas")[0], "optim.beta2": recording.plain("betas")[1],
     }  # fmt: skip
-    if name == "srunit":
+    if name == "srunit-released":
         options |= {
-            "method.robust.beta": float(given.get("reg", 1e-3)), "method.robust.T": float(given.get("reg_noise", 1e-3)),
-            "method.robust.start": 0.0, "method.robust.per_step": "one", "method.robust.rule": "published",
-            "method.robust.gradient": "generator" if given.get("reg_type") == "v1" else "both",
+            "method.robust.start": 0.0, "method.robust.gradient": "generator" if given.get("reg_type") == "v1" else "both"
         }  # fmt: skip
     published: dict[str, tuple[str, Callable[[str], Any]]] = {
         "nce_includes_all_negatives_from_minibatch": ("method.all_negatives", is_true),
+        "reg": ("method.robust.beta", float), "reg_noise": ("method.robust.T", float),
         "nce_idt": ("method.identity", is_true), "flip_equivariance": ("method.flip_equivariance", is_true),
         "gan_mode": ("method.gan", str), "nce_T": ("method.temperature", float),
         "lambda_GAN": ("method.lambda_gan", float), "lambda_NCE": ("method.lambda_nce", float),

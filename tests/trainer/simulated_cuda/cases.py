@@ -56,6 +56,7 @@ WIDE: dict[str, dict[str, Any]] = {
     "cut": _CUT,
     "fastcut": _CUT,
     "srunit": _CUT,
+    "srunit-released": _CUT,
     "cyclegan": _STRIDED,
     "distancegan": _STRIDED,
     "gcgan": _STRIDED,
@@ -228,6 +229,11 @@ STEPS: dict[str, Callable[[], list[Finding]]] = {
         translating, "srunit", {"method.robust.per_step": "one", "method.buffer": 4}, BF16, batch=2, ema=0.999),
     "SRUNIT accumulation, checkpointing, buffer bf16": partial(
         translating, "srunit", {"method.generator.checkpointing": True, "method.buffer": 4}, BF16, accumulation=2),
+    "SRUNIT released, at rest and awake, two pairs bf16": partial(
+        translating, "srunit-released", {}, BF16, batch=2, steps=(0, 5)),
+    "SRUNIT relative bf16": partial(translating, "srunit", {"method.robust.rule": "relative"}, BF16),
+    "SRUNIT relative fp16, accumulation": partial(
+        translating, "srunit", {"method.robust.rule": "relative", "method.robust.per_step": "one"}, FP16, accumulation=2),
     "SemST bf16": partial(translating, "semst", {"method.lambda_src": 0.05}, BF16, batch=2),
     "SemST fp16, pixels, continued": partial(
         translating, "semst", {"method.ts.space": "pixels", "method.adversarial": "fused"}, FP16, continued=True),

@@ -71,6 +71,10 @@ class Part(Owner, ABC):
         """Whether it has begun."""
         return context.progress >= self.start
 
+    def note(self) -> str:
+        """See `Method.notes`; empty: nothing."""
+        return ""
+
     @abstractmethod
     def value(self, outputs: Outputs, batch: Batch, context: StepContext) -> Tensor:
         """The loss before its weight, a scalar."""

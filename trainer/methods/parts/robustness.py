@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from infra.config import option
 from infra.errors import UserError
-from trainer.losses import consistency_loss, perturbation, robustness_loss
+from trainer.losses import consistency_loss, mean_inverse, perturbation, relative_perturbation, robustness_loss
 from trainer.methods.base import Batch, StepContext, frozen
 from trainer.methods.parts.contrast import PatchContrast
 from trainer.methods.parts.part import Outputs, Part, patch_ids
@@ -18,7 +17,11 @@ from trainer.networks.heads import sample_patches
 
 @dataclass(frozen=True, kw_only=True)
 class RobustConfig:
-    """L_robust = 1/K sum_k L_k (SRUNIT, Eqn. 3)."""
+    """L_robust = 1/K sum_k L_k (SRUNIT, Eqn. 3).
+
+    rule relative is this project's: |tau_k| = r |f_k| at each pixel, and L_k = |sg(F_k(G(x))) - F_k(G(x + tau_k))| / r, where
+    sg lets no gradient through. Both sides come together as r vanishes, so no drawn r gives a loss without bound.
+    """
 
     beta: float = option(
         1e-4, "weight of L_robust; 0: without it (the paper tunes it in [1e-5, 1e-3])", flag="--beta", adjustable=True
@@ -32,10 +35,15 @@ class RobustConfig:
     taps: tuple[int, ...] = option((), "the K layers that are perturbed; none given: all of method.taps")
     per_step: str = option("all", "perturb all taps in each step, or one at random", choices=("all", "one"))
     rule: str = option(
-        "paper", "norm of tau: drawn from [least, T], or always T as the published code has it",
-        choices=("paper", "published"),
+        "paper", "norm of tau: drawn from [least, T]; always T, divided by such a draw all the same (published code); or "
+        "relative: a share of the features' own norm at each pixel", choices=("paper", "published", "relative"),
     )  # fmt: skip
+    least_relative: float = option(0.05, "rule relative: smallest share of the features' norm", adjustable=True)
+    most_relative: float = option(0.5, "rule relative: largest share of the features' norm", adjustable=True)
     start: float = option(0.25, "share of all epochs before L_robust begins")
+    rest: bool = option(
+        False, "update neither G nor its heads before method.robust.start, with L_robust or without (published code)"
+    )
     gradient: str = option(
         "both", "networks that L_robust trains: G and its heads, or G alone", choices=("both", "generator")
     )
@@ -44,8 +52,8 @@ class RobustConfig:
         choices=("heads", "features"),
     )  # fmt: skip
     reference: str = option(
-        "source", "what the perturbed translation is compared with: the source (Eqn. 3), or its translation (Eqn. 4, E4)",
-        choices=("source", "translation"),
+        "source", "what the perturbed translation is compared with: the source (Eqn. 3), or its translation (Eqn. 4, E4); "
+        "rule relative takes the translation and holds it constant", choices=("source", "translation"),
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -54,8 +62,15 @@ class RobustConfig:
         if not 0 < self.least < self.T:
             raise UserError(f"norms of a perturbation from {self.least} to T = {self.T} are impossible: "
                             "give a least above 0 and below T, such as 1e-7 and 0.1")  # fmt: skip
+        if not 0 < self.least_relative < self.most_relative:
+            raise UserError(f"perturbations from {self.least_relative} to {self.most_relative} of the features' norm are "
+                            "impossible: give a method.robust.least_relative above 0 and below most_relative, such as 0.05 "
+                            "and 0.5")  # fmt: skip
         if not 0 <= self.start <= 1:
             raise UserError(f"method.robust.start = {self.start} is a share of the epochs: give a number from 0 to 1")
+        if self.rest and self.start == 1:
+            raise UserError("method.robust.rest keeps G at rest until method.robust.start = 1, which is never reached: "
+                            "give a start below 1, such as 0.25")  # fmt: skip
         if len(set(self.taps)) < len(self.taps):
             raise UserError(f"robust taps {', '.join(map(str, self.taps))} name one twice: name each tap once")
 
@@ -68,30 +83,68 @@ class Robustness(Part):
         super().__init__(config.beta, config.start)
         self.config, self.generator, self.heads = config, contrast.generator, contrast.heads
         self.all_taps, self.patches = contrast.config.taps, contrast.config.patches
+        self.own_taps = config.taps or self.all_taps
+
+    @property
+    def effective_weight(self) -> float:
+        """What the distance of two projected patches weighs in G's loss, on average over the draws:
+        beta E[1/norm] (taps per step) / K, and E[1/r] for rule relative."""
+        return self.weight * self._mean_inverse * self._per_step / len(self.own_taps)
+
+    @property
+    def _per_step(self) -> int:
+        return 1 if self.config.per_step == "one" else len(self.own_taps)
+
+    @property
+    def _mean_inverse(self) -> float:
+        config = self.config
+        ends = (config.least_relative, config.most_relative) if config.rule == "relative" else (config.least, config.T)
+        return mean_inverse(*ends)
+
+    def note(self) -> str:
+        divisor = "r" if self.config.rule == "relative" else "norm"
+        return (
+            f"L_robust: effective weight {self.effective_weight:.3g} (beta {self.weight:g} x E[1/{divisor}] "
+            f"{self._mean_inverse:.4g} x {self._per_step} of {len(self.own_taps)} taps per step)"
+        )
 
     def value(self, outputs: Outputs, batch: Batch, context: StepContext) -> Tensor:
         """Over the taps of this step, divided by the number of all K taps, as Eqn. 3 and the published code."""
-        config, own_taps = self.config, self.config.taps or self.all_taps
-        rule: Any = config.rule
+        config, own_taps = self.config, self.own_taps
         one = config.per_step == "one"
         taps = (own_taps[int(context.draws.stream("robust", "choice").integers(len(own_taps)))],) if one else own_taps
         heads = [self.all_taps.index(tap) for tap in taps]
         clean = [outputs.source_features[head] for head in heads]
         taus, magnitudes = zip(
             *(
-                perturbation(*noise(tap, feature, batch, context), config.T, rule, config.least)
+                self._perturbation(feature, *noise(tap, feature, batch, context))
                 for tap, feature in zip(taps, clean, strict=True)
             ),
             strict=True,
         )
         perturbed = self.generator.perturbed_features([f + tau for f, tau in zip(clean, taus, strict=True)], taps)
 
-        reference = clean if config.reference == "source" else self.generator.encode(outputs.fake, taps)
         ids = patch_ids(clean, taps, self.patches, "robust", context)
-        rows = self._semantics([*reference, *perturbed], [*ids, *ids], [*heads, *heads])
+        rows = self._semantics([*self._reference(clean, outputs, taps), *perturbed], [*ids, *ids], [*heads, *heads])
         count = len(taps)
+        if config.rule == "relative":
+            rows[:count] = [row.detach() for row in rows[:count]]
         terms = [robustness_loss(rows[k], rows[count + k], magnitudes[k], ids[k]) for k in range(count)]
         return torch.stack(terms).sum() / len(own_taps)
+
+    def _perturbation(self, feature: Tensor, normal: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """tau of a feature map, and what its distance is divided by."""
+        config = self.config
+        if config.rule == "relative":
+            return relative_perturbation(normal, uniform, feature, config.least_relative, config.most_relative)
+        return perturbation(normal, uniform, config.T, config.rule, config.least)
+
+    def _reference(self, clean: Sequence[Tensor], outputs: Outputs, taps: Sequence[int]) -> Sequence[Tensor]:
+        """The feature maps that those of the perturbed translation are compared with."""
+        if self.config.rule == "relative":
+            with torch.no_grad():
+                return self.generator.encode(outputs.fake, taps)
+        return clean if self.config.reference == "source" else self.generator.encode(outputs.fake, taps)
 
     def _semantics(self, features: Sequence[Tensor], ids: Sequence[Tensor], heads: Sequence[int]) -> list[Tensor]:
         """The patches that are compared, (B * n, dim) for each feature map, float32 or wider."""
