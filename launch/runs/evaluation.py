@@ -152,7 +152,7 @@ class Evaluator:
         available = {
             "mIoU": segmenter, "pxAcc": segmenter, "clsAcc": segmenter,
             "flip_rate": segmenter and images.targets and images.targets.split.label_space,
-            "Dist": images.paired, "FID": extractor and images.targets, "KID": extractor and images.targets,
+            "drift": segmenter, "Dist": images.paired, "FID": extractor and images.targets, "KID": extractor and images.targets,
         }  # fmt: skip
         found = [metric for metric in available if available[metric] and name in ("auto", metric)]
         if not found:

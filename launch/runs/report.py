@@ -10,12 +10,12 @@ from PIL import Image
 from infra import tables
 from infra.storage import replacing
 from launch.runs.evaluation import PICTURES, Outcome
-from trainer.evaluation.flips import Pair
+from trainer.evaluation.flips import NAMED_PAIRS, Pair, name_of
 
 WORST_FLIPS = 5
 # Not in MLflow, where each would be 19 charts and more: evaluation.json, evaluation.csv and the pictures have them.
 DETAILS = ("eval/baseline/per_class", "eval/ceiling/per_class", "eval/class_distribution")
-ROWS = {"source, untranslated": "baseline", "translation": None, "real images (ceiling)": "ceiling"}
+ROWS = {"untranslated": "baseline", "translation": None, "real (ceiling)": "ceiling"}
 
 
 def metrics_table(metrics: dict[str, Any]) -> str:
@@ -52,6 +52,7 @@ def _columns(metrics: dict[str, Any]) -> Iterator[_Column]:
     for name in ("pxAcc", "clsAcc", "mIoU"):
         yield _Column(name, name)
     yield _Column("flip rate", "flip_rate")
+    yield _Column("drift", "drift")
     yield _Column("Dist", "Dist", form="{:.2f}")
     for delta in metrics.get("Acc", ()):
         yield _Column(f"Acc({delta})", "Acc", delta)
@@ -60,7 +61,12 @@ def _columns(metrics: dict[str, Any]) -> Iterator[_Column]:
 
 
 def _flips(metrics: dict[str, Any]) -> list[str]:
-    lines = [str(Pair(**pair)) for pair in metrics.get("flips", [])[:WORST_FLIPS]]
+    worst = [Pair(**pair) for pair in metrics.get("flips", [])[:WORST_FLIPS]]
+    lines = [str(pair) for pair in worst]
+    for true, seen in NAMED_PAIRS:
+        share = metrics.get(name_of(true, seen), 0.0)
+        if share > 0 and (true, seen) not in [(pair.true, pair.seen) for pair in worst]:
+            lines.append(f"{true} → {seen} {share:.1%} of {true}")
     if skipped := metrics.get("skipped"):
         lines.append(f"not compared, since no real image shows them: {', '.join(skipped)}")
     return lines

@@ -96,7 +96,7 @@ def test_table_metrics_and_picture(
     header, source, translation, fid, *_ = capsys.readouterr().out.splitlines()
     assert fid == FID_LINE
     assert header.split() == ["Dist", "Acc(30)", "Acc(50)"]
-    assert source.startswith("source, untranslated") and f"{report['baseline']['Dist']:.2f}" in source
+    assert source.startswith("untranslated") and f"{report['baseline']['Dist']:.2f}" in source
     assert translation.split() == [
         "translation",
         f"{report['Dist']:.2f}",

@@ -66,7 +66,7 @@ def test_the_metrics_are_those_of_the_pictures(evaluated: tuple[Path, str], scen
     run, _ = evaluated
     report = report_of(run)
     assert report.keys() >= {
-        "pxAcc", "clsAcc", "mIoU", "flip_rate", "ceiling", "per_class", "Dist", "Acc", "FID", "KID", "baseline", "flips",
+        "pxAcc", "clsAcc", "mIoU", "flip_rate", "drift", "ceiling", "per_class", "Dist", "Acc", "FID", "KID", "baseline", "flips",
         "class_distribution", "total_variation",
     }  # fmt: skip
     assert (report["segmenter"], report["step"], report["images"]) == ("colours", STEP, SCENES)
@@ -82,6 +82,8 @@ def test_the_metrics_are_those_of_the_pictures(evaluated: tuple[Path, str], scen
         assert metrics["pxAcc"] == pytest.approx(right.sum() / counts.sum())
         assert metrics["clsAcc"] == pytest.approx((right / true).mean())
         assert metrics["mIoU"] == pytest.approx((right / (true + counts.sum(axis=0)[occurs] - right)).mean())
+        shares = [each / counts.sum() for each in (counts.sum(axis=0), counts.sum(axis=1))]
+        assert metrics["drift"] == pytest.approx(np.abs(shares[0] - shares[1]).sum() / 2)
         excess = counts[occurs] / true[:, None] - real[occurs] / real[occurs].sum(axis=1, keepdims=True)
         off_diagonal = np.where(np.eye(19, dtype=bool)[occurs], 0, excess.clip(min=0))
         assert metrics["flip_rate"] == pytest.approx((true / true.sum()) @ off_diagonal.sum(axis=1))
@@ -106,21 +108,26 @@ def test_the_table(evaluated: tuple[Path, str]) -> None:
     run, printed = evaluated
     report = report_of(run)
     header, source, translation, real, *rest = printed.splitlines()
-    assert " ".join(header.split()) == "pxAcc clsAcc mIoU flip rate Dist Acc(30) Acc(50)"
+    assert " ".join(header.split()) == "pxAcc clsAcc mIoU flip rate drift Dist Acc(30) Acc(50)"
     for name, line, metrics in (
-        ("source, untranslated", source, report["baseline"]),
+        ("untranslated", source, report["baseline"]),
         ("translation", translation, report),
-        ("real images (ceiling)", real, report["ceiling"]),
+        ("real (ceiling)", real, report["ceiling"]),
     ):
-        shown = [f"{metrics[each]:.1%}" for each in ("pxAcc", "clsAcc", "mIoU", "flip_rate") if each in metrics]
-        assert line.startswith(name) and line.removeprefix(name).split()[:4] == shown
+        shown = [
+            f"{metrics[each]:.1%}" for each in ("pxAcc", "clsAcc", "mIoU", "flip_rate", "drift") if each in metrics
+        ]
+        assert line.startswith(name) and line.removeprefix(name).split()[:5] == shown
         assert len(line) <= len(header) <= 80
     worst = report["flips"][0]
     assert rest[0].startswith(
         f"flips: {worst['true']} → {worst['seen']} {100 * worst['excess']:.0f} % of {worst['true']}"
     )
-    assert all("→" in line and line.startswith("       ") for line in rest[1:5])
-    assert rest[5].startswith("FID, KID: not available")
+    worst_five = [(flip["true"], flip["seen"]) for flip in report["flips"][:5]]
+    named = [(true, "vegetation") for true in ("sky", "building") if report[f"{true}_to_vegetation"] > 0]
+    after = len(worst_five) + len(set(named) - set(worst_five))
+    assert all("→" in line and line.startswith("       ") for line in rest[1:after])
+    assert rest[after].startswith("FID, KID: not available")
     assert f"{SCENES} test images of" in printed and "segmenter: colours" in printed
 
 
@@ -175,7 +182,7 @@ def test_metrics_and_pictures_in_mlflow(
     assert evaluate(monkeypatch, run, "--segmenter", segmenter) == 0
     report = report_of(run)
     metrics = client.get_run(tracked.id).data.metrics
-    for name in ("pxAcc", "clsAcc", "mIoU", "flip_rate", "Dist"):
+    for name in ("pxAcc", "clsAcc", "mIoU", "flip_rate", "drift", "sky_to_vegetation", "Dist"):
         assert metrics[f"eval/{name}"] == report[name]
         assert metrics[f"eval/baseline/{name}"] == report["baseline"][name]
     assert metrics["eval/ceiling/mIoU"] == report["ceiling"]["mIoU"]
@@ -278,8 +285,8 @@ def test_data_that_are_only_tested_on(
     prepare(source, LocalStorage(tmp_path / "sources"), Encoding((64, 32)), progress=False)
     assert evaluate(monkeypatch, run, "--segmenter", segmenter, "--data", tmp_path / "sources") == 0
     header, *rows = capsys.readouterr().out.splitlines()
-    assert header.split() == ["pxAcc", "clsAcc", "mIoU"]
-    assert [row.split()[0] for row in rows[:3]] == ["source,", "translation", "FID,"]
+    assert header.split() == ["pxAcc", "clsAcc", "mIoU", "drift"]
+    assert [row.split()[0] for row in rows[:3]] == ["untranslated", "translation", "FID,"]
     assert report_of(run).keys() & {"ceiling", "flip_rate", "Dist", "class_distribution"} == set()
 
 

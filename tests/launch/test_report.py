@@ -11,7 +11,7 @@ from PIL import Image
 
 from infra.errors import UserError
 from launch.runs.evaluation import PICTURES, Outcome
-from launch.runs.report import metrics_table, scalars, write
+from launch.runs.report import metrics_table, scalars, summary, write
 
 NOT_AVAILABLE = "not available: no Inception weights were given (--inception FILE)"
 
@@ -35,25 +35,29 @@ def flip(true: str, seen: str, share: float) -> dict[str, Any]:
 EVERYTHING = row(
     0.6,
     flip_rate=0.123,
-    flips=[flip("sky", "vegetation", 0.18), flip("building", "vegetation", 0.04)],
+    drift=0.0712,
+    sky_to_vegetation=0.18,
+    building_to_vegetation=0.0149,
+    flips=[flip("sky", "vegetation", 0.18), flip("road", "car", 0.04)],
     skipped=["train", "bus"],
     Dist=101.259,
     Acc={"30": 0.25, "50": 1.0},
     FID=62.345,
     KID=0.01234,
-    baseline=row(0.4, flip_rate=0.0, Dist=9.5, Acc={"30": 0.125, "50": 0.5}, FID=100.0, KID=-0.0001),
-    ceiling=row(0.9),
+    baseline=row(0.4, flip_rate=0.0, drift=0.5, Dist=9.5, Acc={"30": 0.125, "50": 0.5}, FID=100.0, KID=-0.0001),
+    ceiling=row(0.9, drift=0.02),
 )
 
 
 def test_everything_on_one_screen() -> None:
     assert metrics_table(EVERYTHING).splitlines() == [
-        "                       pxAcc  clsAcc   mIoU  flip rate    Dist  Acc(30)  Acc(50)     FID      KID",
-        "source, untranslated   40.0%   20.0%  10.0%       0.0%    9.50    12.5%    50.0%  100.00  -0.0001",
-        "translation            60.0%   30.0%  15.0%      12.3%  101.26    25.0%   100.0%   62.34   0.0123",
-        "real images (ceiling)  90.0%   45.0%  22.5%",
+        "                pxAcc  clsAcc   mIoU  flip rate  drift    Dist  Acc(30)  Acc(50)     FID      KID",
+        "untranslated    40.0%   20.0%  10.0%       0.0%  50.0%    9.50    12.5%    50.0%  100.00  -0.0001",
+        "translation     60.0%   30.0%  15.0%      12.3%   7.1%  101.26    25.0%   100.0%   62.34   0.0123",
+        "real (ceiling)  90.0%   45.0%  22.5%              2.0%",
         "flips: sky → vegetation 18 % of sky, 3.6 % of all pixels",
-        "       building → vegetation 4.0 % of building, 0.8 % of all pixels",
+        "       road → car 4.0 % of road, 0.8 % of all pixels",
+        "       building → vegetation 1.5% of building",
         "       not compared, since no real image shows them: train, bus",
     ]
 
@@ -61,16 +65,28 @@ def test_everything_on_one_screen() -> None:
 def test_columns_and_rows_without_figures_are_skipped() -> None:
     metrics = {"Dist": 1.0, "Acc": {"3": 0.5}, "FID": NOT_AVAILABLE, "KID": NOT_AVAILABLE}
     assert metrics_table(metrics | {"baseline": metrics}).splitlines() == [
-        "                      Dist  Acc(3)",
-        "source, untranslated  1.00   50.0%",
-        "translation           1.00   50.0%",
+        "              Dist  Acc(3)",
+        "untranslated  1.00   50.0%",
+        "translation   1.00   50.0%",
         f"FID, KID: {NOT_AVAILABLE}",
     ]
 
 
+def test_a_row_of_before_drift_was_measured() -> None:
+    newer = ("drift", "sky_to_vegetation", "building_to_vegetation")
+    older = {name: value for name, value in EVERYTHING.items() if name not in newer} | {
+        "baseline": row(),
+        "ceiling": row(),
+    }
+    assert "drift" not in metrics_table(older) and "building" not in metrics_table(older)
+    assert "drift" not in summary(older) and "drift 7.1%" in summary(EVERYTHING)
+
+
 def test_no_more_than_the_worst_five_flips_are_named() -> None:
     metrics = EVERYTHING | {"flips": [flip("sky", f"class {k}", 0.1) for k in range(9)], "skipped": []}
-    assert sum("→" in line for line in metrics_table(metrics).splitlines()) == 5
+    metrics["sky_to_vegetation"] = 0.0
+    shown = [line for line in metrics_table(metrics).splitlines() if "→" in line]
+    assert len(shown) == 5 + 1 and "building → vegetation" in shown[5]  # which has a name, and is not 0
 
 
 def test_nothing_to_show() -> None:

@@ -48,15 +48,15 @@ def compute_metrics(
 
     untranslated: the same of the sources as they are, under "baseline". real: the same of real target images, under
     "ceiling": no translation can be expected to score higher. target_histogram: labelled pixels per class of the training
-    target images. Only what applies is there: Dist and Acc where there are pairs; pxAcc, clsAcc, mIoU and per_class where
-    there are labels and a segmenter; flip_rate, flips, skipped, class_distribution and total_variation where the real images
-    have labels too. FID and KID are always there, in words where they are not available.
+    target images. Only what applies is there: Dist and Acc where there are pairs; pxAcc, clsAcc, mIoU, per_class and
+    drift where there are labels and a segmenter; flip_rate, flips by name, flips, skipped, class_distribution and
+    total_variation where the real images have labels too. FID and KID are always there, in words where they are not available.
     """
     result = {**translated.compute(real), "baseline": untranslated.compute(real)}
     if real.segmentation:
-        confusion = real.segmentation.confusion
-        result["ceiling"] = confusion.scores()
+        result["ceiling"] = real.segmentation.scores()
         if translated.segmentation:
-            found = class_distributions(translated.segmentation.confusion, confusion, target_histogram)
+            seen, seen_in_real = translated.segmentation.confusion, real.segmentation.confusion
+            found = class_distributions(seen, seen_in_real, target_histogram)
             result |= found.metrics()
     return result

@@ -7,7 +7,8 @@ from infra.errors import UserError
 
 # For each metric whether more or less of it is better.
 BETTER = {
-    "mIoU": "more", "pxAcc": "more", "clsAcc": "more", "flip_rate": "less", "Dist": "less", "FID": "less", "KID": "less",
+    "mIoU": "more", "pxAcc": "more", "clsAcc": "more", "flip_rate": "less", "drift": "less", "Dist": "less", "FID": "less",
+    "KID": "less",
 }  # fmt: skip
 
 

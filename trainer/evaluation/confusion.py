@@ -61,6 +61,21 @@ class ConfusionMatrix:
         with np.errstate(invalid="ignore"):
             return self.counts / self.counts.sum(axis=1, keepdims=True)
 
+    def drift(self) -> float:
+        """The total variation between the shares of the seen classes and those of the true ones, in [0, 1]:
+
+            sum over p, "none" included, of |sum_t n[t, p] - sum_s n[p, s]| / (2 sum_tp n[t, p])
+
+        How far the classes as a whole have moved, wherever they are. UserError if no pixel was counted.
+        """
+        true = np.append(self.counts.sum(axis=1), 0)
+        self._refuse_none(true)
+        return float(np.abs(self.counts.sum(axis=0) - true).sum() / (2 * true.sum()))
+
+    def _refuse_none(self, pixels: np.ndarray) -> None:
+        if not pixels.any():
+            raise UserError("no pixel of the evaluated images has a true class: evaluate on a labelled split")
+
     def scores(self) -> dict[str, Any]:
         """pxAcc, clsAcc and mIoU in [0, 1], as SRUNIT defines them (Sec. 5.1.1; supplement, Appendix B).
 
@@ -80,8 +95,7 @@ class ConfusionMatrix:
         true, seen = self.counts.sum(axis=1), self.counts[:, :count].sum(axis=0)
         right = self.counts.diagonal()
         occurring = np.flatnonzero(true)
-        if not occurring.size:
-            raise UserError("no pixel of the evaluated images has a true class: evaluate on a labelled split")
+        self._refuse_none(true)
         accuracy = right[occurring] / true[occurring]
         iou = right[occurring] / (true + seen - right)[occurring]
         share = true[occurring] / true.sum()

@@ -9,8 +9,9 @@ from trainer.evaluation.flips import flips
 
 
 class SegmentationScores(Metric):
-    """pxAcc, clsAcc, mIoU and per_class (`ConfusionMatrix.scores`); flip_rate, flips and skipped (`Flips.metrics`) where the
-    real images have labels, too. classes: names of the labels' classes, in the order of the trainIds."""
+    """pxAcc, clsAcc, mIoU, per_class and drift (`ConfusionMatrix`); flip_rate, flips by name, flips and skipped
+    (`Flips.metrics`) where the real images have labels, too. classes: names of the labels' classes, in the order of the
+    trainIds."""
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.confusion = ConfusionMatrix(classes)
@@ -26,7 +27,11 @@ class SegmentationScores(Metric):
     def merge(self, other: "SegmentationScores") -> None:
         self.confusion.merge(other.confusion)
 
+    def scores(self) -> dict[str, Any]:
+        """Those that need no other images."""
+        return {**self.confusion.scores(), "drift": self.confusion.drift()}
+
     def compute(self, real: "SegmentationScores") -> dict[str, Any]:
         if not self:
             return {}
-        return self.confusion.scores() | (flips(self.confusion, real.confusion).metrics() if real else {})
+        return self.scores() | (flips(self.confusion, real.confusion).metrics() if real else {})

@@ -17,8 +17,8 @@ CLASSES = ("road", "building", "sky", "vegetation")
 ROAD, BUILDING, SKY, VEGETATION = range(4)
 DELTAS = (30, 50)
 
-SEGMENTATION = {"pxAcc", "clsAcc", "mIoU", "per_class"}
-FLIPS = {"flip_rate", "flips", "skipped"}
+SEGMENTATION = {"pxAcc", "clsAcc", "mIoU", "per_class", "drift"}
+FLIPS = {"flip_rate", "flips", "skipped", "sky_to_vegetation"}  # no building in these scenes
 DISTRIBUTIONS = {"class_distribution", "total_variation"}
 PAIRED = {"Dist", "Acc"}
 FIDELITY = {"FID", "KID"}
@@ -123,7 +123,10 @@ def test_a_flip_that_was_built_in_is_found() -> None:
         counted((picture(real_seen), None, real_truth)),
     )
     assert result["flip_rate"] == pytest.approx(0.4 * (0.5 - 0.25))
-    assert result["baseline"]["flip_rate"] == 0
+    assert result["baseline"]["flip_rate"] == result["baseline"]["sky_to_vegetation"] == 0
+    assert result["sky_to_vegetation"] == 0.25 and "building_to_vegetation" not in result
+    assert [part["drift"] for part in (result, result["baseline"], result["ceiling"])] == [0.2, 0, 0.2]
+    assert result["drift"] == pytest.approx(result["total_variation"]["source_translation"])
     assert result["flips"] == [{"true": "sky", "seen": "vegetation", "excess": 0.25, "of_all": pytest.approx(0.1)}]
 
 

@@ -53,6 +53,21 @@ def test_by_hand() -> None:
     assert np.isnan(rates[3]).all()
 
 
+def test_drift_by_hand() -> None:
+    """Of 8 pixels one of road, of sky and of car go to building, and one of building to none; places say nothing."""
+    matrix = measured(label([0, 0, 0, 1], [1, 2, 2, 3]), label([0, 0, 1, 1], [255, 2, 1, 1]))
+    assert matrix.drift() == (1 + 2 + 1 + 1 + 1) / 16
+    assert measured(label([0, 1, 2]), label([2, 0, 1])).drift() == 0
+    assert measured(label([0, 0]), label([255, 255])).drift() == 1
+
+
+def test_drift_is_of_all_pixels_and_not_a_mean_over_images() -> None:
+    one, other = measured(label([0, 0, 0]), label([1, 1, 1])), measured(label([1]), label([0]))
+    assert one.drift() == other.drift() == 1
+    one.merge(other)
+    assert one.drift() == 0.5
+
+
 def test_a_class_without_a_true_pixel_is_skipped_wherever_it_is_seen() -> None:
     unseen = measured(label([0, 0, 1, 1]), label([0, 0, 1, 0])).scores()
     seen = measured(label([0, 0, 1, 1]), label([0, 0, 1, 3])).scores()

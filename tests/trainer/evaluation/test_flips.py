@@ -112,6 +112,18 @@ def test_the_rate_lies_between_the_loss_of_accuracy_and_one(translated: np.ndarr
     assert weight @ -result.matrix.diagonal()[compared] - 1e-12 <= result.rate <= 1 + 1e-12
 
 
+def test_pairs_with_a_name_are_metrics() -> None:
+    names = ("building", "sky", "vegetation")
+    translated, real = ConfusionMatrix(names), ConfusionMatrix(names)
+    translated.counts[:] = [[6, 0, 4, 0], [1, 0, 1, 0], [0, 0, 5, 0]]
+    real.counts[:] = [[5, 0, 5, 0], [0, 3, 1, 0], [0, 0, 9, 0]]
+    metrics = flips(translated, real).metrics()
+    assert metrics["sky_to_vegetation"] == 1 / 2 - 1 / 4
+    assert metrics["building_to_vegetation"] == 0  # less often than in real images
+    real.counts[1] = 0  # nothing is known of sky
+    assert "sky_to_vegetation" not in flips(translated, real).metrics()
+
+
 def test_metrics_hold_the_ten_worst_pairs() -> None:
     translated = matrix([[40, 1, 2, 3, 4], [5, 40, 6, 7, 8], [9, 10, 40, 11, 12], [13, 14, 15, 40, 16]])
     result = flips(translated, perfect(1, 1, 1, 1))
