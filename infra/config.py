@@ -199,13 +199,14 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds no options: it should have lines such as 'optim: {{lr: 0.0002}}'")
     check_format(str(path), tree.pop(_FORMAT_KEY, None))
-    return dict(_flat_items(tree))
+    return dict(flat_items(tree))
 
 
-def _flat_items(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat_items(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf of nested mappings by its dotted name."""
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _flat_items(value, f"{prefix}{key}.")
+            yield from flat_items(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
@@ -220,6 +221,17 @@ def to_yaml(flat: Mapping[str, Any]) -> str:
             node = node.setdefault(section, {})
         node[leaf] = list(value) if isinstance(value, tuple) else value
     return yaml.safe_dump(tree, sort_keys=False)
+
+
+def as_arguments(flat: Mapping[str, Any]) -> list[str]:
+    """A flat layer as options of a command line, which give the layer back."""
+    return [f"--{name.replace('_', '-')}={_as_text(value)}" for name, value in flat.items()]
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 class OptionParser(argparse.ArgumentParser):

@@ -1,4 +1,4 @@
-"""Measure semantics flipping: CUT against SRUNIT at three strengths of mismatch, on street scenes with known truth."""
+"""Measure semantics flipping: arms, which are sets of options, at three strengths of mismatch, on scenes with known truth."""
 
 import argparse
 import os
@@ -6,32 +6,59 @@ from pathlib import Path
 
 from infra.console import setup_logging
 from infra.errors import exits_cleanly
+from launch.flipping_arms import choose, read_arms
 from launch.flipping_benchmark import TIERS, Benchmark
+from launch.flipping_results import STRENGTHS, read_runs, tables
 
 DESCRIPTION = """Measure semantics flipping on street scenes, whose true labels and true translations are known.
 
-Trains CUT, SRUNIT with beta = 0 and SRUNIT, alike and with several seeds each, on data whose target has as much
-vegetation and sky as the source (none), more and less (middle), much more and much less (strong), and lets a segmenter
-trained on the target's look judge them all. Prints mean and spread; docs/flipping.md discusses the results.
+Trains each arm with each seed on data whose target has as much vegetation and sky as the source (none), more and less
+(middle), much more and much less (strong), all alike but for the arm's options (launch/flipping-arms.yaml), and lets a
+segmenter trained on the target's look judge them all. docs/flipping.md discusses the results.
 
-Each training is a process of its own (launch/train.py). The same command again continues where it was stopped."""
+Each training is a process of its own (launch/train.py). The same command again continues where it was stopped; runs of
+other commands that are in FILE stay there. Whatever the trainings need is made where it is missing."""
 
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         "flipping.py",
         description=DESCRIPTION,
-        epilog="example: python launch/flipping.py --seeds 5",
+        epilog="example: python launch/flipping.py --arms cut srunit --mismatch strong --seed-list 0 1 2 3 4",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     option = result.add_argument
-    option("--tier", choices=TIERS, default="small", help="small: two CPU cores; gpu: 256x128 scenes [%(default)s]")
-    option("--out", type=Path, metavar="DIR", help="folder of data, runs and results [runs/flipping-TIER]")
     option(
-        "--beta", type=float, nargs="+", default=[0.0, 1e-4], metavar="X", help="SRUNIT's weights of L_robust [0 1e-4]"
+        "--arms",
+        nargs="+",
+        default=["cut", "srunit"],
+        metavar="NAME",
+        help=f"among {', '.join(read_arms())} [cut srunit]",
     )
-    option("--seeds", type=int, default=3, metavar="N", help="runs of each method and strength [%(default)s]")
+    option(
+        "--mismatch", nargs="+", choices=STRENGTHS, default=list(STRENGTHS), metavar="STRENGTH",
+        help="none, middle or strong [all three]",
+    )  # fmt: skip
+    option(
+        "--seed-list", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="one run of each arm with each [0 1 2]"
+    )
+    option("--steps", type=int, metavar="N", help="of each training [those of the tier: 1200 or 5000]")
+    option(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="list of all runs, to which those of this command are added [OUT/runs.json]",
+    )
+    option("--out", type=Path, metavar="DIR", help="folder of data, runs and pictures [runs/flipping-TIER]")
+    option("--tier", choices=TIERS, default="small", help="small: two CPU cores; gpu: 256x128 scenes [%(default)s]")
     option("--parallel", type=int, metavar="N", help="trainings at once [small: one per core; gpu: 1]")
+    option(
+        "--table",
+        type=Path,
+        metavar="FILE",
+        help="train nothing, and print the tables of such a list of runs in Markdown",
+    )
     return result
 
 
@@ -39,12 +66,21 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = parser().parse_args()
     setup_logging(None)
+    arms = read_arms()
+    titles = {name: arm.title for name, arm in arms.items()}
+    if args.table:
+        print(tables(read_runs(args.table), titles))
+        return
     out = args.out or Path(f"runs/flipping-{args.tier}")
+    file = args.json or out / "runs.json"
     usual = (os.cpu_count() or 1) if args.tier == "small" else 1
     parallel = usual if args.parallel is None else args.parallel
-    benchmark = Benchmark(TIERS[args.tier], out, args.beta, args.seeds, parallel)
-    benchmark.run()
-    print(benchmark.report())
+    benchmark = Benchmark(
+        TIERS[args.tier], out, choose(arms, args.arms), args.mismatch, args.seed_list, args.steps, parallel
+    )
+    benchmark.run(file)
+    print(tables([run for run in read_runs(file) if run["steps"] == benchmark.steps], titles))
+    print(f"written: {file}, {benchmark.write_pictures()}")
 
 
 if __name__ == "__main__":

@@ -1,42 +1,40 @@
-"""The flipping benchmark: data, a segmenter, and many trainings alike, which `launch/flipping.py` runs.
+"""The flipping benchmark: data, a judge, and many trainings alike, which `launch/flipping.py` runs.
 
-OUT/data/{none,middle,strong}    street scenes; the strength is in the layout of the training targets alone
-OUT/data/segmenter               more scenes, whose target images train the segmenter
-OUT/segmenter                    its run
-OUT/runs/STRENGTH-METHOD-SEED    run folders of the translators
-OUT/logs                         output of each training
-OUT/results.csv, results.md      metrics of every run; mean and spread
-OUT/pictures.png                 test scenes as each method translates them
+OUT/data/{none,middle,strong}        street scenes; the strength is in the layout of the training targets alone
+OUT/data/segmenter                   more scenes, whose target images train the judge
+OUT/segmenter                        its run
+OUT/runs/MISMATCH-ARM-SEED-STEPS     run folders of the translators
+OUT/logs                             output of each training
+OUT/runs.json                        what all runs found, unless another file is named (launch/flipping_results.py)
+OUT/pictures.png                     test scenes as each arm translates them
 """
 
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from infra.config import as_arguments
 from infra.errors import UserError
 from infra.storage import replacing
-from infra.tables import comma_separated, markdown, spreads
+from launch.flipping_arms import Arm
+from launch.flipping_results import STRENGTHS, Run, add_runs, run_of
 from launch.runs.embedded import LARGE_SEGMENTER, SMALL_SEGMENTER, Setup
+from launch.runs.folder import RunFolder, check_same
+from launch.runs.processes import one_at_a_time, run_all
 from pipelines.dataset import ImageDataset
 from trainer.samples import stack
 from trainer.translator import load_translator
 
 LAUNCH = Path(__file__).parent
-STRENGTHS = {"none": 0.0, "middle": 0.5, "strong": 1.0}
-METRICS = {"mIoU": 100, "pxAcc": 100, "clsAcc": 100, "flip_rate": 100, "Dist": 1}  # and what they are multiplied by
+TASK = "gta2city"
 PICTURE_ROWS = 3  # scenes of each strength
-
-Cell = tuple[str, str, int]  # strength, method, seed
-Results = dict[Cell, dict[str, Any]]
+LONG = 4000  # steps from which on every quarter is evaluated, and not the half alone
 
 TIERS = {
     "small": Setup(
@@ -46,119 +44,142 @@ TIERS = {
 }
 
 
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One training."""
+
+    arm: Arm
+    mismatch: str
+    seed: int
+
+    def name(self, steps: int) -> str:
+        return f"{self.mismatch}-{self.arm.name}-{self.seed}-{steps}"
+
+
 class Benchmark:
-    """betas: SRUNIT's. seeds: runs of each method and strength. parallel: processes at once, which share the cores."""
+    """steps: of each training; None: as many as the tier's file says. parallel: trainings at once, which share the cores."""
 
-    def __init__(self, tier: Setup, out: Path, betas: Sequence[float], seeds: int, parallel: int) -> None:
-        if seeds < 1 or parallel < 1:
-            raise UserError(f"{seeds} seeds and {parallel} trainings at once are impossible: give 1 or more of each")
-        if min(betas, default=0) < 0:
-            raise UserError(f"beta is {min(betas):g}: give 0 or more")
+    def __init__(
+        self, tier: Setup, out: Path, arms: Sequence[Arm], mismatches: Sequence[str], seeds: Sequence[int],
+        steps: int | None, parallel: int,
+    ) -> None:  # fmt: skip
+        """UserError for arms whose options are impossible, and numbers that are."""
+        if parallel < 1:
+            raise UserError(f"{parallel} trainings at once are impossible: give 1 or more")
+        if steps is not None and steps < 2:
+            raise UserError(f"{steps} steps have no two halves: give 2 or more")
+        for what, given in (("strengths of the mismatch", mismatches), ("seeds", seeds)):
+            if len(set(given)) < len(given):
+                raise UserError(f"the {what} {' '.join(map(str, given))} name one twice: name each once")
         self.tier, self.out, self.parallel = tier, out, parallel
-        # By its name: that of its run folders, and its options.
-        self.methods = {"CUT": ("cut", ["--method", "cut"])} | {
-            f"SRUNIT, beta {beta:g}": (f"srunit-beta{beta:g}", ["--method", "srunit", "--beta", beta]) for beta in betas
-        }
-        self.cells = [
-            (strength, method, seed) for seed in range(seeds) for strength in STRENGTHS for method in self.methods
-        ]
+        self.arms, self.mismatches, self.seeds = arms, mismatches, seeds
+        self.cells = [Cell(arm, mismatch, seed) for seed in seeds for mismatch in mismatches for arm in arms]
+        self.steps = steps or self._usual_steps()
+        self.configs = {cell: cell.arm.config(tier.config, self._options(cell)) for cell in self.cells}
 
-    def run_dir(self, strength: str, method: str, seed: int) -> Path:
-        return self.out / "runs" / f"{strength}-{self.methods[method][0]}-{seed}"
+    def _usual_steps(self) -> int:
+        config = self.arms[0].config(self.tier.config, self.arms[0].options)
+        return round(config.optim.total_epochs * self.tier.counts[0] / config.optim.global_batch)
+
+    def run_dir(self, cell: Cell) -> Path:
+        return self.out / "runs" / cell.name(self.steps)
+
+    @property
+    def judge(self) -> Path:
+        return self.out / "segmenter"
+
+    def _options(self, cell: Cell) -> dict[str, Any]:
+        """Of a training, over the tier's file. Half of the steps have the full learning rate, half a falling one."""
+        batch = cell.arm.config(self.tier.config, cell.arm.options).optim.global_batch
+        half = self.steps * batch / self.tier.counts[0] / 2
+        return {
+            **cell.arm.options,
+            "task": TASK, "seed": cell.seed, "data.root": str(self.out / "data" / cell.mismatch),
+            "run_dir": str(self.run_dir(cell)), "optim.epochs": half, "optim.decay_epochs": half,
+            "evaluation.every": half / 2 if self.steps >= LONG else half, "evaluation.segmenter": str(self.judge),
+        }  # fmt: skip
 
     # ---- doing it ---------------------------------------------------------------------------------------------------
 
-    def run(self) -> None:
-        """Do whatever is not done yet."""
-        for name, mismatch in STRENGTHS.items():
-            self.tier.draw(self.out / "data" / name, mismatch)
-        self.tier.train_segmenter(self.out / "data" / "segmenter", self.out / "segmenter")
-        threads = max(1, (os.cpu_count() or 1) // self.parallel)
-        with ThreadPoolExecutor(self.parallel) as pool:
-            jobs = [
-                pool.submit(self._train, cell, threads)
-                for cell in self.cells
-                if not (self.run_dir(*cell) / "model").is_dir()  # the last thing that a run leaves
-            ]
-            try:
-                for job in tqdm(as_completed(jobs), "training", len(jobs), unit="run"):
-                    job.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+    def run(self, file: Path) -> None:
+        """Do whatever is not done yet, and add each finished run to the file. UserError, when all others have ended, if a
+        training failed."""
+        with one_at_a_time(self.out / "data"):
+            self._prepare()
+        done = [cell for cell in self.cells if self._is_done(cell)]
+        add_runs(file, [self._found(cell) for cell in done])
+        cells = {cell.name(self.steps): cell for cell in self.cells if cell not in done}
+        commands = {name: self._command(cell) for name, cell in cells.items()}
+        failed = dict[str, str]()
+        progress = _Progress([self.run_dir(cell) for cell in cells.values()], self.steps)
+        with closing(progress), closing(run_all(commands, self.out / "logs", self.parallel, progress.show)) as ended:
+            for name, why in ended:
+                if why is None:
+                    add_runs(file, [self._found(cells[name])])
+                else:
+                    failed[name] = why
+        if failed:
+            name, why = next(iter(failed.items()))
+            others = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
+            raise UserError(f"{name} failed{others}: {why}: run the same command again to continue")
 
-    def _command(self, strength: str, method: str, seed: int) -> list[Any]:
-        return [
-            LAUNCH / "train.py", "--task", "gta2city", "--config", self.tier.config, *self.methods[method][1],
-            "--seed", seed, "--data", self.out / "data" / strength, "--run-dir", self.run_dir(strength, method, seed),
-            "--evaluation.segmenter", self.out / "segmenter",
-        ]  # fmt: skip
+    def _prepare(self) -> None:
+        for mismatch in self.mismatches:
+            self.tier.draw(self.out / "data" / mismatch, STRENGTHS[mismatch])
+        self.tier.train_segmenter(self.out / "data" / "segmenter", self.judge)
 
-    def _train(self, cell: Cell, threads: int) -> None:
-        """UserError with the end of its log if it fails."""
-        name = self.run_dir(*cell).name
-        log = self.out / "logs" / f"{name}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        with log.open("ab") as output:
-            arguments = [sys.executable, *map(str, self._command(*cell))]
-            done = subprocess.run(arguments, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False)
-        if done.returncode:
-            last = log.read_text().strip().splitlines()[-1:]
-            raise UserError(f"{name} failed ({''.join(last)}): see {log}, and run the same command again to continue")
+    def _is_done(self, cell: Cell) -> bool:
+        """UserError if the run is there with other options."""
+        folder = RunFolder(self.run_dir(cell))
+        saved = folder.saved()
+        if saved:
+            check_same(str(folder.path), saved, self.configs[cell])
+        return folder.model.is_dir()  # the last thing that a run leaves
 
-    # ---- what came out ----------------------------------------------------------------------------------------------
+    def _command(self, cell: Cell) -> list[Any]:
+        options = as_arguments(self._options(cell))
+        return [LAUNCH / "train.py", "--config", self.tier.config, *options]
 
-    def report(self) -> str:
-        """Write the results and say where they are, below the table."""
-        results = {cell: _last_evaluation(self.run_dir(*cell)) for cell in self.cells}
-        text = self._table(results)
-        rows = ((*cell, *(metrics[name] for name in METRICS)) for cell, metrics in results.items())
-        runs = comma_separated(("mismatch", "method", "seed", *METRICS), rows)
-        files = {"results.csv": runs, "results.md": text}
-        for name, content in files.items():
-            with replacing(self.out / name) as file:
-                file.write(content.encode())
-        with replacing(self.out / "pictures.png") as file:
-            Image.fromarray(self._pictures()).save(file, format="png")
-        return f"{text}\nwritten: {', '.join(str(self.out / name) for name in (*files, 'pictures.png'))}"
+    def _found(self, cell: Cell) -> Run:
+        key = (cell.arm.name, cell.mismatch, cell.seed, self.steps)
+        return run_of(key, RunFolder(self.run_dir(cell)).evaluations())
 
-    def _table(self, results: Results) -> str:
-        """Markdown: mean ± standard deviation over the seeds, between untranslated sources and real images."""
-        some = next(iter(results.values()))
-        rows = [
-            ["", name, *spreads([metrics], METRICS), ""]
-            for name, metrics in (("untranslated", some["baseline"]), ("real images (ceiling)", some["ceiling"]))
-        ]
-        for strength in STRENGTHS:
-            for method in self.methods:
-                runs = [metrics for cell, metrics in results.items() if cell[:2] == (strength, method)]
-                rows.append([strength, method, *spreads(runs, METRICS), _worst(runs)])
-        return markdown(("mismatch", "method", *METRICS, "worst flip"), rows) + "\n"
+    # ---- pictures ---------------------------------------------------------------------------------------------------
 
-    def _pictures(self) -> np.ndarray:
-        """Rows of scenes: source | each method, by its first seed | the true target; a block for each strength."""
+    def write_pictures(self) -> Path:
+        """Rows of scenes: source | each arm, by its first seed | the true target; a block for each strength."""
         rows = []
-        for strength in STRENGTHS:
-            root = str(self.out / "data" / strength)
+        for mismatch in self.mismatches:
+            root = str(self.out / "data" / mismatch)
             sources, targets = (ImageDataset(root, "test", domain) for domain in ("source", "target"))
-            translators = [load_translator(self.run_dir(strength, method, 0)) for method in self.methods]
+            translators = [load_translator(self.run_dir(Cell(arm, mismatch, self.seeds[0]))) for arm in self.arms]
             for place in range(0, len(sources), len(sources) // PICTURE_ROWS)[:PICTURE_ROWS]:
                 source = sources.read(place)[0]
                 translations = [translator(source) for translator in translators]
                 rows.append(stack([source, *translations, targets.read(place)[0]], axis=1))
-        return stack(rows, axis=0)
+        path = self.out / "pictures.png"
+        with replacing(path) as file:
+            Image.fromarray(stack(rows, axis=0)).save(file, format="png")
+        return path
 
 
-def _last_evaluation(run_dir: Path) -> dict[str, Any]:
-    return json.loads((run_dir / "evaluations.jsonl").read_text().splitlines()[-1])
+class _Progress:
+    """One line for all trainings together, in steps."""
 
+    def __init__(self, run_dirs: Sequence[Path], steps: int) -> None:
+        self.folders = [RunFolder(path) for path in run_dirs]
+        interval = 1.0 if sys.stderr.isatty() else 60.0
+        self.line = tqdm(
+            desc=f"{len(run_dirs)} trainings", total=len(run_dirs) * steps, unit="step", initial=self._done(),
+            mininterval=interval, maxinterval=interval, disable=not run_dirs, smoothing=0,
+        )  # fmt: skip
 
-def _worst(runs: Sequence[dict[str, Any]]) -> str:
-    """The pair of classes that costs most pixels on average over the runs."""
-    shares: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for run in runs:
-        for flip in run["flips"]:
-            shares.setdefault((flip["true"], flip["seen"]), []).append((flip["of_all"], flip["excess"]))
-    (true, seen), worst = max(shares.items(), key=lambda item: sum(of_all for of_all, _ in item[1]))
-    return f"{true} → {seen} {sum(excess for _, excess in worst) / len(runs):.0%} of {true}"
+    def show(self) -> None:
+        self.line.update(self._done() - self.line.n)
+
+    def _done(self) -> int:
+        return sum(folder.steps_done() for folder in self.folders)
+
+    def close(self) -> None:
+        self.show()
+        self.line.close()

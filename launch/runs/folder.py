@@ -40,6 +40,7 @@ from trainer.methods.former import todays_names
 Config = TypeVar("Config", bound=TrainingConfig)
 
 Status = Literal["RUNNING", "FINISHED", "KILLED", "FAILED"]
+LONGEST_LINE = 16384  # bytes of the metrics of one step
 METHOD, PRECISION = "method.name", "engine.precision"
 PACKAGES = ("torch", "deepspeed", "nvidia-dali-cuda130", "webdataset", "mlflow", "ray", "boto3", "numpy")
 
@@ -122,6 +123,16 @@ class RunFolder:
             return []
         lines = self.evaluations_file.read_text().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def steps_done(self) -> int:
+        """By the last whole line of the metrics; 0 where there is none."""
+        try:
+            with self.metrics_file.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - LONGEST_LINE))
+                lines = file.read().rpartition(b"\n")[0].splitlines()
+        except FileNotFoundError:
+            return 0
+        return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
 def write_png(path: Path, picture: np.ndarray) -> None:

@@ -1,27 +1,31 @@
-"""launch/flipping.py at the smallest size: real preparation, segmenter, trainings and tables; and going on."""
+"""launch/flipping.py at the smallest size: real preparation, segmenter, trainings, JSON and tables; stopped, and going on."""
 
-import csv
 import json
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
 from infra.errors import UserError
 from launch import flipping as cli
 from launch import flipping_benchmark
-from launch.flipping_benchmark import METRICS, Benchmark
+from launch.flipping_arms import Arm, read_arms
+from launch.flipping_benchmark import Benchmark
 from launch.runs.embedded import Setup
+from tests.end_to_end.jobs import REPOSITORY, wait_for_step
 
 TRAINING = """
 data: {crop: 32, threads: 1}
 method: {patches: 8, generator: {ngf: 2, blocks: 6}, discriminator: {ndf: 2}, head_dim: 4}
 methods: {srunit: {robust: {per_step: one}}}
-optim: {epochs: 0.5, decay_epochs: 0.5}
-loop: {keep: 1, keep_logged: 0}
-evaluation: {every: 1}
+loop: {keep: 1, keep_logged: 0, report_every: 1}
 """
 
 
@@ -29,66 +33,156 @@ evaluation: {every: 1}
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
     (tmp_path / "tiny.yaml").write_text(TRAINING)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(flipping_benchmark, "STRENGTHS", {"strong": 1.0})
     monkeypatch.setattr(flipping_benchmark, "PICTURE_ROWS", 2)
     segmenter = {"model.output_stride": 8, "model.width": 0.25, "optim.epochs": 1.0}
     return Setup(tmp_path / "tiny.yaml", (64, 32), (4, 8, 4), segmenter)
+
+
+def flipping(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["flipping.py", "--out", "out", "--mismatch", "strong", *arguments])
+    cli.main()
 
 
 def test_the_benchmark_from_nothing_to_the_table(
     tiny: Setup, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(cli, "TIERS", {"small": tiny})
-    monkeypatch.setattr(
-        sys, "argv", ["flipping.py", "--out", "out", "--beta", "1e-3", "--seeds", "1", "--parallel", "2"]
+    earlier = {
+        "arm": "cut",
+        "mismatch": "strong",
+        "seed": 9,
+        "steps": 4,
+        "flip_rate": 0.5,
+        "mIoU": 0.1,
+        "evaluations": [],
+    }
+    Path("found.json").write_text(json.dumps([earlier]))
+    arguments = (
+        "--arms",
+        "cut",
+        "srunit",
+        "--seed-list",
+        "3",
+        "--steps",
+        "4",
+        "--json",
+        "found.json",
+        "--parallel",
+        "2",
     )
-    cli.main()
+    flipping(monkeypatch, *arguments)
     printed = capsys.readouterr().out
 
-    rows = list(csv.DictReader(Path("out/results.csv").read_text().splitlines()))
-    assert [(row["mismatch"], row["method"], row["seed"]) for row in rows] == [
-        ("strong", "CUT", "0"),
-        ("strong", "SRUNIT, beta 0.001", "0"),
+    runs = json.loads(Path("found.json").read_text())
+    assert [(run["arm"], run["mismatch"], run["seed"], run["steps"]) for run in runs] == [
+        ("cut", "strong", 3, 4),
+        ("cut", "strong", 9, 4),
+        ("srunit", "strong", 3, 4),
     ]
-    for row, name in zip(rows, ("strong-cut-0", "strong-srunit-beta0.001-0"), strict=True):
-        last = json.loads(Path(f"out/runs/{name}/evaluations.jsonl").read_text().splitlines()[-1])
-        assert last["step"] == 4 and [float(row[f]) for f in METRICS] == [last[f] for f in METRICS]
-        assert f"| strong | {row['method']} | {last['mIoU'] * 100:.1f} |" in printed
-    assert "|  | untranslated |" in printed and "|  | real images (ceiling) |" in printed
-    assert Path("out/results.md").read_text() in printed
+    assert runs[1] == earlier
+    for run in (runs[0], runs[2]):
+        rows = Path(f"out/runs/strong-{run['arm']}-3-4/evaluations.jsonl").read_text().splitlines()
+        half, end = map(json.loads, rows)
+        assert (half["step"], end["step"]) == (2, 4)
+        for figure in ("flip_rate", "mIoU", "Dist"):
+            assert run[figure] == end[figure]
+            assert run["evaluations"][0][figure] == half[figure]
+    both = np.array([runs[0]["flip_rate"], 0.5]) * 100
+    assert "| CUT | 3, 9 |" in printed and f"| {both.mean():.1f} ± {both.std(ddof=1):.1f} |" in printed
+    assert "| untranslated |" in printed and "| real images (ceiling) |" in printed
     assert np.asarray(Image.open("out/pictures.png")).shape == (2 * 32 + 4, 4 * 64 + 3 * 4, 3)
 
-    # Again: nothing is trained a second time.
+    # Again: nothing is trained a second time, and what the file had lost is there again.
     before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*.jsonl")}
-    cli.main()
+    Path("found.json").write_text(json.dumps([earlier]))
+    flipping(monkeypatch, *arguments)
     assert capsys.readouterr().out == printed
+    assert json.loads(Path("found.json").read_text()) == runs
     assert {path: path.stat().st_mtime_ns for path in Path("out").rglob("*.jsonl")} == before
 
+    # The options of an arm have changed: its old run is not taken for one of the new.
+    monkeypatch.setattr(cli, "read_arms", lambda: {"cut": Arm("cut", "CUT", {"method.name": "cut", "optim.lr": 0.5})})
+    with pytest.raises(SystemExit, match="2"):
+        flipping(monkeypatch, *arguments[:2], *arguments[3:])
+    assert "strong-cut-3-4 has optim.lr = 0.0002, not 0.5" in capsys.readouterr().err
 
-def test_a_training_that_fails_is_named_with_its_log(tiny: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+
+FROM_OUTSIDE = """
+import sys
+from pathlib import Path
+from launch.flipping_arms import read_arms
+from launch.flipping_benchmark import Benchmark
+from launch.runs.embedded import Setup
+from infra.errors import exits_cleanly
+
+Setup.train_segmenter = lambda *_: None
+Benchmark._options = (lambda options: lambda *a: options(*a) | {"evaluation.segmenter": None, "evaluation.every": 500.0,
+    "loop.checkpoint_every": 100000})(Benchmark._options)
+
+@exits_cleanly
+def main():
+    setup = Setup(Path("tiny.yaml"), (64, 32), (4, 8, 4), {})
+    Benchmark(setup, Path("out"), [read_arms()["cut"]], ["strong"], [0], int(sys.argv[1]), 1).run(Path("out/runs.json"))
+
+main()
+"""
+
+
+def test_a_stopped_command_stops_its_trainings_with_a_checkpoint(tiny: Setup) -> None:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    command = subprocess.Popen(
+        [sys.executable, "-c", FROM_OUTSIDE, "100000"], env=environment, text=True, stderr=subprocess.PIPE
+    )
+    run = Path("out/runs/strong-cut-0-100000")
+    try:
+        wait_for_step(command, run, 2)
+        children = psutil.Process(command.pid).children(recursive=True)
+        (training,) = [child for child in children if any("train.py" in part for part in child.cmdline())]
+        command.send_signal(signal.SIGTERM)
+        _, errors = command.communicate(timeout=60)
+    finally:
+        command.kill()
+    assert command.returncode == 128 + signal.SIGTERM
+    assert "stopped: the same command continues from here" in errors
+    assert not training.is_running()
+    assert (run / "status").read_text() == "KILLED\n"
+    done = int(json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"])
+    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step_{done}"]
+    assert not json.loads(Path("out/runs.json").read_text())  # finished runs alone
+
+
+def test_a_training_that_fails_is_named_with_its_log_and_others_go_on(
+    tiny: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Setup, "draw", lambda *_: None)
     monkeypatch.setattr(Setup, "train_segmenter", lambda *_: None)
+    arms = [read_arms()["cut"], read_arms()["srunit"]]
     with pytest.raises(
-        UserError, match=r"^strong-cut-0 failed \(error: no prepared data at .*\): see .*strong-cut-0\.log, and"
+        UserError,
+        match=r"^strong-cut-0-4 failed, and 1 more: no prepared data at .* \(see .*strong-cut-0-4\.log\): run the same command",
     ):
-        Benchmark(tiny, Path("out"), [], seeds=1, parallel=1).run()
+        Benchmark(tiny, Path("out"), arms, ["strong"], [0], 4, parallel=2).run(Path("out/runs.json"))
+    assert "no prepared data" in Path("out/logs/strong-srunit-0-4.log").read_text()
 
 
-@pytest.mark.parametrize("options", [{"seeds": 0, "parallel": 1}, {"seeds": 1, "parallel": 0}])
-def test_impossible_numbers(tiny: Setup, options: dict[str, int]) -> None:
-    with pytest.raises(UserError, match="are impossible: give 1 or more"):
-        Benchmark(tiny, Path("out"), [1e-4], **options)
-
-
-def test_an_impossible_beta(tiny: Setup) -> None:
-    with pytest.raises(UserError, match="beta is -1: give 0 or more"):
-        Benchmark(tiny, Path("out"), [0.0, -1.0], seeds=1, parallel=1)
-
-
-def test_the_worst_flip_is_that_of_most_pixels_over_all_runs() -> None:
-    runs = [
-        {"flips": [{"true": "sky", "seen": "vegetation", "excess": 0.5, "of_all": 0.1}]},
-        {"flips": [{"true": "road", "seen": "car", "excess": 0.3, "of_all": 0.12}]},
-        {"flips": [{"true": "sky", "seen": "vegetation", "excess": 0.4, "of_all": 0.08}]},
-    ]
-    assert flipping_benchmark._worst(runs) == "sky → vegetation 30% of sky"
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": [0, 0]}, "the seeds 0 0 name one twice"),
+        ({"seeds": [-1]}, "seed -1 is negative"),
+        ({"parallel": 0}, "0 trainings at once are impossible: give 1 or more"),
+        ({"steps": 1}, "1 steps have no two halves"),
+        ({"arms": [Arm("odd", "", {"method.robust.betta": 1})]}, "the arm odd: unknown option 'method.robust.betta'"),
+        ({"arms": [Arm("odd", "", {"method.name": "cit"})]}, "the arm odd: unknown method 'cit'"),
+    ],
+)
+def test_what_cannot_be(tiny: Setup, change: dict[str, Any], message: str) -> None:
+    usual: dict[str, Any] = {
+        "arms": [read_arms()["cut"]],
+        "mismatches": ["none"],
+        "seeds": [0],
+        "steps": 4,
+        "parallel": 1,
+    }
+    with pytest.raises(UserError, match=message):
+        Benchmark(tiny, Path("out"), **usual | change)

@@ -1,0 +1,108 @@
+"""What the flipping benchmark found: a JSON list of runs, to which every command adds, and the tables made from it.
+
+Each run: {"arm", "mismatch", "seed", "steps"}, FIGURES as fractions (Dist in grey levels), "evaluations": the same at other
+steps, and "baseline" and "ceiling": of the untranslated sources and of real images, by the same judge.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from infra.errors import UserError
+from infra.storage import replacing
+from infra.tables import markdown, spreads
+from launch.runs.processes import one_at_a_time
+
+Run = dict[str, Any]
+
+STRENGTHS = {"none": 0.0, "middle": 0.5, "strong": 1.0}  # of the mismatch
+KEY = ("arm", "mismatch", "seed", "steps")
+# Of each what a table calls it, and what it is multiplied by there.
+FIGURES = {
+    "mIoU": ("mIoU", 100),
+    "pxAcc": ("pxAcc", 100),
+    "clsAcc": ("clsAcc", 100),
+    "flip_rate": ("flip rate", 100),
+    "sky_to_vegetation": ("sky → vegetation", 100),
+    "building_to_vegetation": ("building → vegetation", 100),
+    "drift": ("drift", 100),
+    "Dist": ("Dist", 1),
+}
+
+
+def run_of(key: Sequence[Any], evaluations: Sequence[Mapping[str, Any]]) -> Run:
+    """key: the values of KEY. evaluations: of the run folder, in order, the last at the end."""
+    *before, last = evaluations
+    others = [{"steps": row["step"], **_figures(row)} for row in before]
+    references = {name: _figures(last[name]) for name in ("baseline", "ceiling") if name in last}
+    return {**dict(zip(KEY, key, strict=True)), **_figures(last), "evaluations": others, **references}
+
+
+def _figures(row: Mapping[str, Any]) -> dict[str, float]:
+    return {name: row[name] for name in FIGURES if isinstance(row.get(name), float)}
+
+
+def read_runs(file: Path) -> list[Run]:
+    """The runs of a file; none if there is no file. UserError if it holds something else."""
+    try:
+        runs = json.loads(file.read_text())
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the runs in {file} ({error}): correct it, or name another --json") from None
+    if not isinstance(runs, list) or not all(isinstance(run, dict) and run.keys() >= {*KEY} for run in runs):
+        raise UserError(f"{file} is not a list of runs with {', '.join(KEY)}: name another --json")
+    return runs
+
+
+def add_runs(file: Path, runs: Sequence[Run]) -> None:
+    """Put runs into the file, over those of the same arm, mismatch, seed and steps; all others stay. Several commands may do
+    so at once."""
+    with one_at_a_time(file.parent):
+        merged = {_key(run): run for run in (*read_runs(file), *runs)}
+        ordered = sorted(merged.values(), key=lambda run: (*_setting(run), run["arm"], run["seed"]))
+        with replacing(file) as opened:
+            opened.write((json.dumps(ordered, indent=1) + "\n").encode())
+
+
+def _key(run: Run) -> tuple[Any, ...]:
+    return tuple(run[name] for name in KEY)
+
+
+def _setting(run: Run) -> tuple[int, int, str]:
+    """What runs are compared within, in the order of the tables."""
+    mismatch = run["mismatch"]
+    return run["steps"], [*STRENGTHS, mismatch].index(mismatch), mismatch
+
+
+def tables(runs: Sequence[Run], titles: Mapping[str, str]) -> str:
+    """Markdown, a table for each number of steps and mismatch: mean ± standard deviation over the seeds of each arm, after the
+    untranslated sources and real images.
+
+    titles: of the arms, in the order wanted; an arm without one comes last, by its name. UserError if there are no runs.
+    """
+    if not runs:
+        raise UserError("there are no finished runs to make a table of: train some with launch/flipping.py")
+    settings = sorted({_setting(run) for run in runs})
+    return "\n".join(_table([run for run in runs if _setting(run) == setting], titles) for setting in settings)
+
+
+def _table(runs: Sequence[Run], titles: Mapping[str, str]) -> str:
+    columns = {name: factor for name, (_, factor) in FIGURES.items() if any(name in run for run in runs)}
+    checkpoints = sorted({row["steps"] for run in runs for row in run["evaluations"]})
+    header = ["arm", "seeds", *(FIGURES[name][0] for name in columns), *(f"flip rate at {n:,}" for n in checkpoints)]
+    blank = [""] * len(checkpoints)
+    rows = [
+        [name, "", *(cell.replace("–", "") for cell in spreads([runs[0][part]], columns)), *blank]
+        for name, part in (("untranslated", "baseline"), ("real images (ceiling)", "ceiling"))
+        if part in runs[0]
+    ]
+    present = {run["arm"] for run in runs}
+    for arm in (*(name for name in titles if name in present), *sorted(present - titles.keys())):
+        own = sorted((run for run in runs if run["arm"] == arm), key=lambda run: run["seed"])
+        earlier = [[row for run in own for row in run["evaluations"] if row["steps"] == n] for n in checkpoints]
+        on_the_way = [cell for rows_there in earlier for cell in spreads(rows_there, {"flip_rate": 100})]
+        seeds = ", ".join(str(run["seed"]) for run in own)
+        rows.append([titles.get(arm, arm), seeds, *spreads(own, columns), *on_the_way])
+    return f"Mismatch {runs[0]['mismatch']}, {runs[0]['steps']:,} steps\n\n{markdown(header, rows)}\n"

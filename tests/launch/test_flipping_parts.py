@@ -1,0 +1,169 @@
+"""The arms' file, the list of runs and its tables, and processes that run at once, each by itself."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from infra.errors import UserError
+from launch.flipping_arms import choose, read_arms
+from launch.flipping_benchmark import TIERS
+from launch.flipping_results import Run, add_runs, read_runs, tables
+from launch.runs.processes import run_all
+
+
+def test_every_arm_of_the_file_is_a_training_of_every_tier() -> None:
+    for arm in read_arms().values():
+        for tier in TIERS.values():
+            arm.config(tier.config, arm.options)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cut: [", "is not valid YAML"),
+        ("cut", "holds no arms"),
+        ("cut: {options: {}}", "the arm cut of .* is no {title: TEXT"),
+        ("cut: {title: C, options: {}, round: 1}", "the arm cut of .* has round = 1: give {title"),
+        ("cut: {title: C, options: {}, rounds: -1}", "the arm cut of .* has rounds = -1: give 0 or more"),
+        ("cut: {title: C, options: [lr]}", r"the arm cut of .* has options = \['lr'\]: give {title"),
+    ],
+)
+def test_a_file_that_holds_no_arms(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "arms.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_arms(tmp_path / "arms.yaml")
+    with pytest.raises(UserError, match="cannot read the arms"):
+        read_arms(tmp_path / "none.yaml")
+
+
+def test_arms_are_chosen_by_name() -> None:
+    arms = read_arms()
+    assert [arm.name for arm in choose(arms, ["srunit", "cut"])] == ["srunit", "cut"]
+    with pytest.raises(UserError, match="there is no arm cit: choose among cut, "):
+        choose(arms, ["cit"])
+    with pytest.raises(UserError, match="the arms cut cut name one twice"):
+        choose(arms, ["cut", "cut"])
+
+
+def made(arm: str, mismatch: str, seed: int, steps: int, flip_rate: float, half: float | None = None) -> Run:
+    evaluations = [] if half is None else [{"steps": steps // 2, "flip_rate": half}]
+    key = {"arm": arm, "mismatch": mismatch, "seed": seed, "steps": steps}
+    return {**key, "flip_rate": flip_rate, "mIoU": 0.2, "Dist": 40.0, "evaluations": evaluations}
+
+
+def test_runs_are_merged_by_arm_mismatch_seed_and_steps(tmp_path: Path) -> None:
+    file = tmp_path / "runs.json"
+    first = [made("cut", "strong", 0, 1200, 0.3), made("cut", "none", 0, 1200, 0.2)]
+    add_runs(file, first)
+    again = made("cut", "strong", 0, 1200, 0.35)
+    add_runs(file, [made("cut", "strong", 0, 4000, 0.25), again, made("cut", "strong", 1, 1200, 0.31)])
+    found = [(run["mismatch"], run["seed"], run["steps"], run["flip_rate"]) for run in read_runs(file)]
+    assert found == [
+        ("none", 0, 1200, 0.2),
+        ("strong", 0, 1200, 0.35),
+        ("strong", 1, 1200, 0.31),
+        ("strong", 0, 4000, 0.25),
+    ]
+
+
+def add_many(file: Path, seed: int) -> None:
+    for steps in range(10):
+        add_runs(file, [made("cut", "none", seed, steps, 0.1)])
+
+
+def test_commands_that_add_runs_at_once_lose_none(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    others = [context.Process(target=add_many, args=(tmp_path / "runs.json", seed)) for seed in range(3)]
+    for process in others:
+        process.start()
+    for process in others:
+        process.join()
+    assert len(read_runs(tmp_path / "runs.json")) == 30
+
+
+@pytest.mark.parametrize("content", ["{", '{"arm": 1}', '[{"arm": "cut"}]', "[1]"])
+def test_a_file_of_something_else_is_left_alone(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "runs.json"
+    file.write_text(content)
+    with pytest.raises(UserError, match="name another --json"):
+        add_runs(file, [made("cut", "none", 0, 4, 0.1)])
+    assert file.read_text() == content
+
+
+def test_the_tables() -> None:
+    runs = [
+        made("srunit", "strong", 0, 1200, 0.30, 0.35),
+        made("cut", "strong", 1, 1200, 0.30, 0.34),
+        made("cut", "strong", 0, 1200, 0.20, 0.32),
+        made("gone", "strong", 0, 1200, 0.5),
+        made("cut", "none", 0, 1200, 0.10) | {"baseline": {"mIoU": 0.14, "flip_rate": 0.44}, "ceiling": {"mIoU": 0.5}},
+        made("cut", "none", 0, 4000, 0.09),
+    ]
+    assert (
+        tables(runs, {"cut": "CUT", "srunit": "SRUNIT", "other": "never run"})
+        == """\
+Mismatch none, 1,200 steps
+
+| arm | seeds | mIoU | flip rate | Dist |
+| --- | --- | --- | --- | --- |
+| untranslated |  | 14.0 | 44.0 |  |
+| real images (ceiling) |  | 50.0 |  |  |
+| CUT | 0 | 20.0 | 10.0 | 40.0 |
+
+Mismatch strong, 1,200 steps
+
+| arm | seeds | mIoU | flip rate | Dist | flip rate at 600 |
+| --- | --- | --- | --- | --- | --- |
+| CUT | 0, 1 | 20.0 ± 0.0 | 25.0 ± 7.1 | 40.0 ± 0.0 | 33.0 ± 1.4 |
+| SRUNIT | 0 | 20.0 | 30.0 | 40.0 | 35.0 |
+| gone | 0 | 20.0 | 50.0 | 40.0 | – |
+
+Mismatch none, 4,000 steps
+
+| arm | seeds | mIoU | flip rate | Dist |
+| --- | --- | --- | --- | --- |
+| CUT | 0 | 20.0 | 9.0 | 40.0 |
+"""
+    )
+    with pytest.raises(UserError, match="there are no finished runs"):
+        tables([], {})
+
+
+def test_processes_run_some_at_once_and_say_what_went_wrong(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, time, pathlib\n"
+        "here = pathlib.Path(sys.argv[1])\n"
+        "here.mkdir()\n"
+        "while len(list(here.parent.glob('run-*'))) < int(sys.argv[2]): time.sleep(0.01)\n"  # for the one beside it
+        "sys.exit(None if sys.argv[3] == 'well' else 'error: ' + sys.argv[3])\n"
+    )
+    commands = {
+        "a": [script, tmp_path / "run-a", 2, "well"],
+        "b": [script, tmp_path / "run-b", 2, "too bad"],
+        "c": [script, tmp_path / "run-c", 3, "well"],
+    }
+    with closing(run_all(commands, tmp_path / "logs", 2)) as ended:
+        found = dict(ended)
+    assert found == {"a": None, "b": f"too bad (see {tmp_path / 'logs' / 'b.log'})", "c": None}
+
+
+def test_what_a_killed_command_left_running_is_not_started_twice(tmp_path: Path) -> None:
+    waits = tmp_path / "waits.py"
+    waits.write_text("import time; print('there', flush=True); time.sleep(60)")
+    starter = (
+        "from launch.runs.processes import _start; from pathlib import Path\n"
+        f"print(_start([{str(waits)!r}], Path('log.log'), 1).pid)"
+    )
+    left = int(subprocess.check_output([sys.executable, "-c", starter], cwd=tmp_path, text=True))
+    try:
+        ((_, why),) = run_all({"log": [waits]}, tmp_path, 1)
+        assert why and why.startswith("another process is at it and writes")
+    finally:
+        os.kill(left, signal.SIGKILL)
