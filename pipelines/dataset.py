@@ -6,9 +6,9 @@ import itertools
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from infra.errors import UserError
+from infra.images import DAMAGED, STORED, open_image
 from infra.storage import open_storage
 from pipelines.cache import OpenShard, ShardCache
 from pipelines.manifest import SampleEntry, load_manifest
@@ -47,9 +47,9 @@ class ImageDataset:
         """
         shard, entry = self._find(i)
         try:
-            image = np.asarray(Image.open(io.BytesIO(shard.read(entry.image))).convert("RGB"))
-            label = np.asarray(Image.open(io.BytesIO(shard.read(entry.label)))) if entry.label else None
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            image = np.asarray(open_image(io.BytesIO(shard.read(entry.image)), STORED).convert("RGB"))
+            label = np.asarray(open_image(io.BytesIO(shard.read(entry.label)), STORED)) if entry.label else None
+        except DAMAGED as error:
             raise UserError(
                 f"{entry.key} in {shard.path} cannot be decoded ({error}): prepare the data again without it"
             ) from None

@@ -25,6 +25,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from infra.errors import UserError
+from infra.images import DAMAGED, MAX_PIXELS, STORED, open_image
 from pipelines.cuts import Size
 from pipelines.images import encoded_size
 from pipelines.labels import CLASSES, IGNORE
@@ -125,11 +126,24 @@ class _File:
 
 def _open(file: _File, labels: bool) -> Image.Image:
     """The whole image in mode RGB, a label map in mode L. UserError if it cannot be decoded."""
+    image = _header(file)
     try:
-        return Image.open(io.BytesIO(file.encoded)).convert("L" if labels else "RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        problem = "it is no image" if isinstance(error, UnidentifiedImageError) else error
-        raise UserError(f"{file.name} cannot be decoded ({problem}): prepare the data again without it") from None
+        return image.convert("L" if labels else "RGB")
+    except DAMAGED as error:
+        raise _undecodable(file, error) from None
+
+
+def _header(file: _File) -> Image.Image:
+    """The image before it is decoded. UserError for what is not to be decoded at all."""
+    try:
+        return open_image(io.BytesIO(file.encoded), STORED)
+    except DAMAGED as error:
+        raise _undecodable(file, error) from None
+
+
+def _undecodable(file: _File, error: Exception) -> UserError:
+    problem = "it is no JPEG or PNG file" if isinstance(error, UnidentifiedImageError) else error
+    return UserError(f"{file.name} cannot be decoded ({problem}): prepare the data again without it")
 
 
 def _decode_one(
@@ -217,6 +231,8 @@ class DaliDecoder(Decoder):
 
     def _fits(self, request: EncodedCrop) -> bool:
         width, height = encoded_size(request.encoded) or (0, 0)
+        if width * height > MAX_PIXELS:
+            return False
         return request.x + self.crop[0] <= width and request.y + self.crop[1] <= height
 
     def _pixels(self, run: "_Run") -> Tensor:
@@ -286,7 +302,10 @@ class DaliDecoder(Decoder):
     def _fault(self, request: EncodedCrop) -> str | None:
         """What keeps DALI from decoding an image, as a sentence."""
         try:
+            _header(_File(request.name, request.encoded))  # DALI has no limit of pixels, and knows more formats
             self._wait(self._start(_Run([request])))
+        except UserError as known:
+            return str(known)
         except RuntimeError as error:
             try:
                 _decode_one(request, self.crop, self.labels)  # has better words

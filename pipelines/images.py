@@ -9,14 +9,12 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from infra.errors import UserError
-
-# What Pillow raises on files that are not images, are cut off, or claim to be enormous.
-_DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+from infra.images import DAMAGED, FORMATS, TooLarge, open_image
 
 
 def image_extensions() -> frozenset[str]:
-    """The lower-case file extensions, with the dot, of every format that Pillow reads."""
-    return frozenset(extension for extension, format in Image.registered_extensions().items() if format in Image.OPEN)
+    """The lower-case file extensions, with the dot, of every format that is read."""
+    return frozenset(extension for extension, format in Image.registered_extensions().items() if format in FORMATS)
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -37,10 +35,10 @@ def find_images(folder: Path) -> list[Path]:
 def image_size(path: Path) -> tuple[int, int]:
     """(width, height) as `read_image` would return it, from the file's header alone. UserError if it is not an image."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 swap the two axes
             return (image.height, image.width) if turned else image.size
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise _unreadable(path, error) from error
 
 
@@ -67,25 +65,27 @@ def read_image(path: Path) -> Image.Image:
     Transparency is laid over white, 16-bit gray is scaled down to 8 bits. UserError names a file that is not an image.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             ImageOps.exif_transpose(image, in_place=True)
             return to_rgb(image)
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise _unreadable(path, error) from error
 
 
 def read_stored(path: Path) -> np.ndarray:
     """A label file as it is stored: (H, W) of ids or palette indices, or (H, W, 3 or 4) of colours."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return np.asarray(image)
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
     if not path.exists():
         return UserError(f"the file {path} does not exist: check the path")
+    if isinstance(error, TooLarge):
+        return UserError(f"{path} is too large ({error}): make it smaller, or remove it")
     return UserError(f"{path} cannot be read as an image ({type(error).__name__}): repair or remove it")
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from infra.errors import UserError
+from infra.images import STORED, open_image
 from infra.storage import Storage
 from pipelines.images import encode
 from pipelines.labels import class_histogram
@@ -128,4 +129,4 @@ def _describe(name: str, tar: bytes) -> tuple[ShardFacts, bytes]:
 
 def _open(tar: bytes, place: tuple[int, int]) -> Image.Image:
     offset, length = place
-    return Image.open(io.BytesIO(tar[offset : offset + length]))
+    return open_image(io.BytesIO(tar[offset : offset + length]), STORED)

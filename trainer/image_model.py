@@ -13,11 +13,11 @@ from mlflow import MlflowException
 from PIL import Image, ImageOps
 
 from infra.errors import UserError
+from infra.images import DAMAGED, STORED, open_image
 
 Apply = Callable[[np.ndarray], np.ndarray]
 
 MODES = ("L", "P", "RGB")  # of Pillow: 8 bits a channel without transparency
-_DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class ImageModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
@@ -63,14 +63,14 @@ def decoded(text: str) -> np.ndarray:
     """The uint8 RGB (H, W, 3) image of a PNG or JPEG file in base64, upright as its EXIF orientation says. UserError for
     anything else."""
     try:
-        with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=("PNG", "JPEG")) as image:
+        with open_image(io.BytesIO(base64.b64decode(text, validate=True)), STORED) as image:
             if image.mode not in MODES:
                 raise UserError(f"an image of mode {image.mode} cannot be used: give 8 bits a channel, grey or RGB, "
                                 "without transparency")  # fmt: skip
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except UserError:
         raise
-    except (binascii.Error, *_DAMAGED):
+    except (binascii.Error, *DAMAGED):
         raise UserError(f"the text {text[:20]!r}… is no PNG or JPEG file in base64: encode the file's bytes") from None
 
 

@@ -16,6 +16,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from infra.images import open_image
+
 
 def bare_dali(
     shards: Sequence[Path], crop: int, threads: int, images: int, call_images: int, device: torch.device
@@ -73,7 +75,7 @@ class PillowPairs:
         return self._load(self._sources[index % len(self._sources)]), self._load(random.choice(self._targets))
 
     def _load(self, path: Path) -> Tensor:
-        image = Image.open(path).convert("RGB")
+        image = open_image(path).convert("RGB")
         x, y = (random.randint(0, side - self._crop) for side in image.size)
         image = image.crop((x, y, x + self._crop, y + self._crop))
         if random.random() < 0.5:

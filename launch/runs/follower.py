@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
-from PIL import Image
 
 from infra.config import read_yaml
 from infra.errors import UserError, first_line
+from infra.images import open_image
 from infra.storage import replacing
 from infra.tracking import METRICS_PER_REQUEST, MlflowRun, quiet_mlflow, store_uri
 from launch.runs.folder import RunFolder
@@ -345,7 +345,7 @@ def grouped(row: Mapping[str, float]) -> dict[str, float]:
 
 
 def _send_picture(run: MlflowRun, key: str, step: int, path: Path) -> None:
-    with Image.open(path) as image:
+    with open_image(path, ("PNG",)) as image:
         run.image(key, step, np.asarray(image.convert("RGB")))
 
 

@@ -1,6 +1,7 @@
 import dataclasses
 import importlib.util
 import io
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image
 
 from infra.errors import UserError
 from pipelines.decode import DaliDecoder, Decoder, EncodedCrop, PillowDecoder, Undecodable, make_decoder
+from tests.infra.test_images import bomb
 from tests.pipelines.shardmaker import smooth_image
 
 CPU = torch.device("cpu")
@@ -139,6 +141,25 @@ def test_an_image_smaller_than_its_crop_is_named(kind: str, images: list[Image.I
 
 
 @kinds
+@pytest.mark.parametrize("content", ["bomb", "tiff"])
+def test_what_is_too_large_or_of_another_format_is_not_decoded(
+    kind: str, content: str, images: list[Image.Image]
+) -> None:
+    """30000x30000 pixels in a file of a tenth of a megabyte would be 2.7 GB."""
+    encoded = [encode(image, "PNG") for image in images]
+    used = decoder(kind)
+    expected = used.decode(crops(encoded))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    hostile = bomb(30000) if content == "bomb" else encode(images[1], "TIFF")
+    words = "more than 178 million pixels" if content == "bomb" else "no JPEG or PNG file"
+    with pytest.raises(Undecodable, match=rf"^image 1 cannot be decoded \(.*{words}\)") as error:
+        used.decode(crops([encoded[0], hostile, *encoded[2:]]))
+    assert error.value.faults.keys() == {1}
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+    assert torch.equal(used.decode(crops(encoded)), expected)
+
+
+@kinds
 def test_every_damaged_image_is_told_and_the_decoder_goes_on(kind: str, images: list[Image.Image]) -> None:
     encoded = [encode(image, "PNG") for image in images]
     used = decoder(kind)
@@ -194,7 +215,7 @@ def test_what_dali_alone_cannot_decode_is_named_with_the_other_decoder(
     monkeypatch: pytest.MonkeyPatch, images: list[Image.Image]
 ) -> None:
     monkeypatch.setattr("pipelines.decode._decode_one", lambda *_: None)
-    encoded = [encode(images[0], "PNG"), b"not an image"]
+    encoded = [encode(images[0], "PNG"), encode(images[1], "PNG")[:200]]
     with pytest.raises(UserError, match=r"^image 1 cannot be decoded by DALI \(.+\): pass --data.decoder pillow"):
         decoder("dali").decode(crops(encoded))
 

@@ -17,10 +17,12 @@ from pipelines.images import (
     multiple_of,
     parse_size,
     read_image,
+    read_stored,
     resize,
     resize_label,
     to_array,
 )
+from tests.infra.test_images import EPS, bomb
 
 
 def saved(image: Image.Image, path: Path, **options: Any) -> Path:
@@ -148,3 +150,18 @@ def test_real_photographs_have_the_size_in_their_headers(shared_data: Path) -> N
         for path in sorted(folder.glob("*.*"))[:5]:
             with Image.open(path) as image:
                 assert encoded_size(path.read_bytes()) == image.size
+
+
+def test_what_would_start_another_program_or_fill_the_memory_is_named_before_it_is_read(tmp_path: Path) -> None:
+    hostile = {
+        "eps": (EPS, "cannot be read as an image"),
+        "bomb": (bomb(30000), "too large .more than 178 million pixels"),
+    }
+    for name, (content, words) in hostile.items():
+        path = tmp_path / f"{name}.jpg"
+        path.write_bytes(content)
+        for read in (image_size, read_image, read_stored):
+            with pytest.raises(UserError, match=f"{name}.jpg .*{words}"):
+                read(path)
+    (tmp_path / "drawing.eps").write_bytes(EPS)
+    assert tmp_path / "drawing.eps" not in find_images(tmp_path)
