@@ -24,6 +24,7 @@ from infra.errors import UserError
 Config = TypeVar("Config")
 
 FORMAT = 1  # of saved configurations and of checkpoints; what has no number is older, and read all the same
+MAX_VALUES = 100_000  # in a file
 _FORMAT_KEY = "format"  # in a file, beside the options
 _DEFAULT = object()
 
@@ -189,10 +190,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file of nested sections or dotted names as a flat layer, its format number taken off. UserError if it cannot
     be read as one."""
     try:
-        tree = yaml.safe_load(Path(path).read_text())
+        tree = _load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read the configuration {path} ({error.strerror}): check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: no UTF-8, or no date, such as 2026-13-01
         raise UserError(
             f"{path} is not valid YAML: correct it, or start from the config.yaml of a run folder"
         ) from None
@@ -200,6 +201,30 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} holds no options: it should have lines such as 'optim: {{lr: 0.0002}}'")
     check_format(str(path), tree.pop(_FORMAT_KEY, None))
     return dict(flat_items(tree))
+
+
+def _load(text: str) -> Any:
+    """YAML of at most MAX_VALUES values: a few lines of aliases to lists of aliases can stand for billions."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _values(node, {}) > MAX_VALUES:
+            raise ValueError("too many values")
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _values(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many there are below a node, each counted as often as aliases repeat it; infinitely many where it holds itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        below: list[Any] = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = [part for item in below for part in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(_values(part, known) for part in parts)
+    return known[id(node)]
 
 
 def flat_items(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,5 +1,6 @@
 """The configuration machinery on a small tree of its own."""
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -237,3 +238,36 @@ def test_a_format_that_this_version_cannot_read_is_named(tmp_path: Path, format:
 def test_a_command_line_that_cannot_be_read_is_explained(line: list[str], words: str) -> None:
     with pytest.raises(UserError, match=words):
         parser().options(line)
+
+
+def laughs(levels: int) -> str:
+    return "a0: &a0 [1, 2]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, levels))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        laughs(10),
+        laughs(30).replace("[", "{a: ", 1).replace("1, 2]", "1}"),
+        "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{l: *a{n - 1}, r: *a{n - 1}}}\n" for n in range(1, 30)),
+        "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 30)),
+        "a: &a [*a]",
+        "a: &a {b: *a}",
+        "[" * 1000,
+        "when: 2026-13-01",
+    ],
+    ids=["lists", "more lists", "sections", "merged", "itself", "itself below", "deep", "no date"],
+)
+def test_yaml_that_explodes_is_refused_before_it_does(text: str, tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(text)
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"x.yaml is not valid YAML"):
+        read_yaml(tmp_path / "x.yaml")
+    assert time.monotonic() - began < 5
+
+
+def test_yaml_with_a_few_aliases_is_read(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(
+        f"base: &base {{lr: 1}}\noptim: {{<<: *base, steps: [1, 2]}}\nagain: *base\n{laughs(4)}"
+    )
+    assert read_yaml(tmp_path / "x.yaml").items() >= {"optim.lr": 1, "again.lr": 1}.items()
