@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 EXIT_USER_ERROR = 2
+DIVERGED = 3  # the exit code of a training whose numbers are no longer finite
 
 
 class UserError(ValueError):

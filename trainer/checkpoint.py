@@ -6,12 +6,12 @@ checkpoints/step_500/generator.safetensors      one file per network
                      state.json                 format, step, loss scalers, what the data was, the resolved config
                      manifest.json              bytes and SHA-256 of each file, written last
 
+It is written as .step_500.draft, flushed to disk and renamed; an earlier one of the same step is .step_500.old meanwhile.
 `trainer/checkpointer.py` decides which are kept. This module needs no store, so that a model can carry it.
 """
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,10 +23,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from infra.config import FORMAT, check_format, completed
-from infra.errors import UserError
+from infra.disk import flush
+from infra.errors import DIVERGED, Stopped, UserError
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
+DRAFT, OLD = "draft", "old"  # how the hidden names end that a checkpoint has while it is written or replaced
+
+
+class Damaged(UserError):
+    """A checkpoint whose files are not those that were written, or hold numbers that are not finite."""
 
 
 def step_of(folder: Path) -> int:
@@ -35,9 +41,12 @@ def step_of(folder: Path) -> int:
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    found = (path.parent for path in folder.glob(f"step_*/{MANIFEST}"))
+    return [path for path in _folders_of_steps(folder) if (path / MANIFEST).is_file()]
+
+
+def _folders_of_steps(folder: Path) -> list[Path]:
     # A person may keep a copy as step_1000_good.
-    return sorted((path for path in found if path.name.removeprefix("step_").isdigit()), key=step_of)
+    return sorted((path for path in folder.glob("step_*") if path.name.removeprefix("step_").isdigit()), key=step_of)
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -54,21 +63,69 @@ def find_checkpoint(path: Path) -> Path:
     return path
 
 
-def write_checkpoint(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-    """Write {file stem: {name: tensor}} and the JSON state, in the place of what was there."""
-    draft = folder.with_name(f".{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
+def write_checkpoint(
+    folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], *, finite: bool = True
+) -> None:
+    """Write {file stem: {name: tensor}} and the JSON state, in the place of what was there, which stays until the new one
+    is on disk. finite: raise Stopped, and write nothing, if a number in it is not finite."""
+    draft = _hidden(folder, DRAFT)
+    remove(draft)
     draft.mkdir(parents=True)
     for stem, group in tensors.items():
-        save_file({name: t.detach().cpu().contiguous() for name, t in group.items()}, draft / f"{stem}.safetensors")
+        host = {name: tensor.detach().cpu().contiguous() for name, tensor in group.items()}
+        if finite and (name := _not_finite(host)):
+            remove(draft)
+            raise Stopped(f"no checkpoint {folder} was made, since {stem} {name} holds numbers that are not finite: the one "
+                          "before is good; train in another --run-dir with a lower optim.lr or beta", DIVERGED)  # fmt: skip
+        save_file(host, draft / f"{stem}.safetensors")
     (draft / STATE).write_text(json.dumps({"format": FORMAT, **state}, indent=1))
     files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(draft.iterdir())}
     (draft / MANIFEST).write_text(json.dumps(files, indent=1))
-    for path in draft.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    shutil.rmtree(folder, ignore_errors=True)
+    for path in (*draft.iterdir(), draft):
+        flush(path)
+    put(draft, folder)
+
+
+def put(draft: Path, folder: Path) -> None:
+    """Give a complete draft its name. A process that is killed in between leaves the old one or the new one, if need be
+    under a hidden name that `sweep` knows."""
+    old = _hidden(folder, OLD)
+    if folder.exists():
+        remove(old)
+        folder.rename(old)
     draft.rename(folder)
+    flush(folder.parent)
+    remove(old)
+
+
+def remove(folder: Path) -> None:
+    """Delete a checkpoint, its manifest first: a process that is killed in between leaves nothing that looks complete."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Clear away what a killed process left among a run's checkpoints: one that was being replaced gets its name back;
+    drafts, and what was being deleted, go. Only for the process that writes there."""
+    for old in folder.glob(f".step_*.{OLD}"):
+        target = folder / old.name.removeprefix(".").removesuffix(f".{OLD}")
+        if (old / MANIFEST).is_file() and not target.exists():
+            old.rename(target)
+    for hidden in folder.glob(".step_*"):
+        remove(hidden)
+    newest = max(map(step_of, checkpoints_in(folder)), default=0)
+    for path in _folders_of_steps(folder):
+        if step_of(path) < newest and not (path / MANIFEST).is_file():
+            remove(path)
+
+
+def _hidden(folder: Path, ending: str) -> Path:
+    return folder.with_name(f".{folder.name}.{ending}")
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds a number that is not finite."""
+    return next((name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()), None)
 
 
 class Checkpoint:
@@ -77,6 +134,8 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._files = self._read_json(MANIFEST)
+        if not _is_manifest(self._files):
+            raise self._incomplete(MANIFEST)
         self.state = self._read_json(STATE, self._files)
         check_format(str(folder), self.state.pop("format", None))
 
@@ -91,16 +150,31 @@ class Checkpoint:
             self._check(name, files)
         try:
             value = json.loads((self.folder / name).read_text())
-        except (OSError, json.JSONDecodeError, UnicodeDecodeError):
-            raise UserError(f"{self.folder} is not a complete checkpoint ({name} is missing or damaged): "
-                            "name another step, or delete this folder to go on from the one before") from None  # fmt: skip
-        return dict(value)
+        except (OSError, ValueError, RecursionError):  # no JSON, no text, or nested without end
+            raise self._incomplete(name) from None
+        if not isinstance(value, dict):
+            raise self._incomplete(name)
+        return value
+
+    def _incomplete(self, name: str) -> Damaged:
+        return Damaged(f"{self.folder} is not a complete checkpoint ({name} is missing or damaged): "
+                       "name another step, or delete this folder to go on from the one before")  # fmt: skip
+
+    def check(self) -> None:
+        """Raise Damaged unless every file is as it was written, and every number in it finite."""
+        for name in self._files:
+            self._check(name, self._files)
+            if name.endswith(".safetensors"):
+                stem = name.removesuffix(".safetensors")
+                if wrong := _not_finite(self.tensors(stem)):
+                    raise Damaged(f"{self.folder / name} holds numbers that are not finite ({wrong}): delete {self.folder} "
+                                  "to go on from the checkpoint before")  # fmt: skip
 
     def _check(self, name: str, files: Mapping[str, Any]) -> Path:
         path = self.folder / name
         if name not in files or not path.is_file() or _sha256(path) != files[name]["sha256"]:
-            raise UserError(f"{path} is missing or damaged (its hash is not the recorded one): "
-                            f"delete {self.folder} to go on from the checkpoint before")  # fmt: skip
+            raise Damaged(f"{path} is missing or damaged (its hash is not the recorded one): "
+                          f"delete {self.folder} to go on from the checkpoint before")  # fmt: skip
         return path
 
     def has(self, stem: str) -> bool:
@@ -115,7 +189,7 @@ class Checkpoint:
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise UserError(f"{path} cannot be read ({error}): delete {self.folder}") from None
+            raise Damaged(f"{path} cannot be read ({error}): delete {self.folder}") from None
 
     def load_into(self, network: nn.Module, stem: str) -> None:
         """Copy one network's weights in. UserError if it has another architecture."""
@@ -130,6 +204,13 @@ class Checkpoint:
         with torch.no_grad():
             for name, tensor in expected.items():
                 tensor.copy_(tensors[name])
+
+
+def _is_manifest(files: Mapping[str, Any]) -> bool:
+    return all(
+        Path(name).name == name and isinstance(about, dict) and isinstance(about.get("sha256"), str)
+        for name, about in files.items()
+    )
 
 
 def _sha256(path: Path) -> str:

@@ -1,12 +1,13 @@
 """Which checkpoints of a run are kept, here and in a mirror. `trainer/checkpoint.py` has what one of them holds.
 
 checkpoints/step_500, step_1000                 the newest
+checkpoints/step_1500.damaged                   one that was found damaged at a start, which went on from one before
 checkpoints/best                                a link to the best one, where the run evaluates itself; in a mirror, which
                                                 has no links, an object with the name of its folder
 """
 
+import logging
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,19 @@ from typing import Any
 from torch import Tensor
 
 from infra.storage import Storage
-from trainer.checkpoint import MANIFEST, checkpoints_in, step_of, write_checkpoint
+from trainer.checkpoint import (
+    MANIFEST,
+    Checkpoint,
+    Damaged,
+    checkpoints_in,
+    put,
+    remove,
+    step_of,
+    sweep,
+    write_checkpoint,
+)
+
+log = logging.getLogger(__name__)
 
 BEST = "best"
 
@@ -25,16 +38,33 @@ class Checkpointer:
 
     def __init__(self, folder: Path, keep: int, mirror: Storage | None = None) -> None:
         self.folder, self.keep, self.mirror = folder, keep, mirror
+        self._damaged: set[str] = set()  # the names of those that were found damaged in the mirror
 
     def all(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
         return checkpoints_in(self.folder)
 
-    def latest(self) -> Path | None:
-        """The newest complete checkpoint. If there is none here, it and the best are fetched from the mirror."""
-        if not self.all() and self.mirror is not None:
-            self._restore()
-        return next(reversed(self.all()), None)
+    def recover(self) -> Path | None:
+        """The newest whole checkpoint, for a start to go on from; None if there is none. Clears away what a killed process
+        left. Damaged ones that are newer are set aside with a warning. Where there is none here, or a damaged one, the
+        mirror's are tried, and the best is fetched with it."""
+        sweep(self.folder)
+        complete = self.all()
+        found = None
+        for path in reversed(complete):
+            if reason := _damage(path):
+                log.warning("%s; it is set aside as %s", reason, _set_aside(path).name)
+            else:
+                found = path
+                break
+        if self.best and not self.best.is_dir():
+            (self.folder / BEST).unlink()
+        if self.mirror is not None and not (complete and found == complete[-1]):
+            self._restore(self.mirror, step_of(found) if found else -1, step_of(complete[-1]) if complete else None)
+        newest = next(reversed(self.all()), None)
+        if complete and newest != complete[-1]:
+            log.warning("going on from %s", newest or "the beginning, since no whole checkpoint is left")
+        return newest
 
     @property
     def best(self) -> Path | None:
@@ -53,7 +83,7 @@ class Checkpointer:
             self._link_best(target.name)
         for old in self.all()[: -self.keep]:
             if old != self.best:
-                shutil.rmtree(old)
+                remove(old)
         if self.mirror is not None:
             self._update_mirror(self.mirror, target)
         return target
@@ -70,7 +100,7 @@ class Checkpointer:
         """Copy what is kept here and is not there yet, and delete there what is not kept: the newest `keep` of the mirror's
         own stay, since after a restore not all of them are here; what is newer than `new` was left behind by the run."""
         mirror.delete(f"{new.name}/{MANIFEST}")  # of an earlier attempt: it would vouch for a mixture of files
-        there = _complete_in(mirror)
+        there = set(_complete_in(mirror)) - self._damaged
         for path in self.all():
             if path.name not in there and step_of(path) <= step_of(new):
                 names = [file.name for file in path.iterdir() if file.name != MANIFEST]
@@ -79,32 +109,48 @@ class Checkpointer:
         best = self.best.name if self.best else _best_in(mirror)
         if best:
             mirror.write(BEST, best.encode())
-        older = [name for name in _complete_in(mirror) if step_of(Path(name)) <= step_of(new)]
+        self._damaged.discard(new.name)
+        whole = [name for name in _complete_in(mirror) if name not in self._damaged]
+        older = [name for name in whole if step_of(Path(name)) <= step_of(new)]
         for name in sorted(mirror.list("step_"), key=lambda name: not name.endswith(MANIFEST)):  # manifests first
             if name.split("/")[0] not in (*older[-self.keep :], best):
                 mirror.delete(name)
 
-    def _restore(self) -> None:
-        """Fetch the newest complete checkpoint of the mirror, and the best."""
-        assert self.mirror is not None
-        complete = _complete_in(self.mirror)
-        if not complete:
-            return
-        best = _best_in(self.mirror)
-        wanted = dict.fromkeys(name for name in (best, complete[-1]) if name in complete)
-        drafts = [self._fetch(self.mirror, name) for name in wanted]
-        for name, draft in zip(wanted, drafts, strict=True):  # the newest last: a run goes on from there
-            shutil.rmtree(self.folder / name, ignore_errors=True)
-            draft.rename(self.folder / name)
-            if name == best:
-                self._link_best(name)
+    def _restore(self, mirror: Storage, after: int, until: int | None) -> None:
+        """Fetch the newest whole checkpoint of the mirror whose step is later than `after`, and not later than `until`, and the
+        best if there is none here."""
+        complete = _complete_in(mirror)
+        steps = {name: step_of(Path(name)) for name in complete}
+        wanted = [name for name in complete if steps[name] > after and (until is None or steps[name] <= until)]
+        newest = next((name for name in reversed(wanted) if self._fetch(mirror, name)), None)
+        best = "" if self.best else _best_in(mirror)
+        if newest and best in complete:
+            # The newest gets its name last: a run goes on from there.
+            if best != newest and not (self.folder / best).is_dir() and self._fetch(mirror, best):
+                put(self._draft(best), self.folder / best)
+            if best == newest or (self.folder / best).is_dir():
+                self._link_best(best)
+        if newest:
+            put(self._draft(newest), self.folder / newest)
 
-    def _fetch(self, mirror: Storage, name: str) -> Path:
-        draft = self.folder / f".{name}.draft"
-        draft.mkdir(parents=True, exist_ok=True)
+    def _draft(self, name: str) -> Path:
+        return self.folder / f".{name}.draft"
+
+    def _fetch(self, mirror: Storage, name: str) -> bool:
+        """Copy a checkpoint of the mirror into a draft here; False, with a warning, if it is damaged."""
+        draft = self._draft(name)
+        remove(draft)
+        draft.mkdir(parents=True)
         for file in mirror.list(f"{name}/"):
             mirror.download(file, draft / file.split("/")[1])
-        return draft
+        if _damage(draft) is None:
+            return True
+        remove(draft)
+        self._damaged.add(name)
+        log.warning(
+            "%s/%s is damaged: it is left out, and goes when the next checkpoint is copied there", mirror.url, name
+        )
+        return False
 
 
 def _complete_in(mirror: Storage) -> list[str]:
@@ -121,3 +167,19 @@ def _best_in(mirror: Storage) -> str:
         return mirror.read(BEST).decode()
     except FileNotFoundError:
         return ""
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, in a sentence; None if it is whole."""
+    try:
+        Checkpoint(folder).check()
+    except Damaged as error:
+        return str(error).partition(": ")[0]
+    return None
+
+
+def _set_aside(folder: Path) -> Path:
+    """Give a damaged checkpoint a name under which nobody takes it for one; returns it."""
+    names = (f"{folder.name}.damaged{number}" for number in ("", *(f"-{n}" for n in range(2, 1000))))
+    target = next(path for path in (folder.with_name(name) for name in names) if not path.exists())
+    return folder.rename(target)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from infra.config import option
-from infra.errors import Stopped, UserError
+from infra.errors import DIVERGED, Stopped, UserError
 from trainer.average import MovingAverage
 from trainer.checkpoint import Checkpoint
 from trainer.draws import Draws
@@ -25,7 +25,7 @@ from trainer.schedule import Schedule
 from trainer.state import TrainingState, collect_state, restore_state
 from trainer.step import train_step
 
-DIVERGED, TERMINATED = 3, 143  # exit codes: losses that are not numbers; SIGTERM (128 + 15) after a checkpoint
+TERMINATED = 143  # exit code: SIGTERM (128 + 15) after a checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)

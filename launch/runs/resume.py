@@ -39,7 +39,8 @@ class Start(Generic[Config]):
 
 def find_start(asked: Config, engine: Engine, run_name: str, find_data: Callable[[str | None], str]) -> Start[Config]:
     """run_name: what a run folder is called before the time, where none is asked for. find_data: gives the data root, given
-    that of the run in the folder if there is one. Called on all ranks, and writes nothing but checkpoints from a mirror.
+    that of the run in the folder if there is one. Called on all ranks, and changes nothing but checkpoints: some come
+    from a mirror, damaged ones are set aside.
     UserError if the folder holds something else, or a run of other options or data."""
     folder = RunFolder(Path(engine.broadcast(asked.run_dir or default_run_dir(run_name))))
     main = engine.rank == 0
@@ -51,7 +52,7 @@ def find_start(asked: Config, engine: Engine, run_name: str, find_data: Callable
     root = engine.broadcast(find_data(begun.get("data.root")) if main else None)
     data = data_identity(root, asked.data.match)
     checkpointer = Checkpointer(folder.checkpoints, asked.loop.keep, _open_mirror(asked.loop.mirror))
-    newest = engine.broadcast(checkpointer.latest() if main else None)
+    newest = engine.broadcast(checkpointer.recover() if main else None)
     checkpoint = None
     if newest is not None:
         checkpoint = Checkpoint(newest)

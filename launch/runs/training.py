@@ -197,8 +197,8 @@ def _fit(
         if start.step == 0:
             sample(0)
         trainer.fit(loader, start.step, recorder=recorder, sample=sample, evaluate=evaluate, save=save)
-        if newest := start.checkpointer.latest() if main else None:
-            job.publish(folder, newest)
+        if main and (complete := start.checkpointer.all()):
+            job.publish(folder, complete[-1])
         status = "FINISHED"
     except (Stopped, KeyboardInterrupt, SystemExit):  # the last: Ray Tune ends a trial
         status = "KILLED"

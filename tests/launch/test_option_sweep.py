@@ -20,14 +20,13 @@ import pytest
 from PIL import Image
 
 from infra.config import flatten, leaves
-from infra.errors import Stopped, UserError
+from infra.errors import DIVERGED, Stopped, UserError
 from infra.storage import LocalStorage
 from launch import evaluate as evaluate_script
 from launch import prepare as prepare_script
 from launch.runs import config, segmenter, translator
 from pipelines.manifest import MANIFEST
 from tests.pipelines.shardmaker import write_root, write_split
-from trainer.loop import DIVERGED
 
 pytestmark = pytest.mark.slow
 

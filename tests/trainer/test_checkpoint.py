@@ -64,7 +64,7 @@ def test_the_best_stays_until_there_is_a_better(tmp_path: Path) -> None:
     for step, best in ((1, False), (2, True), (3, False), (4, False)):
         checkpointer.save(step, TENSORS, {**STATE, "step": step}, best=best)
     assert names(tmp_path) == ["best", "step_2", "step_4"] and checkpointer.best == tmp_path / "step_2"
-    assert Checkpoint(tmp_path / "best").state["step"] == 2 and checkpointer.latest() == tmp_path / "step_4"
+    assert Checkpoint(tmp_path / "best").state["step"] == 2 and checkpointer.recover() == tmp_path / "step_4"
     checkpointer.save(5, TENSORS, {**STATE, "step": 5}, best=True)
     assert names(tmp_path) == ["best", "step_5"]
     checkpointer.save(6, TENSORS, {**STATE, "step": 6})
@@ -73,7 +73,7 @@ def test_the_best_stays_until_there_is_a_better(tmp_path: Path) -> None:
 
 def test_only_complete_folders_are_checkpoints(tmp_path: Path) -> None:
     checkpointer = Checkpointer(tmp_path / "none", keep=5)
-    assert checkpointer.all() == [] and checkpointer.latest() is None
+    assert checkpointer.all() == [] and checkpointer.recover() is None
     checkpointer = Checkpointer(tmp_path, keep=5)
     save(checkpointer, 2, 10)
     shutil.copytree(tmp_path / "step_10", tmp_path / ".step_12.draft")  # killed before its renaming
@@ -81,7 +81,7 @@ def test_only_complete_folders_are_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "step_13" / "manifest.json").unlink()
     shutil.copytree(tmp_path / "step_10", tmp_path / "step_10_good")  # a person's copy
     assert [path.name for path in checkpointer.all()] == ["step_2", "step_10"]
-    assert checkpointer.latest() == tmp_path / "step_10"
+    assert checkpointer.recover() == tmp_path / "step_10"
 
 
 def test_a_draft_left_by_a_killed_process_is_overwritten(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_the_mirror_holds_the_same_checkpoints_and_restores_the_newest(tmp_path:
     assert {name.split("/")[0] for name in mirror.list()} == {"step_9", "step_10"}
 
     fresh = Checkpointer(tmp_path / "new machine", 2, mirror)
-    assert fresh.latest() == tmp_path / "new machine" / "step_10"
+    assert fresh.recover() == tmp_path / "new machine" / "step_10"
     assert names(fresh.folder) == ["step_10"]
     loaded = Checkpoint(fresh.folder / "step_10")
     assert loaded.state["step"] == 10 and loaded.tensors("generator").keys() == TENSORS["generator"].keys()
@@ -118,9 +118,9 @@ def test_an_upload_that_broke_off_is_not_restored(tmp_path: Path) -> None:
     fresh = Checkpointer(tmp_path / "new machine", 2, mirror)
     (fresh.folder / "step_8").mkdir(parents=True)  # what a crash may leave here gives way
     (fresh.folder / "step_8" / "state.json").write_text("{}")
-    assert fresh.latest() == fresh.folder / "step_8"
+    assert fresh.recover() == fresh.folder / "step_8"
     assert Checkpoint(fresh.folder / "step_8").state["step"] == 8
-    assert Checkpointer(tmp_path / "other", 2, LocalStorage(tmp_path / "empty")).latest() is None
+    assert Checkpointer(tmp_path / "other", 2, LocalStorage(tmp_path / "empty")).recover() is None
 
 
 class BreaksOff(LocalStorage):
@@ -144,13 +144,13 @@ def test_what_an_upload_leaves_that_breaks_off_is_no_checkpoint(tmp_path: Path, 
         mirror.uploads = uploads
         with pytest.raises(UserError, match="full"):
             save(Checkpointer(tmp_path / f"again{step}", 2, mirror), step)
-        latest = Checkpointer(tmp_path / f"new machine {step}", 2, mirror).latest()
+        latest = Checkpointer(tmp_path / f"new machine {step}", 2, mirror).recover()
         assert latest is not None and latest.name == "step_8"
 
 
 def restored(folder: Path, mirror: LocalStorage, keep: int) -> Checkpointer:
     checkpointer = Checkpointer(folder, keep, mirror)
-    checkpointer.latest()
+    checkpointer.recover()
     return checkpointer
 
 
@@ -167,7 +167,7 @@ def test_a_restore_brings_the_best_back_and_the_mirror_keeps_what_a_run_keeps(tm
 
     second = restored(tmp_path / "second", mirror, keep=2)
     assert second.best == tmp_path / "second" / "step_5" and names(second.folder) == ["best", "step_5", "step_8"]
-    assert Checkpoint(second.folder / "best").state["step"] == 5 and second.latest() == second.folder / "step_8"
+    assert Checkpoint(second.folder / "best").state["step"] == 5 and second.recover() == second.folder / "step_8"
     save(second, 9)
     assert in_mirror(mirror) == {"best", "step_5", "step_8", "step_9"}
     second.save(10, TENSORS, {**STATE, "step": 10}, best=True)
@@ -203,7 +203,7 @@ def test_what_is_here_goes_before_the_mirror(tmp_path: Path) -> None:
     mirror = LocalStorage(tmp_path / "mirror")
     save(Checkpointer(tmp_path / "elsewhere", 2, mirror), 9)
     save(Checkpointer(tmp_path / "here", 2), 5)
-    assert Checkpointer(tmp_path / "here", 2, mirror).latest() == tmp_path / "here" / "step_5"
+    assert Checkpointer(tmp_path / "here", 2, mirror).recover() == tmp_path / "here" / "step_5"
 
 
 # ---- damage ---------------------------------------------------------------------------------------------------------
@@ -305,7 +305,7 @@ def train(folder: Path, steps: int, **model: Any) -> Keeper:
     engine.prepare(method, optim)
     trainer = Trainer(method, engine, optim, LoopConfig(max_steps=steps), seed=0, source_samples=4)
     keeper, first = Keeper(Checkpointer(folder, keep=1)), 0
-    if (path := keeper.checkpointer.latest()) is not None:
+    if (path := keeper.checkpointer.recover()) is not None:
         checkpoint = Checkpoint(path)
         trainer.restore(checkpoint)
         first = checkpoint.state["step"]
