@@ -41,6 +41,7 @@ def _evaluate(run: Path, wanted: EvaluationConfig, engine: Engine, data: str | N
     translator = load_translator(checkpoint.folder, engine.device)
     root = data or config["data.root"]
     evaluator = Evaluator(root, config["task"], engine, wanted, config["data.cache_dir"])
+    evaluator.check_judge(config, checkpoint.state.get("given", {}))
     outcome = evaluator(translator)
     if outcome is None:
         return

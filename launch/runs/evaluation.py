@@ -1,12 +1,13 @@
 """Evaluation of translators on test images: metrics and pictures, on any number of ranks."""
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 from tqdm import tqdm
 
 from infra.errors import UserError
@@ -26,11 +27,13 @@ from trainer.evaluation.worst import WorstImages
 from trainer.exact import exact_arithmetic
 from trainer.samples import stack
 from trainer.segmentation import check_label_space, load_segmenter
+from trainer.segmentation.trained import weights_hash
 from trainer.translator import Translator
 
 SHEET_ROWS = 8
 PICTURES = ("evaluation", "flips", "class_distribution", "worst_images")  # the last three need labels and a segmenter
 WORST = 8
+TEACHER = "method.semantic.segmenter"
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,12 @@ class Outcome:
     images: int
     metrics: dict[str, Any]
     pictures: dict[str, np.ndarray]
+
+
+def _run_of(path: str) -> Path:
+    """The folder of a run, also of one of its checkpoints."""
+    place = Path(path).resolve()
+    return place.parents[1] if place.parent.name == "checkpoints" else place
 
 
 class TestImages:
@@ -133,7 +142,7 @@ class Evaluator:
         progress: bool = True,
     ) -> None:
         self.images = TestImages(root, config.images, cache_dir)
-        self.engine = engine
+        self.engine, self.config = engine, config
         self.progress = progress and engine.rank == 0
         label_space = self.images.sources.split.label_space
         if config.segmenter and label_space is None:
@@ -145,6 +154,18 @@ class Evaluator:
         extractor = load_inception(Path(config.inception), engine.device) if config.inception else None
         self.segmenter, self.extractor = segmenter, extractor
         self._new_metrics = functools.partial(MetricCollection, CLASSES, deltas_of(task), extractor)
+
+    def check_judge(self, config: Mapping[str, Any], given: Mapping[str, str]) -> None:
+        """UserError if the segmenter is what a translator was trained with: it would see what it was told to. config: the
+        translator's, flat. given: the hashes that its checkpoints have."""
+        judge, teacher = self.config.segmenter, config.get(TEACHER)
+        if self.segmenter is None or judge is None or TEACHER not in given:
+            return
+        network = self.segmenter.logits
+        same = isinstance(network, nn.Module) and weights_hash(network) == given[TEACHER]
+        if same or (teacher and _run_of(judge) == _run_of(teacher)):
+            raise UserError(f"the translator was trained with the segmenter {judge} (--{TEACHER}), which cannot judge it: "
+                            "evaluate it with another, such as one of launch/train_segmenter.py --domain target")  # fmt: skip
 
     def best_metric(self, name: str) -> str:
         """The metric that is meant, "auto" or by name, to compare checkpoints by. UserError if there will be none."""

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from infra.config import OptionParser, build, flatten, option
+from infra.errors import UserError
 from infra.storage import open_storage, replacing
 from infra.views import LabelledCrop, View
 from launch.runs.config import check_seed, read_options
@@ -48,6 +49,10 @@ class SegmenterConfig:
         "target", "the side of the data whose labelled images train it", flag="--domain", choices=DOMAINS
     )
     seed: int = option(0, "fixes initialisation, sample order, crops and flips", flag="--seed")
+    jitter: float = option(
+        0.0, "random changes of colours, contrast, blur and noise of training images, so that other looks are seen right: 0, "
+        "none, to 1, strong", flag="--jitter",
+    )  # fmt: skip
     run_dir: str | None = option(
         None, "folder of the run; the same command again continues it [runs/segmenter-NETWORK-TIME]",
         flag="--run-dir", resumable=True,
@@ -60,6 +65,8 @@ class SegmenterConfig:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        if not 0 <= self.jitter <= 1:
+            raise UserError(f"--jitter {self.jitter:g} is a strength: give a number from 0 (none) to 1 (strong)")
 
 
 def make_config(*layers: Mapping[str, Any]) -> SegmenterConfig:
@@ -112,7 +119,7 @@ class SegmenterJob(Job[SegmenterConfig]):
     def method(self) -> Segmentation:
         network = self.config.model.build(len(CLASSES))
         init_weights(network, generator("cpu", self.config.seed, "init", "segmenter"))
-        return Segmentation(network)
+        return Segmentation(network, self.config.jitter)
 
     def sample_picture(self) -> Draw:
         """Test images (train, where there are none) from all over the split: photo | predicted labels | true labels."""

@@ -75,8 +75,8 @@ class Job(ABC, Generic[Config]):
     def sample_picture(self) -> Draw:
         """What draws the sample pictures; reads the images for them once."""
 
-    def validation(self, engine: Engine) -> Validation | None:
-        """How the network is evaluated during training, if it is. Called on all ranks."""
+    def validation(self, engine: Engine, given: Mapping[str, str]) -> Validation | None:
+        """How the network is evaluated during training, if it is. given: the method's. Called on all ranks."""
         return None
 
     def facts(self) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def _train(
         parts = engine.world_size * optim.accumulation
         check_sizes(method.sizes(optim.global_batch // parts), loader.crop, min(min(size) for size in images))
         engine.prepare(method, optim)
-        validation = job.validation(engine)
+        validation = job.validation(engine, method.given())
         trainer = Trainer(
             method, engine, optim, job.config.loop, seed=job.config.seed, source_samples=loader.epoch_samples,
             evaluate_every=validation.every if validation else 0.0,

@@ -78,7 +78,7 @@ class TranslatorJob(Job[JobConfig]):
 
         return draw
 
-    def validation(self, engine: Engine) -> Validation | None:
+    def validation(self, engine: Engine, given: Mapping[str, str]) -> Validation | None:
         config = self.config.evaluation
         if not config.every:
             unused = [name for name, value in flatten(config).items() if value != getattr(EvaluationConfig(), name)]
@@ -88,6 +88,7 @@ class TranslatorJob(Job[JobConfig]):
             return None
         data = self.config.data
         evaluator = Evaluator(str(data.root), self.config.task, engine, config, data.cache_dir, progress=False)
+        evaluator.check_judge(flatten(self.config), given)
 
         def evaluate(network: nn.Module, device: torch.device) -> Outcome | None:
             assert isinstance(network, Translation)

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from infra.errors import UserError
 from infra.storage import LocalStorage
-from infra.views import SINGLE_CROP, CropWithBox, LabelledCrop, Tiles, View
+from infra.views import SINGLE_CROP, Crop, CropWithBox, LabelledCrop, Tiles, View
 from pipelines import decode
 from pipelines.config import DataConfig
 from pipelines.cuts import Cut, Cuts, augmentation, zoomed_size
 from pipelines.dataset import ImageDataset
 from pipelines.loader import Loader
-from pipelines.manifest import DOMAINS
-from tests.pipelines.shardmaker import break_samples, write_root
+from pipelines.manifest import DOMAINS, MANIFEST
+from tests.pipelines.shardmaker import break_samples, write_root, write_split
 from trainer.draws import Draws
 from trainer.engines import Engine, EngineConfig
 from trainer.methods.base import Losses, Method, OptimiserSpec, Phase, StepContext
@@ -38,7 +38,11 @@ kinds = pytest.mark.parametrize(
 )
 CONFIG = DataConfig(crop=8, threads=1, window=2, decoder="pillow", prefetch=2)
 TILES, BOX = Tiles(zoom=1 / 3, epoch=100), CropWithBox(side=4, grid=2)
-VIEWS: dict[str, View] = {"crop": SINGLE_CROP, "box": BOX, "tiles": TILES, "labelled": LabelledCrop(domain="target")}
+WITH_LABELS = Crop(source_labels=True)
+VIEWS: dict[str, View] = {
+    "crop": SINGLE_CROP, "box": BOX, "tiles": TILES, "labelled": LabelledCrop(domain="target"), "source labels": WITH_LABELS,
+    "box, source labels": CropWithBox(side=4, source_labels=True),
+}  # fmt: skip
 views = pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
 
 
@@ -199,6 +203,54 @@ def test_boxes_are_those_of_their_images(root: str) -> None:
             assert getattr(batch, f"{domain}_boxes").tolist() == [list(box) for box in expected if box]
     (plain,), (boxed,) = steps(root, SINGLE_CROP, 1), steps(root, BOX, 1)
     assert plain[0].source_boxes is None and torch.equal(plain[0].source, boxed[0].source)
+
+
+def test_labels_of_sources_are_cut_like_them_and_change_no_image(root: str) -> None:
+    dataset = ImageDataset(root, "train", "source")
+    labels = {key: dataset.read(number)[1] for number, key in enumerate(dataset.keys)}
+    mirrored = []
+    for step, ((plain,), (batch,)) in enumerate(
+        zip(steps(root, SINGLE_CROP, 4), steps(root, WITH_LABELS, 4), strict=True)
+    ):
+        assert plain.source_labels is None and batch.source_labels.dtype == torch.uint8
+        for name in ("source", "target"):
+            assert torch.equal(getattr(plain, name), getattr(batch, name))
+        for slot, key in enumerate(batch.source_keys):
+            cut = cuts_of(SINGLE_CROP, (48, 32), 8, seed=5, global_batch=4)(4 * step + slot)
+            label = labels[key]
+            assert label is not None
+            part = label[cut.y : cut.y + 8, cut.x : cut.x + 8]
+            assert np.array_equal(batch.source_labels[slot].numpy(), part[:, ::-1] if cut.flip else part)
+            mirrored.append(cut.flip)
+    assert len(set(mirrored)) == 2
+
+
+@kinds
+def test_a_source_whose_label_is_broken_is_replaced_and_no_other_is(tmp_path: Path, kind: str) -> None:
+    write_root(LocalStorage(tmp_path), format="png")
+    whole = steps(str(tmp_path), WITH_LABELS, 3)
+    break_samples(tmp_path, "source_000004", part="label")
+    config = dataclasses.replace(CONFIG, decoder=kind, on_bad_sample="skip")
+    replaced = 0
+    for (before,), (after,) in zip(whole, steps(str(tmp_path), WITH_LABELS, 3, config), strict=True):
+        assert before.target_keys == after.target_keys and "source_000004" not in after.source_keys
+        for one, other in zip(before.source_keys, after.source_keys, strict=True):
+            assert one == other or one == "source_000004"
+            replaced += one != other
+    assert replaced
+
+
+def test_sources_without_labels_are_named_with_what_does_without(tmp_path: Path) -> None:
+    manifest = write_root(LocalStorage(tmp_path))
+    splits = manifest.splits | {
+        "train/source": write_split(LocalStorage(tmp_path), "train/source", [2], labelled=False)
+    }
+    (tmp_path / MANIFEST).write_text(dataclasses.replace(manifest, splits=splits).to_json())
+    with pytest.raises(
+        UserError, match="the source images of .* have no labels: give --method.semantic.labels predicted"
+    ):
+        steps(str(tmp_path), WITH_LABELS, 0)
+    steps(str(tmp_path), SINGLE_CROP, 0)
 
 
 def test_tiles_are_cut_from_one_zoomed_image_of_each_domain(root: str) -> None:

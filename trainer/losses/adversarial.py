@@ -9,24 +9,25 @@ from torch import Tensor
 from infra.errors import UserError
 
 
-def adversarial_loss(kind: str, score: Tensor, real: bool) -> Tensor:
+def adversarial_loss(kind: str, score: Tensor, real: bool, weights: Tensor | None = None) -> Tensor:
     """How far raw scores (B, ...) are from "real" or "fake", as a scalar mean over the batch, float32 or wider.
 
     lsgan: squared distance from 1 or 0 (Mao et al. 2017). vanilla and nonsaturating: softplus(-score) or
     softplus(score), which are the cross entropy with logits (Goodfellow et al. 2014); the two are one in this form,
     where the generator asks for "real" instead of against "fake". wgangp: the signed mean (Gulrajani et al. 2017),
-    without the penalty.
+    without the penalty. weights: of the scores, of their shape.
     """
     score = score.to(torch.promote_types(score.dtype, torch.float32))
     match kind:
         case "lsgan":
-            return (score - float(real)).square().mean()
+            each = (score - float(real)).square()
         case "vanilla" | "nonsaturating":
-            return F.softplus(-score if real else score).mean()
+            each = F.softplus(-score if real else score)
         case "wgangp":
-            return -score.mean() if real else score.mean()
+            each = -score if real else score
         case _:
             raise UserError(f"adversarial loss {kind} does not exist: choose lsgan, vanilla, nonsaturating or wgangp")
+    return (each if weights is None else each * weights).mean()
 
 
 def confusion_loss(score: Tensor) -> Tensor:

@@ -93,11 +93,11 @@ class Cut(Method[Batch, Outputs]):
         for name in ("generator", "discriminator"):
             init_weights(getattr(self, name), generator("cpu", seed, "init", name))
         self.contrast = self.make_contrast(seed)
-        self.adversary = Adversary(
-            self.discriminator, config.gan, config.lambda_gan, ImageBuffers("buffer", config.buffer, global_batch)
-        )
-        self.parts = [*self.added_parts(), *config.semantic.parts()]
-        self._owners: list[Owner] = [*self.parts, self.contrast]
+        semantics, balance = config.semantic.build(self.discriminator, global_batch)
+        buffers = ImageBuffers("buffer", config.buffer, global_batch)
+        self.adversary = Adversary(self.discriminator, config.gan, config.lambda_gan, buffers, balance)
+        self.parts = [*self.added_parts(), *semantics]
+        self._owners: list[Owner] = [*self.parts, self.contrast, *([balance] if balance else [])]
         for owner in self._owners:
             for name, module in (owner.networks | owner.memory | owner.fixed).items():
                 self.add_module(name, module)
@@ -121,6 +121,13 @@ class Cut(Method[Batch, Outputs]):
 
     def given(self) -> dict[str, str]:
         return {option: found for owner in self._owners for option, found in owner.given.items()}
+
+    def measured_steps(self) -> int:
+        return max(owner.measured_steps() for owner in self._owners)
+
+    def measure(self, batches: Sequence[Batch], context: StepContext) -> None:
+        for owner in self._owners:
+            owner.measure(batches, context)
 
     def compiled_parts(self) -> list[nn.Module]:
         parts = self.generator.blocks()

@@ -55,9 +55,9 @@ class SincutConfig(CutConfig):
         if self.lambda_idt and not self.identity:
             raise UserError("method.lambda_idt compares G(target) with the target, which method.identity false leaves out: "
                             "give method.lambda_idt 0 as well")  # fmt: skip
-        if self.semantic.weight:
+        if self.semantic.used:
             raise UserError("method.semantic compares whole crops with their labels, and sincut trains on tiles without any: "
-                            "leave out method.semantic.weight, or choose another method")  # fmt: skip
+                            "leave out method.semantic, or choose another method")  # fmt: skip
         if not 0 < self.zoom <= 1 or self.epoch < 1:
             raise UserError("method.zoom is a factor above 0 and up to 1, and method.epoch counts crops: "
                             "the paper's are 0.333 and 100000")  # fmt: skip

@@ -22,6 +22,7 @@ class PatchDiscriminator(nn.Module):
         self, in_channels: int = 3, ndf: int = 64, layers: int = 3, antialias: bool = True, *, affine: bool = False
     ) -> None:
         super().__init__()
+        self.stride = 2**layers  # pixels from one patch to the next
         widths = [ndf * min(2**n, 8) for n in range(layers + 1)]
         model: list[nn.Module] = []
         for n, width in enumerate(widths):

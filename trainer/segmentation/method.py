@@ -2,11 +2,13 @@
 
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainer.methods.base import Losses, Method, OptimiserSpec, Phase, StepContext
 from trainer.networks.sizes import Sizes
+from trainer.segmentation.jitter import jittered
 from trainer.segmentation.segmenter import IGNORE
 
 # For each network the recipe of its training, by dotted name.
@@ -38,18 +40,23 @@ class LabelledBatch(Protocol):
 
 class Segmentation(Method[LabelledBatch, Tensor]):
     """segmenter: (b, 3, h, w) in [-1, 1] to class scores (b, C, h', w') at any resolution; its `stride` is in pixels per
-    deepest feature."""
+    deepest feature. jitter: strength of the random changes of colours in training images (`jittered`)."""
 
     phases = (Phase(name="segmenter", optimiser="segmenter", forward="segment", differentiates=True),)
     optimisers = (OptimiserSpec(name="segmenter", networks=("segmenter",)),)
 
-    def __init__(self, segmenter: nn.Module) -> None:
+    def __init__(self, segmenter: nn.Module, jitter: float = 0.0) -> None:
         super().__init__()
+        self.jitter = jitter
         self.segmenter = segmenter
         self.product = nn.ModuleDict({"segmenter": segmenter})
 
     def forward(self, batch: LabelledBatch, context: StepContext, name: str = "segment") -> Tensor:
-        return self.segmenter(batch.images)
+        if not self.jitter:
+            return self.segmenter(batch.images)
+        with torch.no_grad():
+            images = jittered(batch.images, batch.slots, self.jitter, context.draws)
+        return self.segmenter(images)
 
     def sizes(self, images: int) -> Sizes:
         """Batch norm needs two features of a channel, so one image alone must leave more than one pixel of the deepest."""

@@ -1,7 +1,6 @@
 """A segmenter trained here as a thing to use, and what is no such thing."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -9,36 +8,16 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from infra.config import flatten
 from infra.errors import UserError
+from tests.trainer.segmenters import network, save
 from trainer.checkpointer import Checkpointer
-from trainer.draws import generator
 from trainer.networks.config import GeneratorConfig
 from trainer.pyfunc import save_pyfunc_model
 from trainer.segmentation import load_segmenter
-from trainer.segmentation.config import SegmenterModelConfig, init_weights
-from trainer.segmentation.trained import load_trained
+from trainer.segmentation.trained import load_trained, weights_hash
 from trainer.translator import load_translator
 
-MODEL = SegmenterModelConfig(width=0.1, output_stride=4)
 SIZE = (32, 24)
-
-
-def network(seed: int) -> torch.nn.Module:
-    result = MODEL.build(19)
-    init_weights(result, generator("cpu", seed))
-    for module in result.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            assert module.running_mean is not None
-            module.running_mean.normal_(generator=torch.Generator().manual_seed(seed))
-    return result.eval()
-
-
-def save(run: Path, step: int, **networks: torch.nn.Module) -> Path:
-    tensors = {stem: net.state_dict() for stem, net in networks.items()}
-    config = {f"model.{name}": value for name, value in flatten(MODEL).items()}
-    facts: dict[str, Any] = {"step": step, "image_size": SIZE, "label_space": "cityscapes19", "config": config}
-    return Checkpointer(run / "checkpoints", keep=9).save(step, tensors, facts)
 
 
 @pytest.fixture
@@ -83,6 +62,21 @@ def test_a_run_of_the_other_kind_is_named(run: Path, tmp_path: Path) -> None:
         load_trained(tmp_path / "other")
     with pytest.raises(UserError, match="run holds no translator .a segmenter's run has none.: give a run folder of"):
         load_translator(run)
+
+
+def test_labels_that_nobody_knows_are_named(tmp_path: Path) -> None:
+    save(tmp_path / "run", 1, space="camvid11", segmenter=network(1))
+    with pytest.raises(
+        UserError, match="the segmenter .*run has the unknown label space 'camvid11': choose one of city"
+    ):
+        load_trained(tmp_path / "run")
+
+
+def test_the_hash_of_weights_is_that_of_every_number_in_them() -> None:
+    one = network(1)
+    assert weights_hash(one) == weights_hash(network(1)) != weights_hash(network(2))
+    next(module for module in one.modules() if isinstance(module, torch.nn.BatchNorm2d)).running_var[0] += 1e-6  # type: ignore[index]
+    assert weights_hash(one) != weights_hash(network(1))
 
 
 def test_what_is_no_run_is_named(tmp_path: Path) -> None:

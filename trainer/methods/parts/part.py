@@ -45,6 +45,13 @@ class Owner:
         self.fixed: dict[str, nn.Module] = {}
         self.given: dict[str, str] = {}
 
+    def measured_steps(self) -> int:
+        """See `Method.measured_steps`."""
+        return 0
+
+    def measure(self, batches: Sequence[Batch], context: StepContext) -> None:
+        """Count into `memory`; see `Method.measure`."""
+
     def after_step(self, batches: Sequence[Batch], context: StepContext) -> None:
         """Bring `memory` up to date; see `Method.after_step`."""
 

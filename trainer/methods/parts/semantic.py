@@ -1,6 +1,8 @@
-"""L_sem: a segmenter that was trained on the sources alone, and does not learn any more, is to see the source's classes in the
-translation."""
+"""What a segmenter that was trained on the sources alone, and does not learn any more, is good for: L_sem, by which it is to see
+the source's classes in the translation, and weights by which D sees as much of each class in the targets as the sources have.
+"""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,11 @@ from infra.config import option
 from infra.errors import UserError
 from trainer.losses.semantics import semantic_loss, sure_labels
 from trainer.methods.base import Batch, StepContext
-from trainer.methods.parts.part import Outputs, Part
+from trainer.methods.parts.part import Outputs, Owner, Part
+from trainer.networks import PatchDiscriminator
 from trainer.segmentation.trained import load_trained, weights_hash
+
+MEASURED = 1000  # pairs whose classes are counted before the first step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +39,10 @@ class SemanticConfig:
     )  # fmt: skip
     sure: float = option(0.9, "with predicted labels: least probability of a class that counts", adjustable=True)
     start: float = option(0.0, "share of all epochs before L_sem begins")
+    balance: float = option(
+        0.0, "weigh target patches in D's loss by how much more of their class the sources have, at most this often and at "
+        "least one in so many; 0: all alike",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         if self.weight < 0:
@@ -42,40 +51,49 @@ class SemanticConfig:
             raise UserError(f"method.semantic.sure = {self.sure} is a probability: give a number from 0 to 1")
         if not 0 <= self.start <= 1:
             raise UserError(f"method.semantic.start = {self.start} is a share of the epochs: give a number from 0 to 1")
-        if self.weight and self.segmenter is None:
+        if self.balance and self.balance <= 1:
+            raise UserError(f"method.semantic.balance = {self.balance} is the largest weight: give 0 (without) or more than "
+                            "1, such as 4")  # fmt: skip
+        if self.used and self.segmenter is None:
             raise UserError("method.semantic needs a segmenter: give method.semantic.segmenter, a run of "
                             "launch/train_segmenter.py --domain source")  # fmt: skip
+
+    @property
+    def used(self) -> bool:
+        return self.weight > 0 or self.balance > 0
 
     @property
     def reads_labels(self) -> bool:
         """Whether the sources' label maps are needed."""
         return self.weight > 0 and self.labels == "true"
 
-    def parts(self) -> list[Part]:
-        """Those with a weight. UserError if the segmenter cannot be had."""
-        if not self.weight:
-            return []
+    def build(self, discriminator: PatchDiscriminator, global_batch: int) -> tuple[list["Semantics"], "Balance | None"]:
+        """What is asked for. discriminator: whose loss is balanced. UserError if the segmenter cannot be had."""
+        if not self.used:
+            return [], None
         assert self.segmenter is not None
-        return [Semantics(self, FrozenSegmenter.load(Path(self.segmenter)))]
+        segmenter = FrozenSegmenter.load(Path(self.segmenter))
+        semantics = [Semantics(self, segmenter)] if self.weight else []
+        return semantics, Balance(self.balance, segmenter, discriminator.stride, global_batch) if self.balance else None
 
 
 class FrozenSegmenter(nn.Module):
     """A segmenter that gradients flow through to its images, and that nothing trains: batch norm uses its running
     statistics, whatever mode the method is in.
 
-    network: (b, 3, h, w) in [-1, 1] to class scores of any resolution. hash: of its weights as they were loaded.
+    network: (b, 3, h, w) in [-1, 1] to scores of so many classes, of any resolution. hash: of its weights as they were loaded.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, classes: int) -> None:
         super().__init__()
-        self.network = network.requires_grad_(False).eval()
+        self.network, self.classes = network.requires_grad_(False).eval(), classes
         self.hash = weights_hash(network)
 
     @classmethod
     def load(cls, path: Path) -> "FrozenSegmenter":
         """Of a segmenter's run or checkpoint. UserError if it is none."""
-        network: Any = load_trained(path).logits
-        return cls(network)
+        segmenter: Any = load_trained(path)
+        return cls(segmenter.logits, len(segmenter.trainids))
 
     def train(self, mode: bool = True) -> "FrozenSegmenter":
         return super().train(False)
@@ -87,6 +105,11 @@ class FrozenSegmenter(nn.Module):
         return F.interpolate(scores, images.shape[2:], mode="bilinear")
 
 
+def held(segmenter: FrozenSegmenter) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """`fixed` and `given` of an owner that uses it."""
+    return {"source_segmenter": segmenter}, {"method.semantic.segmenter": segmenter.hash}
+
+
 class Semantics(Part):
     """L_sem."""
 
@@ -96,8 +119,7 @@ class Semantics(Part):
     def __init__(self, config: SemanticConfig, segmenter: FrozenSegmenter) -> None:
         super().__init__(config.weight, config.start)
         self.config, self.segmenter = config, segmenter
-        self.fixed = {"source_segmenter": segmenter}
-        self.given = {"method.semantic.segmenter": segmenter.hash}
+        self.fixed, self.given = held(segmenter)
 
     def value(self, outputs: Outputs, batch: Batch, context: StepContext) -> Tensor:
         return semantic_loss(self.segmenter(outputs.fake), self._labels(outputs, batch))
@@ -110,3 +132,66 @@ class Semantics(Part):
         labels = batch.source_labels
         assert labels is not None, "the view asks for them"
         return labels.flip(2) if outputs.flipped else labels
+
+
+class ClassCounts(nn.Module):
+    """Pixels of each class in the sources and in the targets, (C,) float64."""
+
+    source: Tensor
+    target: Tensor
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        for domain in ("source", "target"):
+            self.register_buffer(domain, torch.zeros(classes, dtype=torch.float64))
+
+    def ratios(self) -> Tensor:
+        """(C,): the share of each class in the sources over that in the targets, inf where these have none; 1 where neither has
+        any, or nothing was counted."""
+        shares = [counts / counts.sum().clamp(min=1) for counts in (self.source, self.target)]
+        return torch.where(shares[0] == shares[1], 1.0, shares[0] / shares[1])
+
+
+class Balance(Owner):
+    """Weights of target patches in D's loss: clip(p_source(class) / p_target(class), 1 / clip, clip), where the class is the
+    segmenter's at the middle of the patch, and p its share of all pixels that the segmenter sees in crops of the domain. What
+    the targets have more of than the sources then asks less of the translations.
+
+    memory: the counts, of `MEASURED` pairs. stride: pixels from one patch to the next.
+    """
+
+    def __init__(self, clip: float, segmenter: FrozenSegmenter, stride: int, global_batch: int) -> None:
+        super().__init__()
+        self.clip, self.segmenter, self.stride = clip, segmenter, stride
+        self.steps = -(-MEASURED // global_batch)
+        self.counts = ClassCounts(segmenter.classes)
+        self.memory = {"class_counts": self.counts}
+        self.fixed, self.given = held(segmenter)
+
+    def measured_steps(self) -> int:
+        return self.steps
+
+    def measure(self, batches: Sequence[Batch], context: StepContext) -> None:
+        for batch in batches:
+            for counts, images in ((self.counts.source, batch.source), (self.counts.target, batch.target)):
+                seen = self.segmenter(images).argmax(1).flatten()
+                found = torch.zeros_like(counts).scatter_add_(0, seen, torch.ones_like(seen, dtype=counts.dtype))
+                counts += context.all_ranks(found[None])[0].sum(0)
+
+    @torch.no_grad()
+    def weights(self, images: Tensor, scores: Tensor) -> Tensor:
+        """Of D's scores (b, 1, h', w') on target images (b, 3, h, w): of the scores' shape, float32 or wider."""
+        classes = self.segmenter(images).argmax(1)
+        rows, columns = (
+            middles(patches, side, self.stride, images.device)
+            for patches, side in zip(scores.shape[2:], images.shape[2:], strict=True)
+        )
+        table = self.counts.ratios().clamp(1 / self.clip, self.clip)
+        dtype = torch.promote_types(scores.dtype, torch.float32)
+        return table.to(dtype)[classes[:, rows[:, None], columns]][:, None]
+
+
+def middles(patches: int, side: int, stride: int, device: torch.device) -> Tensor:
+    """int64 (patches,): the pixels of a side in the middles of D's patches, which lie around the middle of the side."""
+    places = (torch.arange(patches, device=device) - (patches - 1) / 2) * stride + (side - 1) / 2
+    return places.round().long().clamp(0, side - 1)
