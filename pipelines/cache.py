@@ -20,6 +20,7 @@ from infra.errors import UserError
 from infra.storage import TEMPORARY, LocalStorage, Storage, StorageUnavailable, WrongContent
 from pipelines.health import DataHealth
 from pipelines.manifest import SampleEntry, Shard, index_from_json
+from pipelines.shards import index_agrees
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,9 @@ class ShardCache:
             if isinstance(storage, LocalStorage)
             else FolderOfCopies(storage, directory or cache_home() / "shards", limit_bytes, health or DataHealth())
         )
+        self._url = storage.url
         self._keep = keep
+        self._agreed: set[str] = set()  # shards whose index was compared with them
         self._open: OrderedDict[str, OpenShard] = OrderedDict()
         self._locks: dict[str, threading.Lock] = {}
         self._asked: set[str] = set()
@@ -105,11 +108,25 @@ class ShardCache:
                 while len(self._open) >= self._keep:  # before the next one is fetched, which may need the room
                     self._asked.discard(self._open.popitem(last=False)[0])
             with self._files.open(shard.index_name, shard.index_sha256) as index:
-                entries = tuple(index_from_json(index.read().decode()))
-            opened = OpenShard(self._files.open(shard.name, shard.sha256), entries)
+                text = index.read()
+            opened = OpenShard(self._files.open(shard.name, shard.sha256), self._entries(shard, text))
+            if shard.name not in self._agreed and not index_agrees(opened.file, shard, opened.entries):
+                raise self._wrong_index(shard, "it does not tell what the shard holds")
+            self._agreed.add(shard.name)
             with self._guard:
                 self._open[shard.name] = opened
             return opened
+
+    def _entries(self, shard: Shard, text: bytes) -> tuple[SampleEntry, ...]:
+        try:
+            return tuple(index_from_json(text))
+        except ValueError as error:
+            raise self._wrong_index(shard, str(error)) from None
+
+    def _wrong_index(self, shard: Shard, reason: str) -> UnusableShard:
+        return UnusableShard(
+            f"{self._url}/{shard.index_name} is no index of its shard ({reason}): prepare the data again"
+        )
 
     def prefetch(self, shards: Iterable[Shard]) -> None:
         """Have shards fetched and verified in the background. A failure shows when the shard is opened."""

@@ -3,10 +3,11 @@
 import hashlib
 import io
 import json
+import os
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -109,6 +110,38 @@ def index_tar(name: str, tar: bytes) -> list[SampleEntry]:
     if not ends or not parts_of or not all("image" in parts for parts in parts_of.values()):
         raise DamagedShard(f"the shard {name} is truncated or not a tar of images: prepare or copy it again")
     return [SampleEntry(key, parts["image"], parts.get("label.png")) for key, parts in parts_of.items()]
+
+
+def index_agrees(file: BinaryIO, shard: Shard, entries: Sequence[SampleEntry]) -> bool:
+    """Whether an index tells the samples of its shard, an open tar: all of them, each by its own bytes and name."""
+    if len({entry.key for entry in entries}) != len(entries) or len(entries) != shard.samples:
+        return False
+    if all(
+        _member_at(file, entry.image, {f"{entry.key}.{format}" for format in IMAGE_FORMATS})
+        and (entry.label is None or _member_at(file, entry.label, {f"{entry.key}.label.png"}))
+        for entry in entries
+    ):
+        return True
+    # Names that are too long for a header have one more before it, which only tarfile reads, and takes its time.
+    try:
+        file.seek(0)
+        return index_tar(shard.name, file.read()) == list(entries)
+    except DamagedShard:
+        return False
+
+
+def _member_at(file: BinaryIO, place: tuple[int, int], names: set[str]) -> bool:
+    """Whether the header before these bytes is that of a file of one of these names and of their length."""
+    offset, length = place
+    if offset < tarfile.BLOCKSIZE or length < 0 or offset > os.fstat(file.fileno()).st_size:
+        return False
+    try:
+        member = tarfile.TarInfo.frombuf(
+            os.pread(file.fileno(), tarfile.BLOCKSIZE, offset - tarfile.BLOCKSIZE), "utf-8", "surrogateescape"
+        )
+    except tarfile.HeaderError:
+        return False
+    return member.isreg() and member.size == length and member.name in names
 
 
 def _describe(name: str, tar: bytes) -> tuple[ShardFacts, bytes]:

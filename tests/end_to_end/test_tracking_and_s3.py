@@ -1,6 +1,5 @@
 """What a run leaves in its folder, in MLflow and in S3."""
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -10,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infra.storage import open_storage
+from infra.storage import LocalStorage, open_storage
 from pipelines.dataset import ImageDataset
+from pipelines.manifest import load_manifest
 from pipelines.prepare import Encoding, prepare
 from pipelines.sources.drawn import street_scenes
 from tests.conftest import S3Server
@@ -69,7 +69,7 @@ def test_mlflow_has_the_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert tracked.data.metrics.keys() >= {"train/lr", "train/pairs_per_s", "train/memory_gib"}
     assert tracked.inputs is not None
     (data,) = tracked.inputs.dataset_inputs
-    manifest = hashlib.sha256((workplace / "data" / "manifest.json").read_bytes()).hexdigest()
+    manifest = load_manifest(LocalStorage(workplace / "data")).sha256
     assert (data.dataset.name, data.dataset.digest) == ("data", manifest[:36])
     artifacts = {item.path for item in client.list_artifacts(tracked.info.run_id)}
     assert {"images", "checkpoints"} <= artifacts

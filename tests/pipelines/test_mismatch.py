@@ -198,7 +198,9 @@ def test_manifests_without_grey_levels_are_read(maps: Path, store: LocalStorage)
     manifest = run(paired(maps), store)
     text = manifest.to_json()
     assert '"grey_histogram": null' in text
-    older = "\n".join(line for line in text.splitlines() if "grey_histogram" not in line)
+    older = "\n".join(
+        line for line in text.splitlines() if "grey_histogram" not in line and '"sha256": "' not in line[:12]
+    )
     assert Manifest.from_json(older) == manifest
 
 

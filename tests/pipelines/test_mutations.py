@@ -1,0 +1,121 @@
+"""Manifests and indexes that were damaged, or written by somebody who means harm: one sentence, or the same samples."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from infra.errors import UserError
+from infra.storage import LocalStorage
+from pipelines.cache import ShardCache, UnusableShard
+from pipelines.manifest import MANIFEST, Manifest, SampleEntry, index_to_json, load_manifest
+from pipelines.shards import Sample, build_tar, write_shard
+from tests.mutations import mutations
+from tests.pipelines.shardmaker import smooth_image, write_root
+
+COUNT = 1000
+
+
+def test_a_mutated_manifest_is_refused(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    original = write_root(storage)
+    for mutated in mutations(storage.read(MANIFEST), COUNT):
+        (tmp_path / MANIFEST).write_bytes(mutated)
+        try:
+            found = load_manifest(storage)
+        except UserError as error:
+            assert "\n" not in str(error) and len(str(error)) < 400
+        else:  # as written, in other bytes or without its hash
+            assert found == original
+
+
+def test_a_mutated_manifest_whose_hash_fits_is_refused_or_leads_to_no_other_samples(tmp_path: Path) -> None:
+    """As somebody writes it who means harm, or an earlier version, which wrote no hash."""
+    storage = LocalStorage(tmp_path)
+    original = write_root(storage)
+    plain = json.loads(original.to_json())
+    del plain["sha256"]
+    right = samples(storage, original)
+    loaded = 0
+    for mutated in mutations(json.dumps(plain).encode(), COUNT):
+        (tmp_path / MANIFEST).write_bytes(mutated)
+        try:
+            found = samples(storage, load_manifest(storage))
+        except UserError as error:
+            assert "\n" not in str(error)
+        else:
+            loaded += 1
+            assert found.items() <= right.items()
+    assert loaded < COUNT / 2
+
+
+def samples(storage: LocalStorage, manifest: Manifest) -> dict[str, tuple[bytes, bytes]]:
+    """Image and label by key."""
+    cache, found = ShardCache(storage), {}
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            opened = cache.open(shard)
+            for entry in opened.entries:
+                assert entry.label
+                found[entry.key] = opened.read(entry.image), opened.read(entry.label)
+    return found
+
+
+def test_a_mutated_index_whose_hash_fits_is_refused(tmp_path: Path) -> None:
+    """The hash in the manifest is that of the mutated index: nothing but the tar can tell."""
+    storage = LocalStorage(tmp_path)
+    shard = write_root(storage).splits["train/source"].shards[0]
+    original = storage.read(shard.index_name)
+    whole = ShardCache(storage).open(shard).entries
+    for mutated in mutations(original, COUNT):
+        (tmp_path / shard.index_name).write_bytes(mutated)
+        stated = dataclasses.replace(shard, index_sha256=hashlib.sha256(mutated).hexdigest())
+        try:
+            entries = ShardCache(storage).open(stated).entries
+        except UnusableShard as error:
+            assert shard.index_name in str(error) and "\n" not in str(error)
+        else:  # the same in another order or other bytes, or without labels, which a sentence names when they are wanted
+            assert {entry.key: entry.image for entry in entries} == {entry.key: entry.image for entry in whole}
+            assert {entry.label for entry in entries} <= {entry.label for entry in whole} | {None}
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside.tar", "/etc/shadow.tar", "train//0.tar", "a\\b.tar", "train/../../x.tar", "x"]
+)
+def test_a_shard_cannot_lie_outside_its_root(tmp_path: Path, name: str) -> None:
+    storage = LocalStorage(tmp_path)
+    manifest = write_root(storage)
+    split = manifest.splits["train/source"]
+    outside = dataclasses.replace(split, shards=(dataclasses.replace(split.shards[0], name=name),))
+    storage.write(MANIFEST, dataclasses.replace(manifest, splits={"train/source": outside}).to_json().encode())
+    with pytest.raises(UserError, match="cannot be the name of a shard"):
+        load_manifest(storage)
+
+
+@pytest.mark.parametrize("sha256", ["", "../" * 20 + "home", "A" * 64, "0" * 63])
+def test_a_hash_cannot_become_the_name_of_a_file_elsewhere(tmp_path: Path, sha256: str) -> None:
+    storage = LocalStorage(tmp_path)
+    manifest = write_root(storage)
+    split = manifest.splits["train/source"]
+    strange = dataclasses.replace(split, shards=(dataclasses.replace(split.shards[0], sha256=sha256),))
+    storage.write(MANIFEST, dataclasses.replace(manifest, splits={"train/source": strange}).to_json().encode())
+    with pytest.raises(UserError, match="has no SHA-256"):
+        load_manifest(storage)
+
+
+def test_samples_with_names_too_long_for_a_header_are_found(tmp_path: Path) -> None:
+    import numpy as np
+
+    image = smooth_image(np.random.default_rng(0), (48, 32))
+    storage = LocalStorage(tmp_path)
+    tar = build_tar(Sample("long-" * 50 + str(i), image) for i in range(3))
+    shard = write_shard(storage, "train/source/0.tar", tar).shard
+    opened = ShardCache(storage).open(shard)
+    assert len(opened.entries) == 3
+    swapped = [SampleEntry(a.key, b.image) for a, b in zip(opened.entries, reversed(opened.entries), strict=True)]
+    index = index_to_json(swapped).encode()
+    storage.write(shard.index_name, index)
+    with pytest.raises(UnusableShard, match="does not tell what the shard holds"):
+        ShardCache(storage).open(dataclasses.replace(shard, index_sha256=hashlib.sha256(index).hexdigest()))
