@@ -20,6 +20,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 
 from infra.errors import UserError
+from infra.redaction import holds_secret
 
 Config = TypeVar("Config")
 
@@ -148,6 +149,9 @@ def _coerce(name: str, value: Any, kind: Any, choices: tuple[Any, ...] | None) -
         result = _convert(value, kind)
     except (TypeError, ValueError):
         raise UserError(f"{name} = {value!r} is not {_describe(kind)}: correct it or leave it out") from None
+    if isinstance(value, str) and holds_secret(value):
+        raise UserError(f"{name} holds a password or a key, and options are written down with the run: take it out, and give it "
+                        "by an environment variable, such as AWS_SECRET_ACCESS_KEY")  # fmt: skip
     if choices is not None and result is not None and result not in choices:
         raise UserError(f"{name} = {result!r} is unknown: choose one of {', '.join(map(str, choices))}")
     return result

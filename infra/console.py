@@ -5,9 +5,13 @@ import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from traceback import format_exception
+from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
+
+from infra.redaction import redacted
 
 PACKAGES = ("infra", "pipelines", "trainer", "launch", "tuning", "__main__")
 PLAIN_INTERVAL_S = 10.0  # between progress lines where the output is not a terminal
@@ -24,7 +28,12 @@ class _ConsoleHandler(logging.Handler):
         sys.stderr.flush()
 
 
-class _ShortFormatter(logging.Formatter):
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
+
+
+class _ShortFormatter(_Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
         return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
@@ -35,8 +44,9 @@ def setup_logging(log_file: Path | None, rank: int = 0) -> None:
 
     Only rank 0 tells INFO on the console; other ranks show warnings. The file is appended to (a resumed run goes on
     in the same log) and gets full lines with time and origin; pass None on the ranks that keep no file. May be called
-    again, for example once the run folder is known: the last call holds.
+    again, for example once the run folder is known: the last call holds. Nothing, not even a traceback, shows a password.
     """
+    sys.excepthook = _show_traceback
     root = logging.getLogger()
     for handler in root.handlers[:]:
         if getattr(handler, "_srunit", False):
@@ -48,7 +58,7 @@ def setup_logging(log_file: Path | None, rank: int = 0) -> None:
     handlers: list[logging.Handler] = [console]
     if log_file is not None:
         file = logging.FileHandler(log_file, encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        file.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         handlers.append(file)
     for handler in handlers:
         handler._srunit = True  # type: ignore[attr-defined]
@@ -58,6 +68,10 @@ def setup_logging(log_file: Path | None, rank: int = 0) -> None:
     root.setLevel(logging.WARNING)
     for package in PACKAGES:
         logging.getLogger(package).setLevel(logging.INFO)
+
+
+def _show_traceback(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    print(redacted("".join(format_exception(kind, error, traceback))), end="", file=sys.stderr, flush=True)
 
 
 class ProgressLine(tqdm):

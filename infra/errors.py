@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from infra.redaction import redacted
+
 EXIT_USER_ERROR = 2
 DIVERGED = 3  # the exit code of a training whose numbers are no longer finite
 
@@ -32,7 +34,7 @@ def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
         try:
             main()
         except (UserError, Stopped) as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {redacted(str(error))}", file=sys.stderr, flush=True)
             code = getattr(error, "exit_code", EXIT_USER_ERROR)
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             # Everything is closed by now. The interpreter's own end would race with the communication threads of

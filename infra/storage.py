@@ -106,6 +106,9 @@ def open_storage(url: str) -> Storage:
     parts = urlsplit(url)
     if parts.scheme != "s3":
         raise UserError(f"{url} is neither a folder nor an s3:// URL: give a local path or s3://bucket/prefix")
+    if "@" in parts.netloc:
+        raise UserError("an s3:// URL takes no key or password, as it is written down with the run: write s3://bucket/prefix, "
+                        "and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")  # fmt: skip
     if not parts.netloc:
         raise UserError(f"{url} names no bucket: write it as s3://bucket/prefix")
     return S3Storage(parts.netloc, parts.path)

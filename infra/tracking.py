@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock
 
+from infra.redaction import holds_secret, redacted
 from infra.storage import replacing
 
 if TYPE_CHECKING:
@@ -42,7 +43,11 @@ def store_uri() -> str:
 def ui_command() -> str:
     """The shell command that shows the runs in a browser, or the address where a server shows them already."""
     uri = store_uri()
-    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+    if uri.startswith("http"):
+        return redacted(uri)
+    # Where it has a password, the command takes the variable instead.
+    shown = '"$MLFLOW_TRACKING_URI"' if holds_secret(uri) else shlex.quote(uri)
+    return f"mlflow ui --backend-store-uri {shown}"
 
 
 def quiet_mlflow() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from infra.config import read_yaml, to_yaml
 from infra.errors import Stopped, UserError
 from infra.json_lines import JsonLines
+from infra.redaction import redacted
 from infra.storage import replacing
 from infra.tables import comma_separated, plain
 from launch.runs.folder import RunFolder
@@ -67,7 +68,7 @@ def cause_of(error: BaseException) -> str:
     if isinstance(inner, BaseException):
         return cause_of(inner)
     line = (str(error).strip().splitlines() or [""])[0]
-    return line if isinstance(error, UserError | Stopped) else f"{type(error).__name__}: {line}"
+    return redacted(line if isinstance(error, UserError | Stopped) else f"{type(error).__name__}: {line}")
 
 
 def of_run(run: RunFolder) -> dict[str, float]:

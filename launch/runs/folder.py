@@ -33,6 +33,7 @@ from PIL import Image
 
 from infra.config import completed, differing, flatten, read_yaml, to_yaml
 from infra.errors import UserError
+from infra.redaction import redacted
 from infra.storage import replacing, why_unwritable
 from launch.runs.config import TrainingConfig
 from trainer.methods.former import todays_names
@@ -160,7 +161,7 @@ def check_same(run: str, saved: Mapping[str, Any], config: TrainingConfig) -> No
 def _environment() -> dict[str, object]:
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": shlex.join(sys.argv),
+        "command": redacted(shlex.join(sys.argv)),
         "python": platform.python_version(),
         "machine": platform.platform(),
         "versions": {name: _version(name) for name in PACKAGES},
