@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -97,6 +98,12 @@ def experiment_id(client: "MlflowClient", name: str, uri: str) -> str:
         raise
 
 
+def read_run_id(file: Path) -> str | None:
+    """The id of the run that a file names; None where there is no file, or a damaged one."""
+    content = file.read_bytes().strip() if file.exists() else b""
+    return content.decode() if content and re.fullmatch(rb"[\w-]+", content) else None
+
+
 class MlflowRun:
     """One run in the store. Every call returns when the store has taken it, and raises what MLflow raises."""
 
@@ -113,9 +120,9 @@ class MlflowRun:
         uri = store_uri()
         with one_at_a_time(uri):
             client = MlflowClient(tracking_uri=uri)
-            if run_id_file.exists():
+            if run_id := read_run_id(run_id_file):
                 try:
-                    run = client.get_run(run_id_file.read_text().strip())
+                    run = client.get_run(run_id)
                     if run.info.lifecycle_stage == "active":
                         return cls(client, run.info.run_id)
                 except MlflowException as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.errors import first_line
-from infra.tracking import MlflowRun, store_uri
+from infra.tracking import MlflowRun, read_run_id, store_uri
 from launch.runs.folder import RunFolder
 from tuning.folder import SearchFolder
 from tuning.results import Record
@@ -81,5 +81,4 @@ def register(run_dir: Path, name: str) -> str | None:
 
 
 def _run_id(run_dir: Path) -> str | None:
-    file = RunFolder(run_dir).run_id_file
-    return file.read_text().strip() if file.exists() else None
+    return read_run_id(RunFolder(run_dir).run_id_file)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from infra.config import read_yaml, to_yaml
 from infra.errors import Stopped, UserError
-from infra.json_lines import JsonLines
+from infra.json_lines import read_records
 from infra.redaction import redacted
 from infra.storage import replacing
 from infra.tables import comma_separated, plain
@@ -75,7 +75,7 @@ def of_run(run: RunFolder) -> dict[str, float]:
     """What a finished run's own files say beside the metrics that trials are compared by: milliseconds of a step (the median
     of its reports), and Acc(30) where its test images are pairs."""
     batch = read_yaml(run.config_file)["optim.global_batch"]
-    result = {STEP: statistics.median(1000 * batch / row["pairs_per_s"] for row in JsonLines(run.metrics_file).read())}
+    result = {STEP: statistics.median(1000 * batch / row["pairs_per_s"] for row in read_records(run.metrics_file))}
     last = run.evaluations()[-1]
     return result | {f"Acc({delta})": share for delta, share in last.get("Acc", {}).items()}
 

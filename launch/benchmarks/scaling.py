@@ -1,12 +1,12 @@
 """How the rate of a training grows with its ranks, from what ordinary runs have written down."""
 
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 from infra import tables
 from infra.errors import UserError
+from infra.json_lines import read_records
 from launch.runs.folder import RunFolder
 
 HELP = "pairs a second of finished runs, against the first of them"
@@ -33,8 +33,8 @@ def rate_of(folder: RunFolder) -> tuple[float, int]:
     options = folder.saved()
     if not options or not folder.metrics_file.exists():
         raise UserError(f"{folder.path} is no run folder with metrics: name folders that launch/train.py has made")
-    lines = folder.metrics_file.read_text().splitlines()[options["loop.report_every"] :]
-    if not lines:
+    rows = read_records(folder.metrics_file)[options["loop.report_every"] :]
+    if not rows:
         raise UserError(f"{folder.path} has no steps after the first report: train longer, or with a lower "
                         "--loop.report-every")  # fmt: skip
-    return statistics.median(json.loads(line)["pairs_per_s"] for line in lines), options["optim.global_batch"]
+    return statistics.median(row["pairs_per_s"] for row in rows), options["optim.global_batch"]

@@ -1,5 +1,6 @@
 """The data that a job trains on: what was named, what was prepared for its task, or the embedded street scenes."""
 
+import hashlib
 import logging
 import os
 from pathlib import Path

@@ -8,6 +8,8 @@ evaluations.jsonl  metrics of each evaluation during training
 evaluations/       pictures of each
 samples/           sample grids, and the pictures of launch/evaluate.py
 checkpoints/       see trainer/checkpoint.py
+postmortem/        of a step that was not finite and ended the run: step_N is like a checkpoint, and its state.json names
+                   the samples and losses under "broken"
 model/             the final generator (or segmenter) as an MLflow model
 status             RUNNING, or how the run ended: FINISHED, KILLED (from outside, to be continued), FAILED
 mlflow_run_id      the MLflow run that this folder belongs to
@@ -18,6 +20,7 @@ evaluation.json    metrics of launch/evaluate.py, once it has run; of a segmente
 
 import dataclasses
 import json
+import logging
 import os
 import platform
 import shlex
@@ -33,10 +36,13 @@ from PIL import Image
 
 from infra.config import completed, differing, flatten, read_yaml, to_yaml
 from infra.errors import UserError
+from infra.json_lines import as_record, read_json, read_records
 from infra.redaction import redacted
 from infra.storage import replacing, why_unwritable
 from launch.runs.config import TrainingConfig
 from trainer.methods.former import todays_names
+
+log = logging.getLogger(__name__)
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
@@ -62,6 +68,7 @@ class RunFolder:
         self.evaluation_pictures = path / "evaluations"
         self.samples = path / "samples"
         self.checkpoints = path / "checkpoints"
+        self.postmortem = path / "postmortem"
         self.model = path / "model"
         self.status_file = path / "status"
         self.run_id_file = path / "mlflow_run_id"
@@ -79,12 +86,15 @@ class RunFolder:
         return UserError(f"the run folder {self.path} cannot be written ({reason}): name another --run-dir")
 
     def saved(self) -> dict[str, Any]:
-        """The configuration of the run in the folder, flat, as it was written; empty if there is none. UserError if the
-        folder is something else."""
+        """The configuration of the run in the folder, flat, as it was written; empty if there is none, or if it is damaged
+        (a checkpoint has it too). UserError if the folder is something else."""
         if not self.path.exists():
             return {}
         if self.config_file.is_file():
-            return read_yaml(self.config_file)
+            if _is_whole(self.config_file):
+                return read_yaml(self.config_file)
+            log.warning("%s is damaged: it is written anew, and a checkpoint says how the run began", self.config_file)
+            return {}
         # Checkpoints alone: fetched from the mirror by a process that was killed before `open`.
         if not self.path.is_dir() or {path.name for path in self.path.iterdir()} - {self.checkpoints.name}:
             raise UserError(f"{self.path} exists and is not a run folder: name another --run-dir")
@@ -105,7 +115,7 @@ class RunFolder:
         with replacing(self.config_file) as file:
             file.write(to_yaml(flatten(config)).encode())
         environment = self.path / "environment.json"
-        starts = json.loads(environment.read_text()) if environment.exists() else []
+        starts = read_json(environment, list)
         with replacing(environment) as file:
             file.write(json.dumps([*starts, _environment()], indent=1).encode())
 
@@ -120,10 +130,7 @@ class RunFolder:
 
     def evaluations(self) -> list[dict[str, Any]]:
         """Metrics of each evaluation during training with its "step", in order; without a line cut short by a kill."""
-        if not self.evaluations_file.exists():
-            return []
-        lines = self.evaluations_file.read_text().splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        return read_records(self.evaluations_file)
 
     def steps_done(self) -> int:
         """By the last whole line of the metrics; 0 where there is none."""
@@ -133,7 +140,14 @@ class RunFolder:
                 lines = file.read().rpartition(b"\n")[0].splitlines()
         except FileNotFoundError:
             return 0
-        return int(json.loads(lines[-1])["step"]) if lines else 0
+        last = next((record for line in reversed(lines) if (record := as_record(line))), None)
+        return int(last["step"]) if last else 0
+
+
+def _is_whole(text_file: Path) -> bool:
+    """Whether a file of text ends as it was written, and is no remainder of a crash."""
+    content = text_file.read_bytes()
+    return content.endswith(b"\n") and b"\0" not in content
 
 
 def write_png(path: Path, picture: np.ndarray) -> None:

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from filelock import FileLock, Timeout
 from infra.config import read_yaml
 from infra.errors import UserError, first_line
 from infra.images import open_image
+from infra.json_lines import as_record, read_json
 from infra.storage import replacing
-from infra.tracking import METRICS_PER_REQUEST, MlflowRun, quiet_mlflow, store_uri
+from infra.tracking import METRICS_PER_REQUEST, MlflowRun, quiet_mlflow, read_run_id, store_uri
 from launch.runs.folder import RunFolder
 from launch.runs.recorder import NOT_LOSSES
 from launch.runs.report import PICTURES, scalars
@@ -90,13 +91,17 @@ class Sender:
 
     def _open(self, create: bool) -> bool:
         """Find or make the run, and what it has."""
-        file = self.folder.about_file
-        self._about = dict(json.loads(file.read_text())) if file.exists() else {}
+        self._about = read_json(self.folder.about_file, dict)
         if create and not self._about:
             raise UserError(f"{self.folder.path} is of a version that did not write down what MLflow needs: continue the run by "
                             "its own command, which does")  # fmt: skip
         if self._run is None:
-            known = self.folder.run_id_file.exists()
+            known = read_run_id(self.folder.run_id_file) is not None
+            if not known and (
+                former := _read(self.folder.sent_file).run_id
+            ):  # a crash of the machine took the one file
+                with replacing(self.folder.run_id_file) as file:
+                    file.write(f"{former}\n".encode())
             try:
                 self._run = MlflowRun.open(
                     self.folder.run_id_file, self._about.get("experiment", ""), self.folder.path.name, create=create
@@ -189,8 +194,8 @@ class Sender:
             for line in file:
                 if not line.endswith(b"\n"):
                     break
-                row = json.loads(line)
-                if row["step"] > after:
+                row = as_record(line)
+                if row and row["step"] > after:
                     yield {"time": path.stat().st_mtime, **row}
                 self._offsets[path] = self._offsets.get(path, 0) + len(line)
 
@@ -243,7 +248,7 @@ class Sender:
         file = self.folder.evaluation_file
         if (key := _hash(file)) in ("", self._sent.evaluation):
             return
-        row = json.loads(file.read_text())
+        row = read_json(file, dict)
         if "step" in row:
             step, values = row["step"], dict(scalars(row))
             self._deliver("metrics", MlflowRun.metrics, [(step, file.stat().st_mtime, values)])
@@ -360,4 +365,5 @@ def _hash(path: Path) -> str:
 
 
 def _read(path: Path) -> Sent:
-    return Sent(**json.loads(path.read_text())) if path.exists() else Sent()
+    known = {each.name for each in fields(Sent)}
+    return Sent(**{name: value for name, value in read_json(path, dict).items() if name in known})

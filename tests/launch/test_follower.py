@@ -329,3 +329,23 @@ def test_mlflow_shows_losses_first() -> None:
     assert names == ["train/epoch", "train/lr", "train/pairs_per_s", "train/memory_gib", "Loss/G_GAN", "data/retries"]
     assert min([*names, "eval/mIoU"]) == "Loss/G_GAN"  # in the order of MLflow's sections
     assert grouped(row)["train/lr"] == 2e-4
+
+
+def test_what_a_crash_left_of_its_files_keeps_nothing_from_being_sent(client: MlflowClient, tmp_path: Path) -> None:
+    training = Training(tmp_path / "run")
+    training.steps(1, 2)
+    training.evaluation(2)
+    send(training.folder, create=True)
+    run = training.id
+    training.folder.run_id_file.write_bytes(b"\0" * 33)  # mlflow_sent.json has it too
+    with training.folder.metrics_file.open("ab") as file:
+        file.write(b"\0" * 50 + b"\n")
+    training.steps(3)
+    send(training.folder, create=True)
+    assert training.id == run and steps_of(client, training, "Loss/G") == [1, 2, 3]
+    training.folder.sent_file.write_bytes(b"")
+    training.folder.evaluation_file.write_bytes(b"\0")
+    training.evaluation(3)
+    send(training.folder, create=True)
+    assert training.id == run and steps_of(client, training, "eval/Dist") == [2, 3]
+    assert steps_of(client, training, "Loss/G") == [1, 2, 3]

@@ -19,14 +19,14 @@ from trainer import checkpoint
 from trainer.checkpoint import Checkpoint
 from trainer.checkpointer import Checkpointer
 
-KILLS = 100
+KILLS = 50  # in each of two ways
 
 Tell = Callable[[int], object]
 
 
 def save(checkpointer: Checkpointer, *steps: int, best: bool = False) -> None:
     for step in steps:
-        tensors = {"generator": {"a": torch.full((3,), float(step))}, "slots": {"s": torch.zeros(2)}}
+        tensors = {"generator": {"a": torch.full((3,), float(step))}, "slots": {"s": torch.ones(2)}}
         checkpointer.save(step, tensors, {"step": step}, best=best)
 
 
@@ -35,7 +35,7 @@ def names(folder: Path) -> list[str]:
 
 
 def killed_while(saving: Callable[[Tell], None], seconds: float) -> int:
-    """Run it in a process of its own, which is killed after so long; what it last told to have saved."""
+    """Run it in a process of its own, which is killed so long after it has told of a save; the step it last told of."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:  # it must never return into the test
@@ -44,13 +44,14 @@ def killed_while(saving: Callable[[Tell], None], seconds: float) -> int:
         finally:
             os._exit(1)
     os.close(write)
-    try:
-        time.sleep(seconds)
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
     with open(read, "rb") as told:
-        return int.from_bytes(told.read()[-4:], "big")
+        try:
+            first = told.read(4)
+            time.sleep(seconds)
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        return int.from_bytes((first + told.read())[-4:], "big")
 
 
 @pytest.mark.parametrize("again", [True, False], ids=["the same step", "later steps"])
@@ -61,7 +62,7 @@ def test_no_kill_in_a_hundred_leaves_a_run_without_its_last_checkpoint(
     monkeypatch.setattr(checkpoint, "flush", lambda path: None)
     draws = random.Random(0)
     save(Checkpointer(tmp_path, keep=1), 1)
-    reached, kills_after_a_save = 1, 0
+    reached = 1
     for _ in range(KILLS):
 
         def saving(tell: Tell, first: int = reached) -> None:
@@ -71,14 +72,13 @@ def test_no_kill_in_a_hundred_leaves_a_run_without_its_last_checkpoint(
                 save(checkpointer, step, best=step % 3 == 0)
                 tell(step)
 
-        told = killed_while(saving, draws.uniform(0.002, 0.03))
+        told = killed_while(saving, draws.uniform(0.0, 0.01))
         found = Checkpointer(tmp_path, keep=1).recover()
         assert found is not None, "no checkpoint is left"
         Checkpoint(found).check()
-        assert Checkpoint(found).state["step"] >= max(told, reached)
+        assert Checkpoint(found).state["step"] >= told >= reached
         assert not [name for name in names(tmp_path) if name.startswith(".step") or name.endswith("damaged")]
-        reached, kills_after_a_save = Checkpoint(found).state["step"], kills_after_a_save + bool(told)
-    assert kills_after_a_save > KILLS / 4, "the kills came before anything was saved"
+        reached = Checkpoint(found).state["step"]
     save(Checkpointer(tmp_path, keep=1), 10**6)
     assert len(names(tmp_path)) <= 3  # the best with its link, and the last
 
