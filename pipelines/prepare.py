@@ -68,21 +68,18 @@ def prepare(source: Source, storage: Storage, encoding: Encoding, workers: int =
     workers: number of processes, each of which holds one shard in memory. progress: print, and show progress bars.
     """
     provenance = json.loads(json.dumps(source.provenance() | asdict(encoding)))  # in the types it is read back in
-    manifest = _prepared_before(storage, provenance)
+    manifest = prepared_before(storage, provenance)
     if manifest is None:
         facts = _make_shards(source, storage, encoding, provenance, workers, progress)
         greys = source.grey_histograms
-        splits = {name: _split(facts[name], _size(source, name, encoding), greys.get(name)) for name in source.splits}
-        manifest = Manifest(splits, source.paired, provenance)
-        _write_chart(storage, manifest)
-        storage.write(MANIFEST, manifest.to_json().encode())
-        storage.delete(PREPARING)
+        splits = {name: split_of(facts[name], _size(source, name, encoding), greys.get(name)) for name in source.splits}
+        manifest = complete(storage, Manifest(splits, source.paired, provenance))
     elif progress:
         print(f"already prepared: {storage.url}")
     return manifest
 
 
-def _prepared_before(storage: Storage, provenance: dict[str, Any]) -> Manifest | None:
+def prepared_before(storage: Storage, provenance: dict[str, Any]) -> Manifest | None:
     """The manifest of the same preparation, if it was completed. UserError if the root holds another one."""
     try:
         storage.size(MANIFEST)
@@ -95,16 +92,23 @@ def _prepared_before(storage: Storage, provenance: dict[str, Any]) -> Manifest |
     return manifest
 
 
-def _claim(storage: Storage, provenance: dict[str, Any], tasks: Sequence[_Task]) -> None:
+def complete(storage: Storage, manifest: Manifest) -> Manifest:
+    """Write what comes last, once all shards are there."""
+    _write_chart(storage, manifest)
+    storage.write(MANIFEST, manifest.to_json().encode())
+    storage.delete(PREPARING)
+    return manifest
+
+
+def claim(storage: Storage, provenance: dict[str, Any], inputs: dict[str, str]) -> None:
     """Mark the root as being prepared in this way. If it holds shards already, check that it is so marked, and remove
-    those whose input is no longer what they were made from."""
-    inputs = {task.name: fingerprint(task.items)["sha256"] for task in tasks}
+    those whose input is no longer what they were made from. inputs: a hash of the input of each shard, by its name."""
     there = [name for split in SPLITS for name in storage.list(f"{split}/")]
     if there:
         try:
             before = json.loads(storage.read(PREPARING))
         except FileNotFoundError:
-            if _prepared_before(storage, provenance) is None:
+            if prepared_before(storage, provenance) is None:
                 raise UserError(
                     f"{storage.url} holds files of unknown origin ({there[0]}): empty it, or give another --out"
                 ) from None
@@ -117,8 +121,8 @@ def _claim(storage: Storage, provenance: dict[str, Any], tasks: Sequence[_Task])
             shard = name.replace(".index.json", ".tar")
             if made_from.get(shard) != inputs.get(shard):
                 storage.delete(name)
-    claim = provenance | {"shards": inputs}
-    storage.write(PREPARING, (json.dumps(claim, indent=1, sort_keys=True) + "\n").encode())
+    marked = provenance | {"shards": inputs}
+    storage.write(PREPARING, (json.dumps(marked, indent=1, sort_keys=True) + "\n").encode())
     storage.sweep()
 
 
@@ -176,7 +180,7 @@ def _make_shards(
         min(workers, len(flat)), [__name__, "webdataset"], "give fewer --workers or a smaller --shard-size"
     ) as run:
         bar(run(_check, flat), "checking")
-        _claim(storage, provenance, flat)
+        claim(storage, provenance, {task.name: fingerprint(task.items)["sha256"] for task in flat})
         facts = iter(bar(run(_make_shard, flat), "preparing"))
     return {split: [next(facts) for _ in of_split] for split, of_split in tasks.items()}
 
@@ -201,7 +205,10 @@ def _sample(number: int, item: Item, size: tuple[int, int]) -> Sample:
     return Sample(f"{number:06d}-{readable}", image, label, item.origin)
 
 
-def _split(facts: list[ShardFacts], size: tuple[int, int], grey_histogram: tuple[int, ...] | None) -> Split:
+def split_of(
+    facts: Sequence[ShardFacts], size: tuple[int, int], grey_histogram: tuple[int, ...] | None = None
+) -> Split:
+    """A split of those shards. size: of its images."""
     histograms = [each.class_histogram for each in facts if each.class_histogram is not None]
     return Split(
         shards=tuple(each.shard for each in facts),

@@ -33,12 +33,12 @@ class Sample:
     """One image on its way into a shard.
 
     key: unique in its split, without "." (WebDataset cuts a member's name there) and without "/".
-    image: RGB. label: uint8 (H, W) trainIds of the image's size, or None. origin: goes into KEY.json.
+    image: RGB. label: uint8 (H, W) trainIds of the image's size, or a PNG file of them, or None. origin: goes into KEY.json.
     """
 
     key: str
     image: Image.Image
-    label: np.ndarray | None = None
+    label: np.ndarray | bytes | None = None
     origin: dict[str, Any] = field(default_factory=dict)
 
 
@@ -62,8 +62,9 @@ def build_tar(samples: Iterable[Sample], format: str = "jpg", quality: int = 95)
     with TarWriter(buffer, encoder=False, user="root", group="root", mtime=0) as tar:
         for sample in samples:
             parts: dict[str, Any] = {"__key__": sample.key, format: encode(sample.image, format, quality)}
-            if sample.label is not None:
-                parts["label.png"] = encode(Image.fromarray(sample.label), "png")
+            label = sample.label
+            if label is not None:
+                parts["label.png"] = label if isinstance(label, bytes) else encode(Image.fromarray(label), "png")
             parts["json"] = json.dumps(sample.origin, sort_keys=True).encode()
             tar.write(parts)
     return buffer.getvalue()
@@ -93,6 +94,26 @@ def read_shard(storage: Storage, name: str) -> ShardFacts | None:
         return facts if storage.read(facts.shard.index_name) == index else None
     except (FileNotFoundError, DamagedShard):
         return None
+
+
+def read_samples(tar: bytes) -> list[Sample]:
+    """The samples of a whole shard, in order; their labels are left as PNG files."""
+    parts: dict[str, dict[str, bytes]] = {}
+    with tarfile.open(fileobj=io.BytesIO(tar), mode="r:") as archive:
+        for member in archive:
+            key, _, part = member.name.partition(".")
+            content = archive.extractfile(member)
+            assert content is not None
+            parts.setdefault(key, {})[part] = content.read()
+    return [
+        Sample(
+            key,
+            open_image(io.BytesIO(next(found[f] for f in IMAGE_FORMATS if f in found)), STORED).convert("RGB"),
+            found.get("label.png"),
+            json.loads(found["json"]),
+        )
+        for key, found in parts.items()
+    ]
 
 
 def index_tar(name: str, tar: bytes) -> list[SampleEntry]:

@@ -69,6 +69,17 @@ class Segmenter:
         scores are resized back (bilinear), and the label is chosen at the image's size: labels are never resampled.
         UserError if the network's output does not fit `trainids`.
         """
+        return self._trainid_of_kept[self._scores(image_HWC).argmax(0).cpu().numpy()]
+
+    @torch.no_grad()
+    def sure(self, image_HWC: np.ndarray, least: float) -> np.ndarray:
+        """The same, but 255 where the class that is chosen has a probability below `least`, among those that can be chosen."""
+        probability, chosen = self._scores(image_HWC).softmax(0).max(0)
+        labels = self._trainid_of_kept[chosen.cpu().numpy()]
+        return np.where(probability.cpu().numpy() >= least, labels, np.uint8(IGNORE))
+
+    def _scores(self, image_HWC: np.ndarray) -> Tensor:
+        """Of the channels that stand for a class, (C, H, W)."""
         with exact_arithmetic():
             logits_NChw = self.logits(self._network_input(image_HWC))
         if logits_NChw.ndim != 4 or logits_NChw.shape[1] != len(self.trainids):
@@ -79,7 +90,7 @@ class Segmenter:
         scores_NCHW = F.interpolate(
             logits_NChw.index_select(1, self._kept).float(), image_HWC.shape[:2], mode="bilinear", antialias=True
         )
-        return self._trainid_of_kept[scores_NCHW[0].argmax(0).cpu().numpy()]
+        return scores_NCHW[0]
 
     def _network_input(self, image_HWC: np.ndarray) -> Tensor:
         if self.input_size is not None:
