@@ -15,12 +15,24 @@ from launch.flipping_arms import choose, read_arms
 from launch.flipping_benchmark import TIERS
 from launch.flipping_results import Run, add_runs, read_runs, tables
 from launch.runs.processes import run_all
+from trainer.methods import Srunit
+from trainer.methods.parts.robustness import Robustness
 
 
 def test_every_arm_of_the_file_is_a_training_of_every_tier() -> None:
     for arm in read_arms().values():
         for tier in TIERS.values():
             arm.config(tier.config, arm.options)
+
+
+@pytest.mark.parametrize(("arm", "weight"), [("srunit-released", 1.84), ("released-no-rest", 1.84), ("relative", 1.84)])
+def test_arms_of_the_verdict_weigh_what_the_released_loss_does(arm: str, weight: float) -> None:
+    method = (
+        read_arms()[arm].config(TIERS["small"].config, read_arms()[arm].options).method.build(seed=0, global_batch=1)
+    )
+    assert isinstance(method, Srunit)
+    (robust,) = [part for part in method.parts if isinstance(part, Robustness)]
+    assert robust.effective_weight == pytest.approx(weight, rel=0.01)
 
 
 @pytest.mark.parametrize(
