@@ -22,12 +22,17 @@ from launch.runs.recorder import Recorder
 from tests.trainer.small import BATCHES, IN_USE, SMALL, crop_of
 from trainer.engines import ddp
 from trainer.engines import deepspeed as deepspeed_engine
+from trainer.methods.parts import semantic
 
 STEPS, STOP = 5, 3
+SEMANTIC = {"weight": 1.0, "labels": "true", "balance": 4.0}  # of CUT, with the segmenter in DATA/segmenter
 
 
 def config(method: str, data: str, out: Path, accumulation: int, steps: int) -> JobConfig:
     options = {f"method.{name}": value for name, value in (SMALL[method] | IN_USE[method]).items()}
+    if method == "cut":
+        options |= {f"method.semantic.{name}": value for name, value in SEMANTIC.items()}
+        options["method.semantic.segmenter"] = f"{data}/segmenter"
     batch = BATCHES.get(method, 2)
     run: dict[str, Any] = {
         "method.name": method, "data.root": data, "data.crop": crop_of(method), "run_dir": str(out / method),
@@ -66,6 +71,7 @@ def main() -> None:
     without: Any = SimpleNamespace(finish=lambda: None)
     training.Follower = lambda folder: without  # type: ignore[assignment,misc]
     translator.save_pyfunc_model = lambda folder, *_: folder.mkdir(exist_ok=True)
+    semantic.MEASURED = 6  # pairs
     for engine in (ddp.DdpEngine, deepspeed_engine.DeepSpeedEngine):
         engine.close = lambda self: None  # type: ignore[method-assign]  # the ranks stay connected from one to the next
     for method in methods:

@@ -10,6 +10,7 @@ from pipelines.prepare import Encoding, prepare
 from pipelines.sources.drawn import street_scenes
 from tests.end_to_end.every_method import STEPS
 from tests.end_to_end.jobs import finish, losses, start, weights
+from tests.trainer import segmenters
 from tests.trainer.small import ONE_PASS, SMALL, crop_of
 
 SCRIPT = str(Path(__file__).with_name("every_method.py"))
@@ -20,6 +21,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     root = str(tmp_path_factory.mktemp("data"))
     side = max(map(crop_of, SMALL))
     prepare(street_scenes(count=5, test_count=1), open_storage(root), Encoding((2 * side, side)), progress=False)
+    segmenters.save(Path(root, "segmenter"), 1, (2 * side, side), segmenter=segmenters.network(1))
     return root
 
 

@@ -30,6 +30,8 @@ ALLOWED: dict[str, list[tuple[str, str, str]]] = {
     "E6": [("layout", "", "trainer/networks/norm.py:_NormActivation.backward"), ("layout", "", "torch")],
     # The gradient of R1's gradient meets torch's own convolutions, which have the layout of the weights.
     "SinCUT fp32 contiguous": [("layout", "", "torch")],
+    # The same of a segmenter that does not learn, whose gradient goes on into the translation.
+    "L_sem": [("layout", "", "trainer/losses/semantics.py"), ("layout", "", "torch")],
     # Torch's cross entropy and its resizing of scores, and its gradient of a mean over an image, are contiguous.
     "deeplab": [("layout", "", "trainer/segmentation/method.py:Segmentation.loss"), ("layout", "", "torch")],
     "drn-d-22": [("layout", "", "trainer/segmentation/method.py:Segmentation.loss"), ("layout", "", "torch"),

@@ -35,6 +35,7 @@ from trainer.exact import exact_arithmetic
 from trainer.loop import LoopConfig, Trainer
 from trainer.methods import ABLATIONS, METHODS
 from trainer.methods.parts.image_buffers import ImageBuffers
+from trainer.methods.parts.semantic import FrozenSegmenter
 from trainer.networks.config import GeneratorConfig
 from trainer.optim import OptimConfig
 from trainer.segmentation.config import SegmenterModelConfig
@@ -90,14 +91,29 @@ def translating(
     return _train(make, engine, OptimConfig(epochs=EPOCHS, decay_epochs=0, global_batch=1, ema=ema), steps, continued)
 
 
-def segmenting(network: str, engine: dict[str, Any]) -> list[Finding]:
+def by_segmenter(method: str, options: dict[str, Any], engine: dict[str, Any], **steps: Any) -> list[Finding]:
+    """Steps of a method whose options of the section semantic are these."""
+
+    def load(path: Path) -> FrozenSegmenter:
+        return FrozenSegmenter(SegmenterModelConfig(width=0.25).build(CLASSES), CLASSES, "")
+
+    given = {f"method.semantic.{name}": value for name, value in {"segmenter": "any", "weight": 1.0, **options}.items()}
+    kept = FrozenSegmenter.load
+    FrozenSegmenter.load = load  # type: ignore[method-assign,assignment]
+    try:
+        return translating(method, given, engine, **steps)
+    finally:
+        FrozenSegmenter.load = kept  # type: ignore[method-assign]
+
+
+def segmenting(network: str, engine: dict[str, Any], jitter: float = 0.0) -> list[Finding]:
     optim = build(OptimConfig, {name.removeprefix("optim."): value for name, value in RECIPES[network].items()})
 
     def make() -> tuple[Segmentation, list[Any]]:
         segmenter = SegmenterModelConfig(network=network, width=0.25).build(CLASSES)
         images = torch.empty(2, SIZE, SIZE, 3, device=DEVICE).permute(0, 3, 1, 2)
         labels = torch.empty(2, SIZE, SIZE, dtype=torch.uint8, device=DEVICE)
-        return Segmentation(segmenter), [SimpleNamespace(images=images, labels=labels, slots=_slots(range(2)))]
+        return Segmentation(segmenter, jitter), [SimpleNamespace(images=images, labels=labels, slots=_slots(range(2)))]
 
     return _train(make, engine, optim, (0,))
 
@@ -152,8 +168,9 @@ def _boxes(slots: range) -> torch.Tensor:
 def _pairs(slots: range) -> Any:
     source, target = (torch.empty(len(slots), SIZE, SIZE, 3, device=DEVICE).permute(0, 3, 1, 2) for _ in range(2))
     return SimpleNamespace(
-        source=source, target=target, slots=_slots(slots), source_boxes=_boxes(slots), target_boxes=_boxes(slots)
-    )
+        source=source, target=target, slots=_slots(slots), source_boxes=_boxes(slots), target_boxes=_boxes(slots),
+        source_labels=torch.empty(len(slots), SIZE, SIZE, dtype=torch.uint8, device=DEVICE),
+    )  # fmt: skip
 
 
 def judging() -> list[Finding]:
@@ -268,6 +285,11 @@ STEPS: dict[str, Callable[[], list[Finding]]] = {
         FP16, batch=2, continued=True),
     "DRIT joint fp32 contiguous, content alone": partial(
         translating, "drit", {"method.second": "joint", "method.every": 2}, FP32 | CONTIGUOUS, batch=2, steps=(4, 5)),
+    "L_sem bf16": partial(by_segmenter, "cut", {"balance": 4.0}, BF16, batch=2),
+    "L_sem fp16, predicted labels, mirrored": partial(
+        by_segmenter, "fastcut", {"labels": "predicted", "balance": 4.0}, FP16, steps=(0, 1, 2, 3)),
+    "L_sem fp32 contiguous": partial(by_segmenter, "cut", {}, FP32 | CONTIGUOUS),
+    "deeplab jitter bf16": partial(segmenting, "deeplab", BF16, jitter=1.0),
     "deeplab bf16": partial(segmenting, "deeplab", BF16),
     "deeplab fp32 contiguous": partial(segmenting, "deeplab", FP32 | CONTIGUOUS),
     "drn-d-22 fp16": partial(segmenting, "drn-d-22", FP16),

@@ -19,7 +19,7 @@ from trainer.methods.parts.part import Outputs, Owner, Part
 from trainer.networks import PatchDiscriminator
 from trainer.segmentation.trained import load_trained, weights_hash
 
-MEASURED = 1000  # pairs whose classes are counted before the first step
+MEASURED = 500  # pairs whose classes are counted before the first step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,16 +84,15 @@ class FrozenSegmenter(nn.Module):
     network: (b, 3, h, w) in [-1, 1] to scores of so many classes, of any resolution. hash: of its weights as they were loaded.
     """
 
-    def __init__(self, network: nn.Module, classes: int) -> None:
+    def __init__(self, network: nn.Module, classes: int, hash: str) -> None:
         super().__init__()
-        self.network, self.classes = network.requires_grad_(False).eval(), classes
-        self.hash = weights_hash(network)
+        self.network, self.classes, self.hash = network.requires_grad_(False).eval(), classes, hash
 
     @classmethod
     def load(cls, path: Path) -> "FrozenSegmenter":
         """Of a segmenter's run or checkpoint. UserError if it is none."""
         segmenter: Any = load_trained(path)
-        return cls(segmenter.logits, len(segmenter.trainids))
+        return cls(segmenter.logits, len(segmenter.trainids), weights_hash(segmenter.logits))
 
     def train(self, mode: bool = True) -> "FrozenSegmenter":
         return super().train(False)
