@@ -11,7 +11,7 @@ from infra.config import flatten
 from infra.console import ProgressLine, setup_logging
 from infra.errors import Stopped, UserError
 from infra.views import View
-from launch.runs.data import images_by_split
+from launch.runs.data import data_identity, images_by_split
 from launch.runs.folder import Config, RunFolder, Status
 from launch.runs.follower import Follower, is_sent
 from launch.runs.recorder import Recorder
@@ -228,7 +228,9 @@ def _open(job: Job[Config], start: Start[Config], trainer: Trainer, tags: Mappin
         "mlflow.note.content": f"Run folder: `{folder.path.absolute()}`\n\n{_summary(job, trainer, 0)}",
         **tags,
     }
-    data = {"images": images_by_split(root), "SHA-256 of manifest.json": start.data}
+    data = {"images": images_by_split(root), "SHA-256 of manifest.json": data_identity(root)}
+    if job.config.data.match is not None:
+        data |= {"match": job.config.data.match, "SHA-256 of manifest.json and match": start.data}
     about = {
         "experiment": job.experiment, "model": job.model, "tags": tags, "keep_logged": job.config.loop.keep_logged,
         "data_set": {"root": root, "digest": start.data, "about": data},

@@ -109,13 +109,14 @@ def _squares(lattice: Lattice, grid: Grid) -> Squares:
 def describe(describers: dict[str, Describer], pieces: Sequence[Piece], workers: int, progress: bool) -> None:
     """Have all pieces described that are not yet. describers: by domain."""
     threads = torch.get_num_threads()
+    preload = [__name__, *{type(each.predict).__module__ for each in describers.values() if each.predict}]
     there = {piece: (describers[piece.domain].work / piece.name).is_file() for piece in pieces}
     missing = [piece for piece in pieces if not there[piece]]
     total, done = (sum(piece.images for piece in some) for some in (pieces, [p for p in pieces if there[p]]))
     try:
         with (
             tqdm(desc="describing", total=total, initial=done, unit="image", disable=not progress) as bar,
-            parallel(min(workers, max(1, len(missing))), [__name__], "give fewer --workers") as run,
+            parallel(min(workers, max(1, len(missing))), preload, "give fewer --workers") as run,
         ):
             jobs = run(_describe, [describers[piece.domain] for piece in missing], missing)
             for piece, _ in zip(missing, jobs, strict=True):

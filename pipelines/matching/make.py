@@ -107,7 +107,7 @@ def make_match(
 
 def _lattice(domain: str, split: Split, options: MatchOptions) -> Lattice:
     width, height = split.image_size
-    crop = (options.crop, options.crop) if options.crop else split.image_size
+    crop = split.image_size if options.crop is None else (options.crop, options.crop)
     if min(crop) < 1 or crop[0] > width or crop[1] > height:
         raise UserError(f"crops of {crop[0]}x{crop[1]} pixels cannot be cut from the {domain} images of {width}x{height}: "
                         f"pass --crop {min(width, height)} or less")  # fmt: skip

@@ -1,6 +1,7 @@
 """Training on matched crops: what a position shows, the same for any ranks and restarts."""
 
 import dataclasses
+import importlib.util
 import itertools
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ from pipelines.loader import Batch, Loader
 from pipelines.manifest import load_manifest
 from pipelines.matching.lattice import Lattice
 from pipelines.matching.make import MatchOptions, make_match
-from pipelines.matching.match import load_match
+from pipelines.matching.match import image_weights, load_match
 from tests.pipelines.shardmaker import write_root
 
 SIZE, CROP, IMAGES = (48, 32), 16, {"source": (4, 3, 4), "target": (3, 4)}
 GLOBAL_BATCH = 64
 CONFIG = DataConfig(crop=CROP, threads=1, window=2, decoder="pillow", prefetch=1, match="labels")
 CPU = torch.device("cpu")
+has_dali = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +120,57 @@ def test_a_box_is_drawn_as_without_a_match(root: str) -> None:
     plain = dataclasses.replace(CONFIG, match=None)
     with_match, without = (planned(root, range(50), config, view=view) for config in (CONFIG, plain))
     assert [pair[1][2].box for pair in with_match] == [pair[1][2].box for pair in without]
+
+
+def test_candidates_of_seldom_listed_images_are_drawn_more_often(root: str) -> None:
+    """Of two images, one is listed three times as often: it is drawn a third as often where both are candidates."""
+    storage, lattice = LocalStorage(Path(root)), Lattice(SIZE, (CROP, CROP))
+    codes, images = load_match(storage, load_manifest(storage), "labels").codes, sum(IMAGES["target"])
+    assert image_weights(np.array([[0, 2], [4, 6 * lattice.cells]]), lattice.cells, images)[:4].tolist() == [
+        1 / 3,
+        1,
+        1,
+        1,
+    ]
+    weights = image_weights(codes, lattice.cells, images)
+    starts = {domain: np.cumsum((0, *sizes)) for domain, sizes in IMAGES.items()}
+    expected, spread, counted, positions = np.zeros(images), np.zeros(images), np.zeros(images), 3000
+    for (shard, sample, cut), (target_shard, target_sample, _) in planned(root, range(positions)):
+        own = codes[(starts["source"][shard] + sample) * lattice.cells + lattice.nearest(cut.x, cut.y)]
+        chances = np.bincount(own // (2 * lattice.cells), weights[own // (2 * lattice.cells)], images)
+        chances = chances / chances.sum()
+        expected += chances
+        spread += chances * (1 - chances)
+        counted[starts["target"][target_shard] + target_sample] += 1
+    assert (abs(counted - expected) < 4.5 * np.sqrt(spread)).all() and weights.max() > 1.2 * weights.min()
+
+
+def test_a_sample_that_cannot_be_had_is_replaced_by_the_other_candidates_and_then_by_any_target(root: str) -> None:
+    made = loader(root)
+    target = made._domains[1]
+    for position in range(20):
+        tried = [target.planned(position, attempt) for attempt in range(30)]
+        assert tried == [target.planned(position, attempt) for attempt in range(30)]
+        assert len({(shard, sample, cut.x, cut.y, cut.flip) for shard, sample, cut in tried[:4]}) == 4
+        assert len({plan[:2] for plan in tried[4:]}) > 3
+        assert target.pick(position, 2).name.endswith(f"{target._split.shards[tried[2][0]].name}")
+    made.close()
+
+
+@pytest.mark.skipif(not has_dali, reason="DALI is not installed")
+def test_dali_gives_what_pillow_gives(root: str) -> None:
+    pillow, dali = (
+        batches(root, 0, 2, 1, config=dataclasses.replace(CONFIG, decoder=kind)) for kind in ("pillow", "dali")
+    )
+    assert same(pillow, dali)
+
+
+def test_shards_that_positions_ahead_need_are_fetched_in_the_order_of_need(root: str) -> None:
+    made = loader(root)
+    target = made._domains[1]
+    for position in range(0, 60, 7):
+        first = target.planned(position)[0]
+        assert [shard.name for shard in target.upcoming(position)] == [
+            f"train/target/{number:06d}.tar" for number in (first, 1 - first)
+        ]
+    made.close()
