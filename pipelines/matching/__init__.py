@@ -1,2 +1,2 @@
 """Matched crops: each source crop is shown target crops of a like layout (after Richter et al., "Enhancing Photorealism
-Enhancement", TPAMI 2022)."""
+Enhancement", 2021)."""
