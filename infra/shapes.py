@@ -23,28 +23,29 @@ def read_shape(kind: type[T], text: str | bytes) -> T:
         value = json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    return typing.cast(T, _shaped(kind, value, ""))
+    return typing.cast(T, shaped(kind, value))
 
 
-def _shaped(kind: Any, value: Any, where: str) -> Any:
+def shaped(kind: Any, value: Any, where: str = "") -> Any:
+    """What JSON gave as a value of that kind, as `read_shape` says. where: the place that a ValueError names."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
     if origin in (types.UnionType, typing.Union):
         (other,) = (each for each in arguments if each is not types.NoneType)
-        return None if value is None else _shaped(other, value, where)
+        return None if value is None else shaped(other, value, where)
     if dataclasses.is_dataclass(kind):
         return _object(typing.cast(type, kind), _of(dict, value, "an object", where), where)
     if origin is dict:
         items = _of(dict, value, "an object", where)
-        return {name: _shaped(arguments[1], item, _below(where, name)) for name, item in items.items()}
+        return {name: shaped(arguments[1], item, _below(where, name)) for name, item in items.items()}
     if origin is tuple:
         listed = _of(list, value, "a list", where)
         kinds = arguments[:1] * len(listed) if arguments[1:] == (...,) else arguments
         if len(kinds) != len(listed):
             raise _wrong(where, f"a list of {len(kinds)}")
         return tuple(
-            _shaped(each, item, _below(where, i)) for i, (each, item) in enumerate(zip(kinds, listed, strict=True))
+            shaped(each, item, _below(where, i)) for i, (each, item) in enumerate(zip(kinds, listed, strict=True))
         )
     if kind is float and type(value) is int:
         return float(value)
@@ -60,7 +61,7 @@ def _object(kind: type, items: dict[str, Any], where: str) -> Any:
     for name, field in fields.items():
         if name not in items and field.default is field.default_factory is dataclasses.MISSING:
             raise ValueError(f"{_below(where, name)} is missing")
-    return kind(**{name: _shaped(hints[name], item, _below(where, name)) for name, item in items.items()})
+    return kind(**{name: shaped(hints[name], item, _below(where, name)) for name, item in items.items()})
 
 
 _hints = functools.cache(typing.get_type_hints)

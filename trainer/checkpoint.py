@@ -14,8 +14,9 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -25,10 +26,25 @@ from torch import Tensor, nn
 from infra.config import FORMAT, check_format, completed
 from infra.disk import flush
 from infra.errors import DIVERGED, Stopped, UserError
+from infra.shapes import read_shape, shaped
+
+T = TypeVar("T")
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
 DRAFT, OLD = "draft", "old"  # how the hidden names end that a checkpoint has while it is written or replaced
+
+
+@dataclass(frozen=True)
+class _File:
+    """What the manifest says of one."""
+
+    bytes: int
+    sha256: str
+
+
+# Entries of state.json: of a training all of these, of a published network some; and facts of any kind.
+_STATE: dict[str, Any] = {"step": int, "data": str, "config": dict[str, Any], "scalers": dict[str, Any]}
 
 
 class Damaged(UserError):
@@ -133,11 +149,23 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._files = self._read_json(MANIFEST)
-        if not _is_manifest(self._files):
+        self._files = self._read(MANIFEST, dict[str, _File])
+        if any(Path(name).name != name for name in self._files):
             raise self._incomplete(MANIFEST)
-        self.state = self._read_json(STATE, self._files)
+        self._check(STATE)
+        self.state = self._read(STATE, dict[str, Any])
+        try:
+            for name in _STATE.keys() & self.state.keys():
+                shaped(_STATE[name], self.state[name], name)
+        except ValueError:
+            raise self._incomplete(STATE) from None
         check_format(str(folder), self.state.pop("format", None))
+
+    def expect(self, *names: str) -> None:
+        """Raise Damaged unless the state has all of these."""
+        for name in names:
+            if name not in self.state:
+                raise self._incomplete(STATE)
 
     def config(self, cls: type, section: str = "") -> dict[str, Any]:
         """The run's configuration, or a section of it ("model.", taken off the names), flat, as this version would have
@@ -145,16 +173,11 @@ class Checkpoint:
         saved: dict[str, Any] = self.state["config"]
         return completed(cls, {name.removeprefix(section): saved[name] for name in saved if name.startswith(section)})
 
-    def _read_json(self, name: str, files: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        if files is not None:
-            self._check(name, files)
+    def _read(self, name: str, kind: type[T]) -> T:
         try:
-            value = json.loads((self.folder / name).read_text())
-        except (OSError, ValueError, RecursionError):  # no JSON, no text, or nested without end
+            return read_shape(kind, (self.folder / name).read_bytes())
+        except (OSError, ValueError):
             raise self._incomplete(name) from None
-        if not isinstance(value, dict):
-            raise self._incomplete(name)
-        return value
 
     def _incomplete(self, name: str) -> Damaged:
         return Damaged(f"{self.folder} is not a complete checkpoint ({name} is missing or damaged): "
@@ -163,16 +186,16 @@ class Checkpoint:
     def check(self) -> None:
         """Raise Damaged unless every file is as it was written, and every number in it finite."""
         for name in self._files:
-            self._check(name, self._files)
+            self._check(name)
             if name.endswith(".safetensors"):
                 stem = name.removesuffix(".safetensors")
                 if wrong := _not_finite(self.tensors(stem)):
                     raise Damaged(f"{self.folder / name} holds numbers that are not finite ({wrong}): delete {self.folder} "
                                   "to go on from the checkpoint before")  # fmt: skip
 
-    def _check(self, name: str, files: Mapping[str, Any]) -> Path:
+    def _check(self, name: str) -> Path:
         path = self.folder / name
-        if name not in files or not path.is_file() or _sha256(path) != files[name]["sha256"]:
+        if name not in self._files or not path.is_file() or _sha256(path) != self._files[name].sha256:
             raise Damaged(f"{path} is missing or damaged (its hash is not the recorded one): "
                           f"delete {self.folder} to go on from the checkpoint before")  # fmt: skip
         return path
@@ -185,7 +208,7 @@ class Checkpoint:
         return f"{stem}_ema" if self.has(f"{stem}_ema") else stem
 
     def tensors(self, stem: str) -> dict[str, Tensor]:
-        path = self._check(f"{stem}.safetensors", self._files)
+        path = self._check(f"{stem}.safetensors")
         try:
             return load_file(path)
         except SafetensorError as error:
@@ -204,13 +227,6 @@ class Checkpoint:
         with torch.no_grad():
             for name, tensor in expected.items():
                 tensor.copy_(tensors[name])
-
-
-def _is_manifest(files: Mapping[str, Any]) -> bool:
-    return all(
-        Path(name).name == name and isinstance(about, dict) and isinstance(about.get("sha256"), str)
-        for name, about in files.items()
-    )
 
 
 def _sha256(path: Path) -> str:

@@ -164,7 +164,7 @@ def _complete_in(mirror: Storage) -> list[str]:
 def _best_in(mirror: Storage) -> str:
     """The name of the checkpoint that was copied as the best, "" if none was."""
     try:
-        return mirror.read(BEST).decode()
+        return mirror.read(BEST).decode(errors="replace")
     except FileNotFoundError:
         return ""
 

@@ -56,6 +56,7 @@ def find_start(asked: Config, engine: Engine, run_name: str, find_data: Callable
     checkpoint = None
     if newest is not None:
         checkpoint = Checkpoint(newest)
+        checkpoint.expect("step", "data", "config", "scalers")
         if checkpoint.state["data"] != data:
             match = f", or on another match {asked.data.match}" if asked.data.match else ""
             raise UserError(
