@@ -1,5 +1,6 @@
 """Exceptions that end the program with one sentence, and what an entry script does with them."""
 
+import errno
 import functools
 import logging
 import os
@@ -9,7 +10,11 @@ from collections.abc import Callable
 from infra.redaction import redacted
 
 EXIT_USER_ERROR = 2
+OUTAGE = 75  # a store or a disk was away or full: the same command may go on later
 DIVERGED = 3  # the exit code of a training whose numbers are no longer finite
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # what a disk says that may be mended while a run waits
 
 
 class UserError(ValueError):
@@ -36,6 +41,15 @@ def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
         except (UserError, Stopped) as error:
             print(f"error: {redacted(str(error))}", file=sys.stderr, flush=True)
             code = getattr(error, "exit_code", EXIT_USER_ERROR)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            print(
+                f"error: {redacted(str(error))}: make room or wait, the same command goes on",
+                file=sys.stderr,
+                flush=True,
+            )
+            code = OUTAGE
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             # Everything is closed by now. The interpreter's own end would race with the communication threads of
             # the launcher's other ranks, which now and then turns the exit code into that of an abort.

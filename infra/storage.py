@@ -27,13 +27,15 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as EndpointError
 from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError, S3ValidationError
 
-from infra.errors import UserError
+from infra.errors import FULL, OUTAGE, UserError
 
 TEMPORARY = ".tmp-"  # how the names of half-written local files begin
 
 
 class StorageUnavailable(UserError):
-    """The store cannot be reached or does not answer, after boto3's own retries. The only failure that may pass."""
+    """The store cannot be reached or does not answer, after boto3's own retries, or a disk is full: what may pass."""
+
+    exit_code = OUTAGE
 
 
 class WrongContent(UserError):
@@ -170,7 +172,8 @@ def _rename(temporary: Path, path: Path) -> None:
 
 
 def _cannot(verb: str, path: Path, error: OSError) -> UserError:
-    return UserError(f"cannot {verb} {path} ({error.strerror}): check the path, its permissions and the free space")
+    kind = StorageUnavailable if error.errno in FULL else UserError
+    return kind(f"cannot {verb} {path} ({error.strerror}): check the path, its permissions and the free space")
 
 
 class LocalStorage(Storage):

@@ -8,12 +8,15 @@ checkpoints/best                                a link to the best one, where th
 
 import logging
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
+from infra.errors import OUTAGE, Stopped, UserError, first_line
 from infra.storage import Storage
 from trainer.checkpoint import (
     MANIFEST,
@@ -30,15 +33,22 @@ from trainer.checkpoint import (
 log = logging.getLogger(__name__)
 
 BEST = "best"
+PATIENCE_S = 90.0  # for a disk or a mirror at the end of a run
+WAIT_S = (1.0, 20.0)  # before another attempt: the first wait, which then doubles, and the longest
 
 
 class Checkpointer:
     """The checkpoints of one run, the newest `keep` and the best kept; copied to `mirror` (an object store) if there is
-    one."""
+    one.
+
+    A disk that is full or a mirror that is away does not end the training: a warning says so, and the next checkpoint is the
+    next attempt. `finish` tells whether the last one is where it should be.
+    """
 
     def __init__(self, folder: Path, keep: int, mirror: Storage | None = None) -> None:
         self.folder, self.keep, self.mirror = folder, keep, mirror
         self._damaged: set[str] = set()  # the names of those that were found damaged in the mirror
+        self._failing: dict[str, str] = {}  # "disk", "mirror": why the last attempt failed
 
     def all(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
@@ -78,15 +88,68 @@ class Checkpointer:
         """Write a checkpoint: {file stem: {name: tensor}} and the JSON state. Older ones beyond `keep` go, but not the
         one last saved as the `best`."""
         target = self.folder / f"step_{step}"
-        write_checkpoint(target, tensors, state)
+        try:
+            write_checkpoint(target, tensors, state)
+        except (OSError, SafetensorError):
+            remove(self._draft(target.name))  # it takes room that is wanted
+            raise
         if best:
             self._link_best(target.name)
         for old in self.all()[: -self.keep]:
             if old != self.best:
                 remove(old)
         if self.mirror is not None:
-            self._update_mirror(self.mirror, target)
+            self._copied(self.mirror, target)
         return target
+
+    def save_if_possible(
+        self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], *, best: bool,
+        patience: float = 0.0,
+    ) -> Path | None:  # fmt: skip
+        """The same; None, with a warning, if the disk does not take it for `patience` seconds."""
+        found: list[Path] = []
+        problem = f"the checkpoint of step {step} cannot be written"
+        self._tried("disk", problem, lambda: found.append(self.save(step, tensors, state, best=best)), patience)
+        return found[0] if found else None
+
+    def finish(self, patience: float = PATIENCE_S) -> None:
+        """Bring the mirror up to date. Raises Stopped, with the exit code of an outage, if the last checkpoint is not here or,
+        after `patience` seconds, not in the mirror."""
+        newest = next(reversed(self.all()), None)
+        if reason := self._failing.get("disk"):
+            raise Stopped(f"the last checkpoint could not be written ({reason}): make room in {self.folder}, and the same "
+                          f"command goes on from {newest.name if newest else 'the beginning'}", OUTAGE)  # fmt: skip
+        if self.mirror is not None and newest and not self._copied(self.mirror, newest, patience, known=True):
+            raise Stopped(f"{newest} is not in {self.mirror.url} ({self._failing['mirror']}): the same command copies it when "
+                          "the store is well", OUTAGE)  # fmt: skip
+
+    def _copied(self, mirror: Storage, newest: Path, patience: float = 0.0, known: bool = False) -> bool:
+        """known: what is whole in the mirror under this name is this checkpoint, unless the last attempt failed."""
+
+        def copy() -> None:
+            if not known or "mirror" in self._failing or newest.name not in _complete_in(mirror):
+                self._update_mirror(mirror, newest)
+
+        return self._tried("mirror", f"{newest} cannot be copied to {mirror.url}", copy, patience)
+
+    def _tried(self, what: str, problem: str, action: Callable[[], None], patience: float) -> bool:
+        """Whether it was done, if need be after some attempts. The first failure of many is told, and that it is over."""
+        give_up, (wait, longest) = time.monotonic() + patience, WAIT_S
+        while True:
+            try:
+                action()
+            except (OSError, SafetensorError, UserError) as error:
+                if what not in self._failing:
+                    log.warning("%s (%s): training goes on, and tries again", problem, first_line(error))
+                self._failing[what] = first_line(error)
+            else:
+                if self._failing.pop(what, None):
+                    log.info("the %s of the checkpoints is well again", what)
+                return True
+            if time.monotonic() + wait > give_up:
+                return False
+            time.sleep(wait)
+            wait = min(2 * wait, longest)
 
     def _link_best(self, name: str) -> None:
         link = self.folder / f".{BEST}.draft"

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Generic
 
 from infra.config import flatten
 from infra.console import ProgressLine, setup_logging
-from infra.errors import Stopped, UserError
+from infra.errors import OUTAGE, Stopped, UserError
 from infra.views import View
 from launch.runs.data import data_identity, images_by_split
 from launch.runs.folder import Config, RunFolder, Status
@@ -19,6 +19,8 @@ from launch.runs.resume import Start, find_start
 from launch.runs.sampler import Draw, Sampler
 from launch.runs.validation import Validation, Validator, best_of
 from pipelines.loader import Loader
+from trainer.checkpoint import step_of
+from trainer.checkpointer import PATIENCE_S
 from trainer.engines import Engine, make_engine
 from trainer.loop import Evaluation, Trainer
 from trainer.methods import Method
@@ -26,6 +28,8 @@ from trainer.networks.sizes import Sizes
 from trainer.state import TrainingState
 
 log = logging.getLogger(__name__)
+
+STOPPED_S = 5.0  # for a mirror, when the run is told to end
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -139,8 +143,10 @@ def _train(
         # The model is the last thing a run leaves: without it, a start that was killed at the end is still to publish it.
         if start.step >= trainer.total_steps and folder.model.is_dir():
             log.info("%s is complete: all %d steps are done", folder.path, trainer.total_steps)
-            if engine.rank == 0 and not is_sent(folder):
-                Follower(folder).finish()
+            if engine.rank == 0:
+                start.checkpointer.finish()
+                if not is_sent(folder):
+                    Follower(folder).finish()
             return folder.path
         if start.checkpoint:
             trainer.restore(start.checkpoint)
@@ -181,9 +187,12 @@ def _fit(
             "given": trainer.method.given(),
             **job.facts(),
         }
-        path = start.checkpointer.save(
-            state.step, state.tensors, {"step": state.step, "scalers": state.scalers, **facts}, best=is_best
-        )
+        path = start.checkpointer.save_if_possible(
+            state.step, state.tensors, {"step": state.step, "scalers": state.scalers, **facts}, best=is_best,
+            patience=PATIENCE_S if state.step == trainer.total_steps else 0.0,
+        )  # fmt: skip
+        if path is None:
+            return
         log.info("saved %s%s", path, f", the best by {validation.metric} so far" if is_best and validation else "")
         if is_best and validation and best:
             found = {"best_step": str(best["step"]), f"best_{validation.metric}": f"{best[validation.metric]:.6g}"}
@@ -197,11 +206,16 @@ def _fit(
         if start.step == 0:
             sample(0)
         trainer.fit(loader, start.step, recorder=recorder, sample=sample, evaluate=evaluate, save=save)
-        if main and (complete := start.checkpointer.all()):
+        complete = start.checkpointer.all() if main else []
+        if complete and step_of(complete[-1]) == trainer.total_steps:
             job.publish(folder, complete[-1])
+        if main:
+            start.checkpointer.finish()
         status = "FINISHED"
-    except (Stopped, KeyboardInterrupt, SystemExit):  # the last: Ray Tune ends a trial
+    except (Stopped, KeyboardInterrupt, SystemExit) as stop:  # the last: Ray Tune ends a trial
         status = "KILLED"
+        if main and isinstance(stop, Stopped) and stop.exit_code != OUTAGE:
+            start.checkpointer.finish(STOPPED_S)
         raise
     finally:
         recorder.close()
