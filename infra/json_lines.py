@@ -25,12 +25,15 @@ class JsonLines:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
+        self._waiting = b""
 
     def append(self, record: Mapping[str, Any]) -> None:
+        """OSError if the disk does not take it all; the rest comes first when there is room."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        self._file.write(json.dumps(finite, allow_nan=False) + "\n")
-        self._file.flush()
+        self._waiting += json.dumps(finite, allow_nan=False).encode() + b"\n"
+        while self._waiting:
+            self._waiting = self._waiting[self._file.write(self._waiting) :]
 
     def truncate_after(self, step: int) -> None:
         """Drop every record whose "step" is larger: a run resumed at `step` writes them again. What is damaged goes, too."""
@@ -40,7 +43,7 @@ class JsonLines:
         partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         flush(partial)
         partial.replace(self.path)
-        self._file = self.path.open("a", encoding="utf-8")
+        self._file = self.path.open("ab", buffering=0)
 
     def read(self) -> list[dict[str, Any]]:
         return read_records(self.path)

@@ -27,6 +27,7 @@ class Recorder:
         self, folder: RunFolder, engine: Engine, health: DataHealth, first_step: int, line: ProgressLine, shorter: str
     ) -> None:
         self.engine, self.health, self.line, self.shorter = engine, health, line, shorter
+        self._full = False
         self._file = JsonLines(folder.metrics_file) if engine.rank == 0 else None
         self._measuring: ProgressLine | None = None
         if self._file:
@@ -38,7 +39,7 @@ class Recorder:
             return
         now = time.time()
         for row in rows:
-            self._file.append({**row, **data, "time": now})
+            self._append({**row, **data, "time": now})
         losses = {name: value for name, value in rows[-1].items() if name not in NOT_LOSSES} if rows else None
         self.line.advance(losses)
 
@@ -52,6 +53,19 @@ class Recorder:
         if done == count:
             self._measuring.close()
             self.line.unpause()  # its rate is that of steps
+
+    def _append(self, row: Mapping[str, float]) -> None:
+        assert self._file is not None
+        try:
+            self._file.append(row)
+        except OSError as error:
+            if not self._full:
+                log.warning(
+                    "%s cannot be written (%s): the rows wait until there is room", self._file.path, error.strerror
+                )
+            self._full = True
+        else:
+            self._full = False
 
     def _data_metrics(self) -> dict[str, float]:
         """On rank 0 what happened to the data of all ranks, without zeros. Its own health notes, and logs, every

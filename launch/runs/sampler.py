@@ -1,13 +1,17 @@
 """Sample pictures: what the network does with the same images, while it trains."""
 
+import logging
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import nn
 
+from infra.storage import StorageUnavailable
 from launch.runs.folder import RunFolder, write_png
 from trainer.loop import Trainer
+
+log = logging.getLogger(__name__)
 
 Draw = Callable[[nn.Module, torch.device], np.ndarray]
 
@@ -24,4 +28,7 @@ class Sampler:
             engine = self.trainer.engine
             with engine.autocast(), self.trainer.evaluating() as network:
                 picture = self.draw(network, engine.device)
-            write_png(self.folder.samples / f"step_{step}.png", picture)
+            try:
+                write_png(self.folder.samples / f"step_{step}.png", picture)
+            except StorageUnavailable as error:
+                log.warning("%s", error)  # a picture less: training goes on

@@ -1,7 +1,10 @@
 import json
+import resource
+import signal
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from infra.json_lines import JsonLines
 
@@ -31,3 +34,21 @@ def test_a_torn_line_and_what_is_done_again_go(tmp_path: Path) -> None:
     file.close()
     path.write_text('{"step"')
     assert JsonLines(path).read() == []
+
+
+def test_rows_that_find_no_room_come_when_there_is(tmp_path: Path) -> None:
+    """Half a line fits, then nothing, then all."""
+    lines = JsonLines(tmp_path / "x.jsonl")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python has it
+    try:
+        lines.append({"step": 1})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))
+        for step in (2, 3):
+            with pytest.raises(OSError, match="File too large"):
+                lines.append({"step": step})
+        assert (tmp_path / "x.jsonl").stat().st_size == 20
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    lines.append({"step": 4})
+    assert [record["step"] for record in lines.read()] == [1, 2, 3, 4]
