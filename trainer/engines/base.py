@@ -264,10 +264,14 @@ def _step(value: Tensor, optimiser: torch.optim.Optimizer, device: torch.device)
     return value.clone().to(device if optimiser.defaults.get("fused") else "cpu")
 
 
+def local_ranks() -> int:
+    """How many ranks run on this machine, as torchrun or the deepspeed launcher says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+
+
 def _threads_per_rank() -> int:
     """This machine's cores, shared out among its ranks: more threads than cores make every one of them wait."""
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
-    return max(1, torch.get_num_threads() // local_ranks)
+    return max(1, torch.get_num_threads() // local_ranks())
 
 
 def _keep_freed_memory() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from infra.errors import UserError
 from trainer.engines import shared_memory
-from trainer.engines.base import Loss, LossModule, OptimiserState, _like
+from trainer.engines.base import Loss, LossModule, OptimiserState, _like, local_ranks
 from trainer.engines.ddp import DdpEngine
 from trainer.methods.base import Method, OptimiserSpec
 from trainer.optim import OptimConfig
@@ -28,10 +28,12 @@ class DeepSpeedEngine(DdpEngine):
 
     def _connect(self) -> None:
         os.environ.setdefault("DS_ACCELERATOR", self.device.type)
+        on_cpu = self.device.type == "cpu"
+        if on_cpu:
+            shared_memory.check_room(local_ranks())
         super()._connect()
         import deepspeed
 
-        on_cpu = self.device.type == "cpu"
         if on_cpu:
             shared_memory.build()
         deepspeed.init_distributed(verbose=False)  # finds the process group and adopts it
