@@ -292,8 +292,9 @@ def test_a_damaged_match_and_one_of_other_data(copy: Path, damage: object, words
     assert run("inspect", copy) == 2
 
 
-def change(manifest: Path) -> None:
-    manifest.write_text(manifest.read_text().replace('"paired": true', '"paired": false'))
+def change(file: Path) -> None:
+    manifest = load_manifest(LocalStorage(file.parent))
+    file.write_text(dataclasses.replace(manifest, paired=not manifest.paired).to_json())
 
 
 def test_the_identity_of_the_data_has_the_match_in_it(copy: Path) -> None:
