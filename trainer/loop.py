@@ -1,5 +1,6 @@
 """The training loop: fetch, step, report, sample, save."""
 
+import logging
 import math
 import signal
 import threading
@@ -23,8 +24,11 @@ from trainer.methods.base import Losses, Method, StepContext
 from trainer.optim import OptimConfig
 from trainer.schedule import Schedule
 from trainer.state import TrainingState, collect_state, restore_state
-from trainer.step import train_step
+from trainer.step import NORM, train_step
 
+log = logging.getLogger(__name__)
+
+SAMPLES = ("source_keys", "target_keys", "keys")  # of a batch that names its samples
 TERMINATED = 143  # exit code: SIGTERM (128 + 15) after a checkpoint
 
 
@@ -41,16 +45,20 @@ class LoopConfig:
     checkpoint_every: int = option(1000, "steps between checkpoints", resumable=True)
     keep: int = option(2, "checkpoints kept in the run folder", resumable=True)
     keep_logged: int = option(1, "checkpoints kept as MLflow artifacts", resumable=True)
+    on_nonfinite: str = option(
+        "stop", "a loss or gradient that is not finite: end the run with its data and state in postmortem/, or skip the step",
+        flag="--on-nonfinite", choices=("stop", "skip"), resumable=True,
+    )  # fmt: skip
+    nonfinite_limit: int = option(10, "on_nonfinite skip: how many such steps in a row are passed over", resumable=True)
     mirror: str | None = option(
         None, "s3://bucket/prefix of this run alone: checkpoints are copied there, and restored from it", resumable=True
     )
 
     def __post_init__(self) -> None:
         counts = (self.report_every, self.samples_every, self.samples, self.checkpoint_every, self.keep)
-        if min(counts) < 1 or self.keep_logged < 0:
-            raise UserError(
-                "loop.*_every, loop.samples and loop.keep must be 1 or more, and loop.keep_logged 0 or more"
-            )
+        if min(counts) < 1 or min(self.keep_logged, self.nonfinite_limit) < 0:
+            raise UserError("loop.*_every, loop.samples and loop.keep must be 1 or more, loop.keep_logged and "
+                            "loop.nonfinite_limit 0 or more")  # fmt: skip
         if self.max_steps is not None and self.max_steps < 1:
             raise UserError(f"--max-steps {self.max_steps} trains nothing: give 1 or more")
 
@@ -64,6 +72,31 @@ class Evaluation:
     metrics: Mapping[str, Any]
     best: bool
     keep: bool
+
+
+@dataclass(frozen=True)
+class Broken:
+    """The step (counted from 1) whose losses or gradients are not finite and end the run. metrics: all of it, of the mean over
+    ranks. names: of those that are not finite. samples: by rank and micro-batch, what the loader calls its samples, by kind."""
+
+    step: int
+    metrics: Mapping[str, float]
+    names: Sequence[str]
+    samples: Sequence[Sequence[Mapping[str, Sequence[str]]]]
+
+    def as_json(self) -> dict[str, Any]:
+        """With "nan" and "inf" as words, since JSON has no numbers for them."""
+        metrics = {name: value if math.isfinite(value) else str(value) for name, value in self.metrics.items()}
+        return {"step": self.step, "not_finite": self.names, "metrics": metrics, "samples": self.samples}
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A step that is not reported yet, with the samples of its micro-batches."""
+
+    step: int
+    losses: Losses
+    samples: list[dict[str, list[str]]]
 
 
 class Recorder(Protocol):
@@ -98,7 +131,12 @@ class Trainer:
         self.schedule = Schedule(optim, source_samples)
         self.evaluate_every = evaluate_every
         self.averaged = MovingAverage(method.product, optim.ema) if optim.ema else None
-        self._pending: list[tuple[int, Losses]] = []
+        self.engine.halts = config.on_nonfinite == "stop"
+        self._pending: list[_Pending] = []
+        self._broken: tuple[_Pending, dict[str, float], list[str]] | None = (
+            None  # the step that ends the run, its metrics
+        )
+        self._skipped = 0  # steps in a row, until now, that were not finite
         self._since = 0.0  # when the pending steps began, on the clock that measures them
         self._told = False  # this process got SIGTERM
         self._terminated = False  # some process did: known to all since the last synchronisation
@@ -134,12 +172,14 @@ class Trainer:
         sample: Callable[[int], None],
         evaluate: Callable[[int], Evaluation] | None,
         save: Callable[[TrainingState, Evaluation | None], None],
+        examine: Callable[[TrainingState, Broken], None] = lambda state, broken: None,
     ) -> None:
         """Train from `first_step` (the number of steps already done) to the end.
 
         sample, evaluate, save: draw what the network does, evaluate it, and keep a checkpoint (with the evaluation of the
-        same step, if there was one) after so many steps. All four are called on all ranks at once. Raises Stopped after
-        SIGTERM (with a checkpoint saved, once there was a step) and when a loss is no longer a finite number.
+        same step, if there was one) after so many steps. examine: told of the step that ends the run, with the state in which
+        it left the training. All are called on all ranks at once. Raises Stopped after SIGTERM (with a checkpoint saved, once there
+        was a step) and when a loss or gradient is no longer finite.
         """
         with self._on_terminate():
             if first_step == 0:
@@ -156,6 +196,8 @@ class Trainer:
                 # what takes its time here must not count as that of steps.
                 rows = self._rows(done, samples or saves or evaluates or done - first_step <= 2)
                 recorder.record(rows)
+                if self._broken:
+                    self._end(*self._broken, examine)
                 if done - first_step == 2:
                     pairs = (self.total_steps - done) * self.schedule.optim.global_batch
                     recorder.estimate(pairs / rows[-1]["pairs_per_s"])
@@ -209,26 +251,55 @@ class Trainer:
 
     def _step(self, step: int, batches: Sequence[Any]) -> None:
         self.engine.set_learning_rate(self.schedule.learning_rate(step))
-        self._pending.append((step, train_step(self.method, self.engine, batches, self._context(step))))
+        losses = train_step(self.method, self.engine, batches, self._context(step))
+        self._pending.append(_Pending(step, losses, [_samples(batch) for batch in batches]))
         if self.averaged is not None:
             self.averaged.update(self.method.product)
 
     def _rows(self, done: int, due: bool) -> list[dict[str, float]]:
         """The metrics of the steps since the last synchronisation, where one is due after so many steps; else nothing."""
-        return self._synchronise() if due or self._due(done) else []
+        return self._synchronise() if due or self._due(done) or self._is_seen_to_break() else []
 
     def _due(self, done: int) -> bool:
         """Whether all ranks synchronise after so many steps, whatever else they do."""
         alone = self.engine.world_size == 1  # several ranks can only stop together, when they next synchronise
         return done % self.config.report_every == 0 or (self._told and alone)
 
+    def _is_seen_to_break(self) -> bool:
+        """Whether the last step ends the run, where it costs nothing to know: on a CPU. All ranks have the same norms."""
+        if self.engine.device.type != "cpu" or not self.engine.halts:
+            return False
+        return bool(self._not_finite({name: float(value) for name, value in self._pending[-1].losses.items()}, NORM))
+
+    def _not_finite(self, metrics: Mapping[str, float], start: str = "") -> list[str]:
+        """The names, with this start, of those that are not finite and should be: a gradient that overflows in fp16 is the
+        loss scaler's business."""
+        scaled = self.engine.dtype == torch.float16
+        return [
+            name for name, value in metrics.items()
+            if name.startswith(start) and not math.isfinite(value) and not (scaled and name.startswith(NORM))
+        ]  # fmt: skip
+
+    def _end(
+        self, broken: _Pending, metrics: Mapping[str, float], names: Sequence[str],
+        examine: Callable[[TrainingState, Broken], None],
+    ) -> None:  # fmt: skip
+        step = broken.step + 1
+        samples = self.engine.gather(broken.samples) or []
+        state = collect_state(self.method, self.engine, self.averaged, broken.step)
+        examine(state, Broken(step, metrics, names, samples))
+        raise Stopped(f"{', '.join(names)} is not a finite number at step {step}: postmortem/step_{step} has its samples, "
+                      "losses and state; train in another --run-dir with a lower optim.lr or beta, or with --precision fp32, or "
+                      "leave such steps out with --on-nonfinite skip", DIVERGED)  # fmt: skip
+
     def _synchronise(self) -> list[dict[str, float]]:
-        """Metrics of the pending steps as plain numbers, averaged over ranks; learns whether any rank was told to stop."""
-        names = sorted({name for _, losses in self._pending for name in losses})
+        """Metrics of the pending steps as plain numbers, averaged over ranks, up to one that ends the run; learns whether any
+        rank was told to stop."""
+        names = sorted({name for pending in self._pending for name in pending.losses})
         zero = torch.zeros((), device=self.engine.device)
         told = zero + float(self._told)
         table = torch.stack(
-            [torch.stack([*(losses.get(name, zero) for name in names), told]) for _, losses in self._pending]
+            [torch.stack([*(pending.losses.get(name, zero) for name in names), told]) for pending in self._pending]
         )
         *columns, told_column = self.engine.mean(table).cpu().T.tolist()
         # Here, since the line above has waited for what an accelerator had still to do.
@@ -241,16 +312,27 @@ class Trainer:
             "memory_gib": _memory_gib(self.engine.device),
         }
         rows = []
-        for place, (step, losses) in enumerate(self._pending):
+        for place, pending in enumerate(self._pending):
+            step, losses = pending.step, pending.losses
             named = {name: column[place] for name, column in zip(names, columns, strict=True) if name in losses}
-            if not all(map(math.isfinite, named.values())):
-                broken = ", ".join(name for name, value in named.items() if not math.isfinite(value))
-                raise Stopped(f"{broken} is not a finite number at step {step + 1}: train in another --run-dir with a lower "
-                              "optim.lr or beta, or with --precision fp32", DIVERGED)  # fmt: skip
+            if wrong := self._not_finite(named):
+                self._skipped += 1
+                if self.engine.halts or self._skipped > self.config.nonfinite_limit:
+                    self._broken = pending, named, wrong
+                    break
+                log.warning("step %d is left out: %s is not a finite number (%d of at most %d in a row)", step + 1,
+                            ", ".join(wrong), self._skipped, self.config.nonfinite_limit)  # fmt: skip
+            else:
+                self._skipped = 0
             position = {"step": step + 1, "epoch": self.schedule.epoch(step), "lr": self.schedule.learning_rate(step)}
             rows.append({**position, **named, **shared})
         self._pending = []
         return rows
+
+
+def _samples(batch: Any) -> dict[str, list[str]]:
+    """What a loader calls the samples of a micro-batch, if it does."""
+    return {name: list(getattr(batch, name)) for name in SAMPLES if hasattr(batch, name)}
 
 
 def _memory_gib(device: torch.device) -> float:

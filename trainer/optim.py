@@ -73,5 +73,12 @@ def make_optimiser(
     decay = config.weight_decay if weight_decay is None else weight_decay
     shared: dict[str, Any] = {"lr": config.lr, "weight_decay": decay}
     if config.kind == "sgd":
-        return torch.optim.SGD(parameters, momentum=config.momentum, **shared)
+        parameters = list(parameters)
+        # Fused, it can pass over a step without the host's knowing; on a CPU it would round otherwise than it always has.
+        fused = any(parameter.device.type != "cpu" for parameter in parameters) or None
+        optimiser = torch.optim.SGD(parameters, momentum=config.momentum, fused=fused, **shared)
+        if fused and config.momentum:  # which a first step that changes nothing would leave as memory happened to be
+            for parameter in parameters:
+                optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimiser
     return torch.optim.Adam(parameters, betas=betas or (config.beta1, config.beta2), fused=True, **shared)

@@ -11,6 +11,8 @@ from torch import Tensor
 from trainer.engines import Engine
 from trainer.methods.base import Losses, Method, Phase, StepContext
 
+NORM = "norm/"  # how the names of the gradients' norms begin
+
 
 def train_step(method: Method[Any, Any], engine: Engine, batches: Sequence[Any], context: StepContext) -> Losses:
     """Update the phases that this step has, one after the other.
@@ -18,7 +20,8 @@ def train_step(method: Method[Any, Any], engine: Engine, batches: Sequence[Any],
     `batches` are this rank's micro-batches. With one, each forward pass runs once and all its phases share its graph.
     With more, the graphs would not fit together. Then a pass runs anew for each phase up to the one that differentiates
     it, and later phases take its outputs as that phase saw them: the same numbers, and for CUT a tenth more arithmetic.
-    Returns this rank's mean of every named loss, on the device. Where the method gives its batches an `amount`, both what is
+    Returns this rank's mean of every named loss, and as norm/PHASE the L2 norm of each phase's gradient (the same on all
+    ranks; infinite where fp16 overflowed), on the device. Where the method gives its batches an `amount`, both what is
     minimised and what is returned count with it: their mean over ranks is that of the global batch.
     """
     engine.begin_step()
@@ -47,11 +50,12 @@ def train_step(method: Method[Any, Any], engine: Engine, batches: Sequence[Any],
         for index, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
             yield partial(evaluate, phase, passes[phase.forward].outputs(index, phase), batch, weight)
 
-    for phase in phases:
-        engine.update(phase.optimiser, losses(phase), len(batches), phase.moves)
+    norms = {
+        NORM + phase.name: engine.update(phase.optimiser, losses(phase), len(batches), phase.moves) for phase in phases
+    }
     with torch.no_grad(), engine.autocast():
         method.after_step(batches, context)
-    return _mean(reported, len(batches))
+    return {**_mean(reported, len(batches)), **norms}
 
 
 class _ForwardPass:

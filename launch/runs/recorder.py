@@ -40,8 +40,9 @@ class Recorder:
         now = time.time()
         for row in rows:
             self._append({**row, **data, "time": now})
-        losses = {name: value for name, value in rows[-1].items() if name not in NOT_LOSSES} if rows else None
-        self.line.advance(losses)
+        shown = rows[-1].items() if rows else ()
+        losses = {name: value for name, value in shown if name not in NOT_LOSSES and "/" not in name}
+        self.line.advance(losses or None)
 
     def measured(self, done: int, count: int) -> None:
         if self._measuring:

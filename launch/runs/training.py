@@ -19,10 +19,10 @@ from launch.runs.resume import Start, find_start
 from launch.runs.sampler import Draw, Sampler
 from launch.runs.validation import Validation, Validator, best_of
 from pipelines.loader import Loader
-from trainer.checkpoint import step_of
+from trainer.checkpoint import step_of, write_checkpoint
 from trainer.checkpointer import PATIENCE_S
 from trainer.engines import Engine, make_engine
-from trainer.loop import Evaluation, Trainer
+from trainer.loop import Broken, Evaluation, Trainer
 from trainer.methods import Method
 from trainer.networks.sizes import Sizes
 from trainer.state import TrainingState
@@ -175,20 +175,24 @@ def _fit(
     sample = Sampler(folder, trainer, draw)
     evaluate = Validator(folder, trainer, validation, start.state, listener is not None) if validation else None
 
+    def described(state: TrainingState, best: Mapping[str, Any] | None) -> dict[str, Any]:
+        facts = {"best": best, "data": start.data, "config": flatten(job.config), "given": trainer.method.given()}
+        return {**job.facts(), **facts, "step": state.step, "scalers": state.scalers}
+
+    def examine(state: TrainingState, broken: Broken) -> None:
+        if main:
+            place = folder.postmortem / f"step_{broken.step}"
+            about = {**described(state, start.state.get("best")), "broken": broken.as_json()}
+            write_checkpoint(place, state.tensors, about, finite=False)
+            log.info("%s has the samples and losses of step %d, and the state that it left", place, broken.step)
+
     def save(state: TrainingState, evaluation: Evaluation | None) -> None:
         if not main:
             return
         is_best = evaluation is not None and evaluation.best
         best = best_of(folder, validation.metric) if validation else start.state.get("best")
-        facts = {
-            "best": best,
-            "data": start.data,
-            "config": flatten(job.config),
-            "given": trainer.method.given(),
-            **job.facts(),
-        }
         path = start.checkpointer.save_if_possible(
-            state.step, state.tensors, {"step": state.step, "scalers": state.scalers, **facts}, best=is_best,
+            state.step, state.tensors, described(state, best), best=is_best,
             patience=PATIENCE_S if state.step == trainer.total_steps else 0.0,
         )  # fmt: skip
         if path is None:
@@ -205,7 +209,7 @@ def _fit(
     try:
         if start.step == 0:
             sample(0)
-        trainer.fit(loader, start.step, recorder=recorder, sample=sample, evaluate=evaluate, save=save)
+        trainer.fit(loader, start.step, recorder=recorder, sample=sample, evaluate=evaluate, save=save, examine=examine)
         complete = start.checkpointer.all() if main else []
         if complete and step_of(complete[-1]) == trainer.total_steps:
             job.publish(folder, complete[-1])

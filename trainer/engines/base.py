@@ -106,6 +106,8 @@ class Engine:
         self.parameters: dict[str, dict[str, nn.Parameter]] = {}
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
         self.scalers: dict[str, torch.amp.GradScaler] = {}
+        self.halts = True  # whether after a gradient that is not finite no weight is changed any more
+        self._halted: Tensor | None = None  # a bool on the device: whether there was one
         self._connect()
 
     def _check_used(self) -> None:
@@ -169,8 +171,12 @@ class Engine:
         """The precision of everything that runs forward."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
-    def update(self, name: str, losses: Iterable[Loss], count: int, moves: Sequence[str] | None = None) -> None:
-        """One step of an optimiser on the mean of `count` micro-batch losses (and over all ranks). moves: see `Phase`."""
+    def update(self, name: str, losses: Iterable[Loss], count: int, moves: Sequence[str] | None = None) -> Tensor:
+        """One step of an optimiser on the mean of `count` micro-batch losses (and over all ranks). moves: see `Phase`.
+
+        Returns the L2 norm of the gradient before any clipping, a scalar on the device and the same on all ranks. If it is not
+        finite, weights and the optimiser's state stay as they are; the host does not wait to know.
+        """
         optimiser, scaler, clip = self.optimisers[name], self.scalers[name], self.specs[name].clip
         optimiser.zero_grad(set_to_none=True)
         for index, loss in enumerate(losses):
@@ -179,11 +185,36 @@ class Engine:
                     value = self.modules[name](loss, moves)
                 scaler.scale(value / count).backward()
         self._drop_gradients(name, moves)
+        scaler.unscale_(optimiser)
+        norm = self._norm(name)
         if clip is not None:
-            scaler.unscale_(optimiser)
-            nn.utils.clip_grad_norm_(self.parameters[name].values(), clip)
+            nn.utils.clip_grads_with_norm_(self.parameters[name].values(), clip, norm)
+        self._guard(name, norm)
         scaler.step(optimiser)
         scaler.update()
+        return norm
+
+    def _norm(self, name: str) -> Tensor:
+        gradients = [parameter.grad for parameter in self.parameters[name].values() if parameter.grad is not None]
+        return nn.utils.get_total_norm(gradients).to(self.device)
+
+    def _guard(self, name: str, norm: Tensor) -> None:
+        """Have the optimiser's next step change nothing if this norm, or with `halts` one before, is not finite. In fp16 the
+        loss scaler does so, and goes on with a smaller scale."""
+        if self.scalers[name].is_enabled():
+            return
+        broken = ~norm.isfinite()
+        if self.halts:
+            broken = self._halted = broken if self._halted is None else broken | self._halted
+        self._withhold(name, broken)
+
+    def _withhold(self, name: str, broken: Tensor) -> None:
+        """Have the optimiser's next step change nothing if this bool is true."""
+        if self.device.type != "cpu":
+            tell_fused(self.optimisers[name], broken)
+        elif broken:  # an optimiser passes over weights without a gradient
+            for parameter in self.parameters[name].values():
+                parameter.grad = None
 
     def _drop_gradients(self, name: str, moves: Sequence[str] | None) -> None:
         """Those of networks that are not moved: an optimiser passes over weights without a gradient, decay and moments
@@ -222,11 +253,11 @@ class Engine:
 
     def optimiser_state(self, name: str) -> OptimiserState:
         """The optimiser's state by parameter name: of Adam exp_avg, exp_avg_sq (both like the parameter) and step
-        (scalar), of SGD momentum_buffer. Empty before its first step (fp16 may skip some) and without momentum. All
-        ranks must call it; every rank gets the whole."""
+        (scalar), of SGD momentum_buffer. Empty before its first step (fp16 may skip some) and without momentum. The
+        tensors may be the optimiser's own. All ranks must call it; every rank gets the whole."""
         optimiser = self.optimisers[name]
         return {
-            place: {key: value.detach().cpu() for key, value in optimiser.state[parameter].items()}
+            place: {key: value.detach() for key, value in optimiser.state[parameter].items()}
             for place, parameter in self.parameters[name].items()
             if parameter in optimiser.state
         }
@@ -253,6 +284,11 @@ class Engine:
 
     def close(self) -> None:
         """Leave the other processes."""
+
+
+def tell_fused(optimiser: Any, broken: Tensor) -> None:
+    """Where a fused optimiser looks, on the device, for whether its step is to change nothing."""
+    optimiser.grad_scale, optimiser.found_inf = None, broken.float()
 
 
 def _like(value: Tensor, parameter: nn.Parameter) -> Tensor:

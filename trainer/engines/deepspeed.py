@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from infra.errors import UserError
 from trainer.engines import shared_memory
-from trainer.engines.base import Loss, LossModule, OptimiserState, _like, local_ranks
+from trainer.engines.base import Loss, LossModule, OptimiserState, _like, local_ranks, tell_fused
 from trainer.engines.ddp import DdpEngine
 from trainer.methods.base import Method, OptimiserSpec
 from trainer.optim import OptimConfig
@@ -71,13 +71,35 @@ class DeepSpeedEngine(DdpEngine):
             self.scalers[spec.name] = wrapped.torch_autocast_z0_gradscaler
         return wrapped
 
-    def update(self, name: str, losses: Iterable[Loss], count: int, moves: Sequence[str] | None = None) -> None:
+    def update(self, name: str, losses: Iterable[Loss], count: int, moves: Sequence[str] | None = None) -> Tensor:
         engine: Any = self.modules[name]
-        for loss in losses:
+        norm = torch.zeros((), device=self.device)
+        for index, loss in enumerate(losses):
             value = engine(partial(self._under_autocast, loss), moves)
             engine.backward(value)  # divides by the number of micro-batches
             self._drop_gradients(name, moves)  # which DeepSpeed fills with zeros where there is none
+            if index == count - 1:
+                norm = self._norm(name)
+                self._guard(name, norm)
             engine.step()  # acts on the last micro-batch only
+        return norm
+
+    def _norm(self, name: str) -> Tensor:
+        if self.config.zero_stage == 0:
+            scale = self.scalers[name]._get_scale_async()  # None outside fp16; DeepSpeed itself unscales later
+            return super()._norm(name) if scale is None else super()._norm(name) / scale
+        # Each rank has the reduced gradients of its own share of the weights, and zeros that fill up its partition.
+        zero: Any = self.modules[name].optimizer
+        held = [gradient for group in zero.averaged_gradients.values() for gradient in group or ()]
+        squares = nn.utils.get_total_norm(held).to(self.device).square()
+        dist.all_reduce(squares)
+        return squares.sqrt()
+
+    def _withhold(self, name: str, broken: Tensor) -> None:
+        if self.config.zero_stage == 0:
+            super()._withhold(name, broken)
+        else:  # which hands the gradients to the optimiser in its own step
+            tell_fused(self.optimisers[name], broken)
 
     def _under_autocast(self, loss: Loss) -> Tensor:
         # Entered inside DeepSpeed's forward, since it switches a surrounding autocast off.

@@ -83,7 +83,12 @@ KERNEL_RULES: dict[Any, tuple[Callable[[tuple[Any, ...]], bool], str]] = {
     aten._fused_adam_.default: (
         lambda args: _equal_lists(4)(args) and all(step.is_cuda for step in args[5]),
         "native/cuda/fused_adam_utils.cuh: one scalar_t for weights, gradients and both moments; the device reads the steps"),
+    aten._fused_sgd_.default: (_equal_lists(2), "native/cuda/FusedSgdKernel.cu: one scalar_t for weights and gradients"),
 }  # fmt: skip
+
+# Torch knows no shapes for it, of which there are none: it changes what it is given.
+_SHAPES = torch.library.Library("aten", "IMPL", "Meta")
+_SHAPES.impl("_fused_sgd_", lambda *args, **kwargs: None)
 
 
 def _refuses(operator: Any, args: tuple[Any, ...]) -> str | None:
