@@ -178,8 +178,8 @@ class Trainer:
 
         sample, evaluate, save: draw what the network does, evaluate it, and keep a checkpoint (with the evaluation of the
         same step, if there was one) after so many steps. examine: told of the step that ends the run, with the state in which
-        it left the training. All are called on all ranks at once. Raises Stopped after SIGTERM (with a checkpoint saved, once there
-        was a step) and when a loss or gradient is no longer finite.
+        it left the training. All are called on all ranks at once. Raises Stopped after SIGTERM (with a checkpoint saved, once
+        there was a step) and when a loss or gradient is no longer finite.
         """
         with self._on_terminate():
             if first_step == 0:

@@ -3,10 +3,11 @@
 There is no random state to keep: every draw is a function of the seed and the step (trainer/draws.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from trainer.average import MovingAverage
@@ -29,8 +30,9 @@ class TrainingState:
 
 
 def collect_state(method: Method[Any, Any], engine: Engine, averaged: MovingAverage | None, step: int) -> TrainingState:
-    """All ranks must call it; only rank 0's result is whole (it alone gets the other ranks' slots). Batch norm's running
-    statistics are rank 0's: each rank has those of its own images, and no loss depends on them."""
+    """All ranks must call it; only rank 0's result is whole (it alone gets the other ranks' slots), and a copy in the host's
+    memory, which the steps that follow do not change. Batch norm's running statistics are rank 0's: each rank has those of
+    its own images, and no loss depends on them."""
     optimisers = [spec.name for spec in method.optimisers]
     tensors = {name: net.state_dict() for each in optimisers for name, net in method.networks(each).items()}
     tensors |= {name: module.state_dict() for name, module in method.memory().items()}
@@ -45,7 +47,21 @@ def collect_state(method: Method[Any, Any], engine: Engine, averaged: MovingAver
             tensors[AVERAGED.format(name)] = network.state_dict()
     slots = engine.gather({name: value.cpu() for name, value in method.slot_state().items()})
     tensors[SLOTS] = {name: value for rank in slots or () for name, value in rank.items()}
-    return TrainingState(step, tensors, engine.scaler_state())
+    return TrainingState(step, _copies(tensors) if engine.rank == 0 else {}, engine.scaler_state())
+
+
+def _copies(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """From a GPU all are on their way at once, into pinned memory, and the host waits once."""
+    copies = {group: {name: _copy(tensor.detach()) for name, tensor in held.items()} for group, held in groups.items()}
+    for device in {t.device for held in groups.values() for t in held.values() if t.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()
+    return copies
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    if not tensor.is_cuda:
+        return tensor.clone()
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 def restore_state(

@@ -4,9 +4,11 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic
 
+from infra.background import Background
 from infra.config import flatten
 from infra.console import ProgressLine, setup_logging
 from infra.errors import OUTAGE, Stopped, UserError
@@ -175,6 +177,8 @@ def _fit(
     sample = Sampler(folder, trainer, draw)
     evaluate = Validator(folder, trainer, validation, start.state, listener is not None) if validation else None
 
+    writing = Background()  # of checkpoints; a run that ends, however it does, waits for it
+
     def described(state: TrainingState, best: Mapping[str, Any] | None) -> dict[str, Any]:
         facts = {"best": best, "data": start.data, "config": flatten(job.config), "given": trainer.method.given()}
         return {**job.facts(), **facts, "step": state.step, "scalers": state.scalers}
@@ -189,8 +193,14 @@ def _fit(
     def save(state: TrainingState, evaluation: Evaluation | None) -> None:
         if not main:
             return
-        is_best = evaluation is not None and evaluation.best
         best = best_of(folder, validation.metric) if validation else start.state.get("best")
+        writing.start(partial(write, state, evaluation, best))
+        if listener and evaluation and state.step < trainer.total_steps:
+            writing.wait()  # who is told may want the checkpoint
+            listener({"step": evaluation.step, **evaluation.metrics})
+
+    def write(state: TrainingState, evaluation: Evaluation | None, best: Mapping[str, Any] | None) -> None:
+        is_best = evaluation is not None and evaluation.best
         path = start.checkpointer.save_if_possible(
             state.step, state.tensors, described(state, best), best=is_best,
             patience=PATIENCE_S if state.step == trainer.total_steps else 0.0,
@@ -201,15 +211,16 @@ def _fit(
         if is_best and validation and best:
             found = {"best_step": str(best["step"]), f"best_{validation.metric}": f"{best[validation.metric]:.6g}"}
             folder.describe({**about, "tags": about["tags"] | found})
-        if listener and evaluation and state.step < trainer.total_steps:
-            listener({"step": evaluation.step, **evaluation.metrics})
 
     follower = Follower(folder) if main else None
     status: Status = "FAILED"
     try:
         if start.step == 0:
             sample(0)
-        trainer.fit(loader, start.step, recorder=recorder, sample=sample, evaluate=evaluate, save=save, examine=examine)
+        with writing:
+            trainer.fit(
+                loader, start.step, recorder=recorder, sample=sample, evaluate=evaluate, save=save, examine=examine
+            )
         complete = start.checkpointer.all() if main else []
         if complete and step_of(complete[-1]) == trainer.total_steps:
             job.publish(folder, complete[-1])

@@ -242,3 +242,21 @@ def test_the_moving_average_is_one() -> None:
     assert not torch.equal(average, seen[-1])
     assert torch.equal(recorder.states[-1].tensors["generator_ema"]["model.1.weight"], averaged)
     assert make().product is not None and make().averaged is None
+
+
+def test_a_saved_state_is_a_copy_that_later_steps_do_not_change() -> None:
+    """It is written while they run."""
+
+    class Keeper(Recorder):
+        def save(self, state: TrainingState, evaluation: Evaluation | None) -> None:
+            super().save(state, evaluation)
+            self.kept.append(state)
+
+        kept: list[TrainingState] = []  # noqa: RUF012
+
+    keeper = Keeper()
+    keeper.watch(make(6, ema=0.5, checkpoint_every=2))
+    for kept, then in zip(keeper.kept, keeper.states, strict=True):
+        for group, tensors in then.tensors.items():
+            assert all(torch.equal(kept.tensors[group][name], value) for name, value in tensors.items()), group
+    assert not torch.equal(*(state.tensors["generator"]["model.1.weight"] for state in keeper.kept[:2]))

@@ -34,9 +34,7 @@ ALLOWED: dict[str, list[tuple[str, str, str]]] = {
     "L_sem": [("layout", "", "trainer/losses/semantics.py"), ("layout", "", "torch")],
     # Torch's cross entropy and its resizing of scores, and its gradient of a mean over an image, are contiguous.
     "deeplab": [("layout", "", "trainer/segmentation/method.py:Segmentation.loss"), ("layout", "", "torch")],
-    "drn-d-22": [("layout", "", "trainer/segmentation/method.py:Segmentation.loss"), ("layout", "", "torch"),
-                 # Its optimiser is SGD, whose steps torch's loss scaler decides on the host.
-                 ("synchronisation", "aten._local_scalar_dense.default", "trainer/engines/base.py:Engine.update")],
+    "drn-d-22": [("layout", "", "trainer/segmentation/method.py:Segmentation.loss"), ("layout", "", "torch")],
 }  # fmt: skip
 
 
