@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         "flipping.py",
         description=DESCRIPTION,
-        epilog="example: python launch/flipping.py --arms cut srunit --mismatch strong --seed-list 0 1 2 3 4",
+        epilog="example: python launch/flipping.py --arms cut best --mismatch strong --seed-list 0 1 2 3 4",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -32,9 +32,9 @@ def parser() -> argparse.ArgumentParser:
     option(
         "--arms",
         nargs="+",
-        default=["cut", "srunit"],
+        default=["cut", "best"],
         metavar="NAME",
-        help=f"among {', '.join(read_arms())} [cut srunit]",
+        help=f"among {', '.join(read_arms())} [cut best]",
     )
     option(
         "--mismatch", nargs="+", choices=STRENGTHS, default=list(STRENGTHS), metavar="STRENGTH",

@@ -10,19 +10,32 @@ import yaml
 from infra.config import flat_items, read_yaml
 from infra.errors import UserError
 from launch.runs.config import JobConfig, make_config
+from pipelines.matching.match import WAYS
 
+SEGMENTER = "S"  # in options: the source-side segmenter of the arm's round
+MATCH = "data.match"  # in options: the way of matching, one of WAYS, instead of a name
 ARMS = Path(__file__).parent / "flipping-arms.yaml"
 FIELDS: dict[str, type] = {"title": str, "options": dict, "rounds": int}
 
 
 @dataclass(frozen=True)
 class Arm:
-    """options: flat."""
+    """options: flat. rounds: whose segmenter SEGMENTER stands for; that of round 0 is trained on the sources alone, the others on
+    translations of the round before (launch/rounds.py)."""
 
     name: str
     title: str
     options: Mapping[str, Any]
     rounds: int = 0
+
+    @property
+    def way(self) -> str | None:
+        """In which target crops are matched, if they are."""
+        return self.options.get(MATCH)
+
+    @property
+    def uses_segmenter(self) -> bool:
+        return self.way == "segmenter" or SEGMENTER in self.options.values()
 
     def config(self, common: Path, options: Mapping[str, Any]) -> JobConfig:
         """What a training of this arm is: the file of common options < these. UserError names the arm."""
@@ -52,6 +65,9 @@ def _arm(file: Path, name: str, fields: Any) -> Arm:
     for field, value in fields.items():
         if not isinstance(value, FIELDS.get(field, ())):
             raise UserError(f"the arm {name} of {file} has {field} = {value!r}: give {form}")
+    way = dict(flat_items(fields["options"])).get(MATCH)
+    if way is not None and way not in WAYS:
+        raise UserError(f"the arm {name} of {file} has {MATCH} = {way!r}: give the way of matching, {', '.join(WAYS)}")
     arm = Arm(name, fields["title"], dict(flat_items(fields["options"])), fields.get("rounds", 0))
     if arm.rounds < 0:
         raise UserError(f"the arm {name} of {file} has rounds = {arm.rounds}: give 0 or more")

@@ -3,6 +3,8 @@
 OUT/data/{none,middle,strong}        street scenes; the strength is in the layout of the training targets alone
 OUT/data/segmenter                   more scenes, whose target images train the judge
 OUT/segmenter                        its run
+OUT/source-segmenter                 the run of S, trained on the translators' sources, which all strengths have alike
+OUT/rounds/MISMATCH-ARM              later rounds of S (launch/runs/rounds.py), for all seeds and steps of an arm that wants one
 OUT/runs/MISMATCH-ARM-SEED-STEPS     run folders of the translators
 OUT/logs                             output of each training
 OUT/runs.json                        what all runs found, unless another file is named (launch/flipping_results.py)
@@ -20,13 +22,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from infra.config import as_arguments
+from infra.console import setup_logging
 from infra.errors import UserError
 from infra.storage import replacing
-from launch.flipping_arms import Arm
+from launch.flipping_arms import MATCH, SEGMENTER, Arm
 from launch.flipping_results import STRENGTHS, Run, add_runs, run_of
-from launch.runs.embedded import LARGE_SEGMENTER, SMALL_SEGMENTER, Setup
+from launch.matching import matched
+from launch.runs.embedded import LARGE_SEGMENTER, LOOKS, OWN_SEED, QUIET, SMALL_SEGMENTER, Setup
 from launch.runs.folder import RunFolder, check_same
 from launch.runs.processes import one_at_a_time, run_all
+from launch.runs.rounds import Rounds
 from pipelines.dataset import ImageDataset
 from trainer.samples import stack
 from trainer.translator import load_translator
@@ -38,7 +43,11 @@ LONG = 4000  # steps from which on every quarter is evaluated, and not the half 
 
 TIERS = {
     "small": Setup(
-        LAUNCH / "flipping-small.yaml", (128, 64), (1000, 2000, 100), {**SMALL_SEGMENTER, "optim.epochs": 6.0}
+        LAUNCH / "flipping-small.yaml",
+        (128, 64),
+        (1000, 2000, 100),
+        {**SMALL_SEGMENTER, "optim.epochs": 6.0},
+        {"optim.epochs": 12.0},  # as many steps
     ),
     "gpu": Setup(LAUNCH / "flipping-gpu.yaml", (256, 128), (4000, 10000, 500), LARGE_SEGMENTER),
 }
@@ -54,6 +63,14 @@ class Cell:
 
     def name(self, steps: int) -> str:
         return f"{self.mismatch}-{self.arm.name}-{self.seed}-{steps}"
+
+
+@dataclass(frozen=True)
+class _Aids:
+    """What a training is helped by. match: its name."""
+
+    segmenter: Path | None = None
+    match: str | None = None
 
 
 class Benchmark:
@@ -74,8 +91,11 @@ class Benchmark:
         self.tier, self.out, self.parallel = tier, out, parallel
         self.arms, self.mismatches, self.seeds = arms, mismatches, seeds
         self.cells = [Cell(arm, mismatch, seed) for seed in seeds for mismatch in mismatches for arm in arms]
-        self.steps = steps or self._usual_steps()
-        self.configs = {cell: cell.arm.config(tier.config, self._options(cell)) for cell in self.cells}
+        self.usual_steps = self._usual_steps()
+        self.steps = steps or self.usual_steps
+        self._aids: dict[tuple[str, str], _Aids] = {}
+        for cell in self.cells:
+            cell.arm.config(tier.config, self._options(cell))
 
     def _usual_steps(self) -> int:
         config = self.arms[0].config(self.tier.config, self.arms[0].options)
@@ -89,15 +109,25 @@ class Benchmark:
         return self.out / "segmenter"
 
     def _options(self, cell: Cell) -> dict[str, Any]:
-        """Of a training, over the tier's file. Half of the steps have the full learning rate, half a falling one."""
-        batch = cell.arm.config(self.tier.config, cell.arm.options).optim.global_batch
-        half = self.steps * batch / self.tier.counts[0] / 2
+        """Of a training, over the tier's file; before the segmenter and the match are there, with words in their places."""
+        aids = self._aids.get((cell.arm.name, cell.mismatch), _Aids())
+        own = {name: str(aids.segmenter) if value == SEGMENTER else value for name, value in cell.arm.options.items()}
+        if aids.match:
+            own[MATCH] = aids.match
+        given = {"seed": cell.seed, "run_dir": str(self.run_dir(cell))}
+        return own | self._shared(cell.arm, cell.mismatch, self.steps) | given
+
+    def _shared(self, arm: Arm, mismatch: str, steps: int) -> dict[str, Any]:
+        """Half of the steps have the full learning rate, half a falling one."""
+        batch = arm.config(self.tier.config, arm.options).optim.global_batch
+        half = steps * batch / self.tier.counts[0] / 2
         return {
-            **cell.arm.options,
-            "task": TASK, "seed": cell.seed, "data.root": str(self.out / "data" / cell.mismatch),
-            "run_dir": str(self.run_dir(cell)), "optim.epochs": half, "optim.decay_epochs": half,
-            "evaluation.every": half / 2 if self.steps >= LONG else half, "evaluation.segmenter": str(self.judge),
+            "task": TASK, "data.root": str(self._root(mismatch)), "optim.epochs": half, "optim.decay_epochs": half,
+            "evaluation.every": half / 2 if steps >= LONG else half, "evaluation.segmenter": str(self.judge),
         }  # fmt: skip
+
+    def _root(self, mismatch: str) -> Path:
+        return self.out / "data" / mismatch
 
     # ---- doing it ---------------------------------------------------------------------------------------------------
 
@@ -125,15 +155,38 @@ class Benchmark:
 
     def _prepare(self) -> None:
         for mismatch in self.mismatches:
-            self.tier.draw(self.out / "data" / mismatch, STRENGTHS[mismatch])
+            self.tier.draw(self._root(mismatch), STRENGTHS[mismatch])
         self.tier.train_segmenter(self.out / "data" / "segmenter", self.judge)
+        setup_logging(None)
+        for arm in self.arms:
+            for mismatch in self.mismatches:
+                self._aids[arm.name, mismatch] = self._prepare_aids(arm, mismatch)
+
+    def _prepare_aids(self, arm: Arm, mismatch: str) -> "_Aids":
+        segmenter = self._source_segmenter(arm, mismatch) if arm.uses_segmenter else None
+        if arm.way is None:
+            return _Aids(segmenter)
+        crop = arm.config(self.tier.config, arm.options).data.crop
+        by = segmenter if arm.way == "segmenter" else None
+        return _Aids(segmenter, matched(str(self._root(mismatch)), arm.way, crop, by))
+
+    def _source_segmenter(self, arm: Arm, mismatch: str) -> Path:
+        """S of the arm's round. All strengths have the same sources, so the first S is one."""
+        alike = next(iter(STRENGTHS))
+        self.tier.draw(self._root(alike), STRENGTHS[alike])
+        first = self.tier.train_source_segmenter(self._root(alike), self.out / "source-segmenter")
+        setup_logging(None)
+        options = {**arm.options, **self._shared(arm, mismatch, self.usual_steps), "seed": OWN_SEED}
+        translator = arm.config(self.tier.config, options)
+        out = self.out / "rounds" / f"{mismatch}-{arm.name}"
+        return Rounds(out, translator, {**QUIET, **self.tier.segmenter, **LOOKS}, first=first).segmenter(arm.rounds)
 
     def _is_done(self, cell: Cell) -> bool:
         """UserError if the run is there with other options."""
         folder = RunFolder(self.run_dir(cell))
         saved = folder.saved()
         if saved:
-            check_same(str(folder.path), saved, self.configs[cell])
+            check_same(str(folder.path), saved, cell.arm.config(self.tier.config, self._options(cell)))
         return folder.model.is_dir()  # the last thing that a run leaves
 
     def _command(self, cell: Cell) -> list[Any]:

@@ -1,6 +1,7 @@
 """What `launch/prepare.py match` does: finds target crops that are like each source crop."""
 
 import functools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -74,3 +75,12 @@ def match(
         f"to train with it: --data {root} --data.match {options.name}"
         + (f" --crop {crop or 'none'}" if crop != 256 else "")
     )
+
+
+def matched(root: str, way: str, crop: int | None, segmenter: Path | None = None) -> str:
+    """The name of the match of a data root that is made in this way, with all else as usual; it is made where it is missing.
+    segmenter: for that way; its weights are part of the name. Errors: `match`."""
+    weights = f"-{weights_sha256(_load(segmenter))[:12]}" if segmenter else ""
+    name = f"{way}{weights}-{crop or 'whole'}"
+    match(root, [way, *([str(segmenter)] if segmenter else [])], crop=crop, name=name, workers=os.cpu_count() or 1)
+    return name

@@ -7,7 +7,7 @@ The demo, a search without data and the flipping benchmark have one each. Both p
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,24 @@ FAIR = 0.5  # mismatch of the segmenter's scenes: as full of sky as of trees
 SMALL_SEGMENTER = {"model.output_stride": 8, "model.width": 0.5, "engine.precision": "fp32"}  # for two CPU cores
 LARGE_SEGMENTER = {"model.output_stride": 8}
 
+QUIET = {"loop.keep_logged": 0, "loop.checkpoint_every": 500}
+LOOKS = {"jitter": 1.0}  # of a segmenter that is to see through a change of look
+OWN_SEED = 1000  # of what belongs to no seed of a comparison
+
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Setup:
     """config: options of the translators. scenes: (width, height). counts: training scenes of each domain for the translators,
-    and for the segmenter; test scenes. segmenter: options of its training."""
+    and for the segmenter; test scenes. segmenter: options of its training. of_sources: those that a segmenter of the sources
+    has otherwise."""
 
     config: Path
     scenes: tuple[int, int]
     counts: tuple[int, int, int]
     segmenter: Mapping[str, Any]
+    of_sources: Mapping[str, Any] = field(default_factory=dict)
 
     def draw(self, root: Path, mismatch: float) -> Path:
         """The data root of translators, drawn if it is not there yet. mismatch: of its targets, from 0 to 1."""
@@ -42,8 +48,13 @@ class Setup:
     def train_segmenter(self, root: Path, run_dir: Path) -> Path:
         """Its run folder, trained, on scenes of its own in `root`, if it is not yet."""
         self._draw(root, self.counts[1], FAIR, seed=1)
-        quiet = {"loop.keep_logged": 0, "loop.checkpoint_every": 500}
-        return train(make_config(quiet, self.segmenter, {"data.root": str(root), "run_dir": str(run_dir)}))
+        return train(make_config(QUIET, self.segmenter, {"data.root": str(root), "run_dir": str(run_dir)}))
+
+    def train_source_segmenter(self, root: Path, run_dir: Path) -> Path:
+        """The run folder of a segmenter of a data root's sources, in whatever look, trained if it is not yet: it matches crops
+        and keeps the classes of translations, which the other one then judges."""
+        given = {"domain": "source", "data.root": str(root), "run_dir": str(run_dir), "seed": OWN_SEED}
+        return train(make_config(QUIET, self.segmenter, LOOKS, self.of_sources, given))
 
     def _draw(self, root: Path, count: int, mismatch: float, seed: int) -> Path:
         source = street_scenes(count, self.counts[2], seed, SOURCE_LAYOUT, mismatched(mismatch))

@@ -152,24 +152,12 @@ class SegmenterJob(Job[SegmenterConfig]):
         if self._split("test").label_space is None:
             log.info("not scored: %s has no labelled test images of the %s domain", self._root, self.config.domain)
         else:
-            scores = self._score(segmenter)
+            data = self.config.data
+            scores = score(segmenter, self._root, self.config.domain, data.cache_dir)
             scores["step"] = Checkpoint(checkpoint).state["step"]
             with replacing(folder.evaluation_file) as file:
                 file.write((json.dumps(scores, indent=1) + "\n").encode())
         save_pyfunc_model(folder.model, checkpoint, ["segmenter"], load_trained)
-
-    def _score(self, segmenter: Segmenter) -> dict[str, Any]:
-        """What `ConfusionMatrix.scores` gives for the labelled test images of the domain."""
-        samples = ImageDataset(self._root, "test", self.config.domain, cache_dir=self.config.data.cache_dir)
-        matrix = ConfusionMatrix(CLASSES)
-        for i in range(len(samples)):
-            image, label = samples.read(i)
-            if label is not None:
-                matrix.update(label, segmenter(image))
-        scores = matrix.scores()
-        shown = ", ".join(f"{name} {scores[name]:.1%}" for name in SHOWN)
-        log.info("%s on the %d test images of the %s domain", shown, len(samples), self.config.domain)
-        return scores
 
     @property
     def _root(self) -> str:
@@ -179,6 +167,20 @@ class SegmenterJob(Job[SegmenterConfig]):
         """The domain's images of a split; an empty split if there are none."""
         splits = load_manifest(open_storage(self._root)).splits
         return splits.get(f"{split}/{self.config.domain}", Split((), (0, 0)))
+
+
+def score(segmenter: Segmenter, root: str, domain: str, cache_dir: str | None = None) -> dict[str, Any]:
+    """What `ConfusionMatrix.scores` gives for the labelled test images of a domain."""
+    samples = ImageDataset(root, "test", domain, cache_dir=cache_dir)
+    matrix = ConfusionMatrix(CLASSES)
+    for i in range(len(samples)):
+        image, label = samples.read(i)
+        if label is not None:
+            matrix.update(label, segmenter(image))
+    scores = matrix.scores()
+    shown = ", ".join(f"{name} {scores[name]:.1%}" for name in SHOWN)
+    log.info("%s on the %d test images of the %s domain", shown, len(samples), domain)
+    return scores
 
 
 def train(config: SegmenterConfig) -> Path:

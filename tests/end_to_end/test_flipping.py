@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import yaml
 from PIL import Image
 
 from infra.errors import UserError
@@ -47,63 +48,55 @@ def test_the_benchmark_from_nothing_to_the_table(
     tiny: Setup, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(cli, "TIERS", {"small": tiny})
-    earlier = {
-        "arm": "cut",
-        "mismatch": "strong",
-        "seed": 9,
-        "steps": 4,
-        "flip_rate": 0.5,
-        "mIoU": 0.1,
-        "evaluations": [],
-    }
+    earlier = {"arm": "cut", "mismatch": "strong", "seed": 9, "steps": 4, "flip_rate": 0.5, "evaluations": []}
     Path("found.json").write_text(json.dumps([earlier]))
-    arguments = (
-        "--arms",
-        "cut",
-        "srunit",
-        "--seed-list",
-        "3",
-        "--steps",
-        "4",
-        "--json",
-        "found.json",
-        "--parallel",
-        "2",
-    )
+    options = "--arms cut best --seed-list 3 --steps 4 --json found.json --parallel 2"
+    arguments = options.split()
     flipping(monkeypatch, *arguments)
     printed = capsys.readouterr().out
 
     runs = json.loads(Path("found.json").read_text())
     assert [(run["arm"], run["mismatch"], run["seed"], run["steps"]) for run in runs] == [
+        ("best", "strong", 3, 4),
         ("cut", "strong", 3, 4),
         ("cut", "strong", 9, 4),
-        ("srunit", "strong", 3, 4),
     ]
-    assert runs[1] == earlier
-    for run in (runs[0], runs[2]):
+    assert runs[2] == earlier
+    for run in (runs[0], runs[1]):
         rows = Path(f"out/runs/strong-{run['arm']}-3-4/evaluations.jsonl").read_text().splitlines()
         half, end = map(json.loads, rows)
         assert (half["step"], end["step"]) == (2, 4)
         for figure in ("flip_rate", "mIoU", "Dist"):
             assert run[figure] == end[figure]
             assert run["evaluations"][0][figure] == half[figure]
-    both = np.array([runs[0]["flip_rate"], 0.5]) * 100
+        assert run["drift"] == end["drift"] and "sky_to_vegetation" in run
+    both = np.array([runs[1]["flip_rate"], 0.5]) * 100
     assert "| CUT | 3, 9 |" in printed and f"| {both.mean():.1f} ± {both.std(ddof=1):.1f} |" in printed
     assert "| untranslated |" in printed and "| real images (ceiling) |" in printed
     assert np.asarray(Image.open("out/pictures.png")).shape == (2 * 32 + 4, 4 * 64 + 3 * 4, 3)
+
+    # The best is helped by a second segmenter, which saw translations of the first round, and by a match of its own.
+    best = yaml.safe_load(Path("out/runs/strong-best-3-4/config.yaml").read_text())
+    assert best["method"]["semantic"]["segmenter"] == "out/rounds/strong-best/segmenter-1"
+    first = yaml.safe_load(Path("out/rounds/strong-best/round-0/translator/config.yaml").read_text())
+    assert first["method"]["semantic"]["segmenter"] == "out/source-segmenter"
+    matches = {best["data"]["match"], first["data"]["match"]}
+    assert {path.stem for path in Path("out/data/strong/matches").glob("*.npy")} == matches and len(matches) == 2
+    assert yaml.safe_load(Path("out/source-segmenter/config.yaml").read_text())["domain"] == "source"
 
     # Again: nothing is trained a second time, and what the file had lost is there again.
     before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*.jsonl")}
     Path("found.json").write_text(json.dumps([earlier]))
     flipping(monkeypatch, *arguments)
-    assert capsys.readouterr().out == printed
+    found = "Mismatch strong, 4 steps"
+    assert capsys.readouterr().out.partition(found)[2] == printed.partition(found)[2]
     assert json.loads(Path("found.json").read_text()) == runs
     assert {path: path.stat().st_mtime_ns for path in Path("out").rglob("*.jsonl")} == before
 
     # The options of an arm have changed: its old run is not taken for one of the new.
     monkeypatch.setattr(cli, "read_arms", lambda: {"cut": Arm("cut", "CUT", {"method.name": "cut", "optim.lr": 0.5})})
     with pytest.raises(SystemExit, match="2"):
-        flipping(monkeypatch, *arguments[:2], *arguments[3:])
+        flipping(monkeypatch, *options.replace("best ", "").split())
     assert "strong-cut-3-4 has optim.lr = 0.0002, not 0.5" in capsys.readouterr().err
 
 

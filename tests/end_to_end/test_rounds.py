@@ -1,0 +1,128 @@
+"""launch/rounds.py at the smallest size: all stages, stopped between them, and going on."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from infra.config import flatten
+from infra.storage import open_storage
+from launch import rounds as cli
+from launch.runs import rounds
+from pipelines.dataset import ImageDataset
+from pipelines.manifest import MANIFEST
+from pipelines.prepare import Encoding, prepare
+from pipelines.sources.drawn import street_scenes
+
+SEGMENTER = "{model: {output_stride: 8, width: 0.25}, optim: {epochs: 0.5}, jitter: 0.5, engine: {precision: fp32}}"
+OPTIONS = (
+    "--method cut --crop 32 --ngf 2 --ndf 2 --method.generator.blocks 6 --method.head-dim 4 --method.patches 8 --precision fp32 "
+    "--optim.epochs 0.5 --optim.decay-epochs 0.5 --loop.keep-logged 0"
+)
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "segmenter.yaml").write_text(SEGMENTER)
+    prepare(street_scenes(4, 2), open_storage("data"), Encoding((64, 32), shard_size=3), progress=False)
+    return "data"
+
+
+def start(monkeypatch: pytest.MonkeyPatch, options: str) -> None:
+    given = f"rounds.py --data data --out out --segmenter-config segmenter.yaml {options}"
+    monkeypatch.setattr(sys, "argv", given.split())
+    cli.main()
+
+
+def written() -> dict[Path, int]:
+    names = ("metrics.jsonl", "manifest.json", "*.npy")
+    return {path: path.stat().st_mtime_ns for name in names for path in Path().rglob(name)}
+
+
+def test_rounds_stopped_at_every_stage_and_continued(
+    root: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = f"--rounds 2 --sure 0 {OPTIONS}"
+    for stage in ("matched", "train", "derive"):
+        with monkeypatch.context() as stopping:
+
+            def stop(*_: object, **__: object) -> None:
+                raise KeyboardInterrupt
+
+            stopping.setattr(rounds, stage, stop)
+            before = written()
+            with pytest.raises(KeyboardInterrupt):
+                start(stopping, options)
+            assert before.items() <= written().items(), stage
+    start(monkeypatch, options)
+    assert before.items() <= written().items()
+    printed = capsys.readouterr().out
+    assert printed.rstrip().endswith("the last translator: out/round-1/translator")
+
+    for number, segmenter in enumerate(("out/segmenter-0", "out/segmenter-1")):
+        config = yaml.safe_load(Path(f"out/round-{number}/translator/config.yaml").read_text())
+        assert config["method"]["semantic"]["segmenter"] == segmenter and config["method"]["semantic"]["weight"] == 1
+        trained = yaml.safe_load(Path(segmenter, "config.yaml").read_text())
+        assert (trained["data"]["root"], trained["domain"]) == (
+            ("data", "source"), ("out/round-0/data", "target"),
+        )[number]  # fmt: skip
+        assert trained["jitter"] == 0.5
+        found = json.loads(Path(f"out/round-{number}/metrics.json").read_text())
+        assert found.keys() == {"segmenter"}  # no judge
+        assert f"{number}" in printed and f"{found['segmenter']:.1%}" in printed
+
+    # The data between: translations with the sources' labels, and targets, of which all is labelled at --sure 0.
+    between = ImageDataset("out/round-0/data", "train", "target")
+    sources, targets = (ImageDataset(root, "train", domain) for domain in ("source", "target"))
+    assert between.keys == [*sources.keys, *(f"target-{key}" for key in targets.keys)]
+    translation, label = between.read(1)
+    source, true = sources.read(1)
+    assert label is not None and true is not None and (label == true).all() and (translation != source).any()
+    _, seen = between.read(6)
+    assert seen is not None and seen.max() < 19
+
+
+def test_the_options_of_every_translator(root: str) -> None:
+    config = flatten(
+        cli.translators(["--method", "cut", "--optim.epochs", "3", "--optim.decay-epochs", "1"], root, "judge")
+    )
+    asked = {
+        "data.root": root, "method.semantic.weight": 1.0, "optim.epochs": 3.0,
+        "evaluation.segmenter": "judge", "evaluation.every": 4.0,
+    }  # fmt: skip
+    assert config.items() >= asked.items()
+    config = flatten(cli.translators(["--method.semantic.weight", "2", "--evaluation.every", "1"], root, "judge"))
+    assert (config["method.semantic.weight"], config["evaluation.every"]) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--rounds 0", "0 rounds train nothing: give 1 or more"),
+        ("--sure 1.5", "--sure 1.5 is a probability"),
+        ("--method munit", "munit has no L_sem"),
+        ("--method cut --run-dir runs/x", "leave out --run-dir"),
+        ("--method cut --data.match labels", "leave out --run-dir and --data.match"),
+        ("--method cut --optim.lr fast", "optim.lr = 'fast' is not a number"),
+    ],
+)
+def test_what_cannot_be(
+    root: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: str, message: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        start(monkeypatch, options)
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+    assert not Path("out").exists()
+
+
+def test_sources_without_labels(root: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = json.loads(Path(root, MANIFEST).read_text())
+    manifest["splits"]["train/source"]["label_space"] = None
+    Path(root, MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(SystemExit, match="2"):
+        start(monkeypatch, "--method cut")
+    assert "the sources of data have no labels to train a segmenter on" in capsys.readouterr().err
