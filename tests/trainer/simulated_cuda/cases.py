@@ -99,7 +99,7 @@ def by_segmenter(method: str, options: dict[str, Any], engine: dict[str, Any], *
 
     given = {f"method.semantic.{name}": value for name, value in {"segmenter": "any", "weight": 1.0, **options}.items()}
     kept = FrozenSegmenter.load
-    FrozenSegmenter.load = load  # type: ignore[method-assign,assignment]
+    FrozenSegmenter.load = load  # type: ignore[method-assign]
     try:
         return translating(method, given, engine, **steps)
     finally:
