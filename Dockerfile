@@ -13,7 +13,10 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/*
 
 # Ubuntu 24.04 has a user of id 1000 already; the project's own takes its place, so that mounted folders fit most hosts.
-RUN userdel --remove ubuntu && useradd --create-home --uid 1000 srunit && install -d -o srunit -g srunit /srunit
+# The folders are where volumes are mounted, which take over their owner.
+RUN userdel --remove ubuntu && useradd --create-home --uid 1000 srunit \
+ && install -d -o srunit -g srunit /srunit \
+        /srunit/runs /srunit/mlflow /home/srunit/.cache /home/srunit/.cache/srunit
 USER srunit
 WORKDIR /srunit
 

@@ -37,19 +37,23 @@ LAUNCHERS = {
 def start(
     launcher: str, *arguments: str, cwd: Path, script: str = TRAIN, options: Sequence[str] = OPTIONS
 ) -> subprocess.Popen[str]:
-    """Start a job with `options` and more; one thread per rank, so that arithmetic is cut up alike in each."""
-    command = [*LAUNCHERS[launcher], *([str(_free_port())] if launcher == "deepspeed" else [])]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    """Start a job with `options` and more."""
+    command = [*LAUNCHERS[launcher], *([str(free_port())] if launcher == "deepspeed" else [])]
+    return spawn([*command, script, *options, *arguments], cwd=cwd)
+
+
+def spawn(command: Sequence[str], *, cwd: Path, **variables: str) -> subprocess.Popen[str]:
+    """Start a command; one thread per rank, so that arithmetic is cut up alike in each. variables: of its environment."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"} | variables
     environment["PATH"] = f"{BINARIES}{os.pathsep}{environment['PATH']}"
     environment.pop("MLFLOW_TRACKING_URI", None)
     return subprocess.Popen(
-        [*command, script, *options, *arguments],
-        cwd=cwd, env=environment, text=True, start_new_session=True,
+        command, cwd=cwd, env=environment, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 
