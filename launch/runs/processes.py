@@ -15,6 +15,15 @@ from typing import Any
 from infra.errors import Stopped
 
 POLL_S = 0.2
+# Runs a Python script so that, on Linux, it gets SIGTERM when its parent dies without a word (PR_SET_PDEATHSIG is 1).
+BOUND = (
+    "import os, sys\n"
+    "if sys.platform == 'linux':\n"
+    "    import ctypes\n"
+    "    ctypes.CDLL(None).prctl(1, 15)\n"
+    "if os.getppid() == int(sys.argv[1]):\n"
+    "    os.execv(sys.executable, [sys.executable, *sys.argv[2:]])\n"
+)
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -50,7 +59,7 @@ def run_all(
 
 
 def _start(command: Sequence[object], log: Path, threads: int) -> subprocess.Popen[bytes] | None:
-    """None if a process that writes this log is still there, perhaps left by a command that was killed."""
+    """None if a process that writes this log is still there: another command's, or one that ends since its own was killed."""
     with log.open("ab") as output:
         try:
             # The lock belongs to the open file, which the process inherits, so it ends with the process.
@@ -60,10 +69,16 @@ def _start(command: Sequence[object], log: Path, threads: int) -> subprocess.Pop
         except OSError:
             pass  # a file system without locks
         # In a session of its own, so that Ctrl-C reaches this process alone, which then asks for checkpoints.
+        bound = [sys.executable, "-ISc", BOUND, str(os.getpid()), *map(str, command)]
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         return subprocess.Popen(
-            [sys.executable, *map(str, command)], stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            env=os.environ | {"OMP_NUM_THREADS": str(threads)}, start_new_session=True,
-        )  # fmt: skip
+            bound,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
+        )
 
 
 def _why(log: Path) -> str:

@@ -20,7 +20,7 @@ from launch import flipping_benchmark
 from launch.flipping_arms import Arm, read_arms
 from launch.flipping_benchmark import Benchmark
 from launch.runs.embedded import Setup
-from tests.end_to_end.jobs import REPOSITORY, wait_for_step
+from tests.end_to_end.jobs import REPOSITORY, kill, wait_for_step
 
 TRAINING = """
 data: {crop: 32, threads: 1}
@@ -34,6 +34,7 @@ loop: {keep: 1, keep_logged: 0, report_every: 1}
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
     (tmp_path / "tiny.yaml").write_text(TRAINING)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # no processes to draw and match a few scenes
     monkeypatch.setattr(flipping_benchmark, "PICTURE_ROWS", 2)
     segmenter = {"model.output_stride": 8, "model.width": 0.25, "optim.epochs": 1.0}
     return Setup(tmp_path / "tiny.yaml", (64, 32), (4, 8, 4), segmenter)
@@ -101,6 +102,7 @@ def test_the_benchmark_from_nothing_to_the_table(
 
 
 FROM_OUTSIDE = """
+import os
 import sys
 from pathlib import Path
 from launch.flipping_arms import read_arms
@@ -108,6 +110,7 @@ from launch.flipping_benchmark import Benchmark
 from launch.runs.embedded import Setup
 from infra.errors import exits_cleanly
 
+os.cpu_count = lambda: 1
 Setup.train_segmenter = lambda *_: None
 Benchmark._options = (lambda options: lambda *a: options(*a) | {"evaluation.segmenter": None, "evaluation.every": 500.0,
     "loop.checkpoint_every": 100000})(Benchmark._options)
@@ -134,7 +137,8 @@ def test_a_stopped_command_stops_its_trainings_with_a_checkpoint(tiny: Setup) ->
         command.send_signal(signal.SIGTERM)
         _, errors = command.communicate(timeout=60)
     finally:
-        command.kill()
+        if command.poll() is None:
+            kill(command)
     assert command.returncode == 128 + signal.SIGTERM
     assert "stopped: the same command continues from here" in errors
     assert not training.is_running()

@@ -2,9 +2,9 @@
 
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -166,16 +166,35 @@ def test_processes_run_some_at_once_and_say_what_went_wrong(tmp_path: Path) -> N
     assert found == {"a": None, "b": f"too bad (see {tmp_path / 'logs' / 'b.log'})", "c": None}
 
 
-def test_what_a_killed_command_left_running_is_not_started_twice(tmp_path: Path) -> None:
-    waits = tmp_path / "waits.py"
-    waits.write_text("import time; print('there', flush=True); time.sleep(60)")
-    starter = (
-        "from launch.runs.processes import _start; from pathlib import Path\n"
-        f"print(_start([{str(waits)!r}], Path('log.log'), 1).pid)"
+def test_a_killed_command_ends_its_processes_which_until_then_are_not_started_twice(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import pathlib, signal, time\n"
+        "def end(*_):\n"
+        "    pathlib.Path('ended').touch()\n"
+        "    while not pathlib.Path('go').exists(): time.sleep(0.01)\n"  # as if it saved a checkpoint
+        "    raise SystemExit\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        "pathlib.Path('there').touch()\n"
+        "time.sleep(60)\n"
     )
-    left = int(subprocess.check_output([sys.executable, "-c", starter], cwd=tmp_path, text=True))
-    try:
-        ((_, why),) = run_all({"log": [waits]}, tmp_path, 1)
-        assert why and why.startswith("another process is at it and writes")
-    finally:
-        os.kill(left, signal.SIGKILL)
+    command = (
+        "from launch.runs.processes import run_all; from pathlib import Path\n"
+        "list(run_all({'a': ['script.py']}, Path(), 1))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    starter = subprocess.Popen([sys.executable, "-c", command], cwd=tmp_path, env=environment)
+    wait_for(tmp_path / "there")
+    starter.kill()
+    starter.wait()
+    wait_for(tmp_path / "ended")
+    ((_, why),) = run_all({"a": [script]}, tmp_path, 1)
+    assert why and why.startswith("another process is at it and writes")
+    (tmp_path / "go").touch()
+
+
+def wait_for(file: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not file.exists():
+        assert time.monotonic() < deadline, file
+        time.sleep(0.02)
