@@ -9,7 +9,7 @@ from torch import nn
 from infra.errors import UserError
 from trainer.segmentation import outside
 from trainer.segmentation.segmenter import Segmenter
-from trainer.segmentation.trained import load_trained
+from trainer.segmentation.trained import load_trained, weights_hash
 
 
 def load_segmenter(path: Path, device: torch.device | str = "cpu") -> Segmenter:
@@ -37,8 +37,4 @@ def weights_sha256(segmenter: Segmenter) -> str:
     if isinstance(segmenter.logits, outside.OnnxNetwork):
         return hashlib.sha256(segmenter.logits.path.read_bytes()).hexdigest()
     assert isinstance(segmenter.logits, nn.Module)
-    digest = hashlib.sha256()
-    for name, tensor in segmenter.logits.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return weights_hash(segmenter.logits)
