@@ -21,6 +21,8 @@ OTHERS = {
     "--num_gpus", "--nproc_per_node", "--nnodes", "--hostfile", "--rdzv_backend", "--rdzv_endpoint", "--env-manager",
     "--backend-store-uri", "--standalone", "--master_addr", "--master_port", "--gpus", "--head", "--rm", "--network",
     "--ipc", "--shm-size", "--network-host", "--default-artifact-root", "--host", "--port", "--no-lora", "--version",
+    "--allowed-hosts", "--build", "--max-restarts", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint", "--requeue",
+    "--signal",
 }  # fmt: skip
 
 

@@ -166,6 +166,7 @@ SHORT_FLAGS = [
     ("--engine", "engine.kind", "ddp", "ddp"),
     ("--precision", "engine.precision", "bf16", "bf16"),
     ("--max-steps", "loop.max_steps", "9", 9),
+    ("--on-nonfinite", "loop.on_nonfinite", "skip", "skip"),
 ]
 
 

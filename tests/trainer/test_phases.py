@@ -162,7 +162,8 @@ def test_phases_run_in_the_steps_that_are_theirs() -> None:
              for phase in (D, G)]  # fmt: skip
     game = Game((alone, *whole))
     losses = play(game, [batches([1.0])] * 6)
-    assert [sorted(each) for each in losses] == [["d alone"], ["d alone"], ["d", "g"]] * 2
+    alone_row, whole_row = ["d alone", "norm/d alone"], ["d", "g", "norm/d", "norm/g"]
+    assert [sorted(each) for each in losses] == [alone_row, alone_row, whole_row] * 2
     assert game.forwards == [("encode", False), ("encode", False), ("translate", True)] * 2
 
 
@@ -176,7 +177,7 @@ def test_a_phase_may_begin_late_in_the_schedule(micro: tuple[list[float], ...]) 
     for step, progress in enumerate((0.0, 0.4999, 0.5)):
         reported.append(sorted(train_step(game, engine, batches(*micro), StepContext(Draws(0, step), progress))))
         held.append((game.g.weight.item(), bool(engine.optimiser_state("g"))))
-    assert reported == [["d"], ["d"], ["d", "g"]]
+    assert reported == [["d", "norm/d"], ["d", "norm/d"], ["d", "g", "norm/d", "norm/g"]]
     assert held[0] == held[1] == (2.0, False) and held[2][0] != 2 and held[2][1]
     assert game.forwards[: 2 * len(micro)] == [("translate", False)] * 2 * len(micro)
     assert game.d.weight.item() != 3

@@ -106,13 +106,12 @@ class OneOfTwo(Engine):
     world: list[Tensor]
     meeting: threading.Barrier
 
-    def prepare(self, method: Any, optim: OptimConfig) -> None:
-        super().prepare(method, optim)
-        self.optimisers["segmenter"].register_step_pre_hook(self._average_gradients)
-
-    def _average_gradients(self, optimiser: torch.optim.Optimizer, *_: Any) -> None:
-        for parameter in optimiser.param_groups[0]["params"]:
+    def _norm(self, name: str) -> Tensor:
+        """Of gradients averaged over the ranks, as they are after a backward pass."""
+        for parameter in self.parameters[name].values():
+            assert parameter.grad is not None
             parameter.grad = self.mean(parameter.grad)
+        return super()._norm(name)
 
     def mean(self, values: Tensor) -> Tensor:
         self.world[self.rank] = values
@@ -184,7 +183,7 @@ def test_a_step_without_any_labelled_pixel_changes_nothing() -> None:
     parts = split(unevenly_labelled([0, 0, 0, 0]), 2, 2)
     before = plain_network().state_dict()
     for losses, weights in (one_step(parts), *two_ranks(parts[:1], parts[1:])):
-        assert losses == {"CE": 0, "pxAcc": 0}
+        assert losses == {"CE": 0, "pxAcc": 0, "norm/segmenter": 0}
         assert all(torch.equal(value, before[name]) for name, value in weights.items())
 
 
