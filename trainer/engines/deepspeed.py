@@ -86,7 +86,9 @@ class DeepSpeedEngine(DdpEngine):
 
     def _norm(self, name: str) -> Tensor:
         if self.config.zero_stage == 0:
-            scale = self.scalers[name]._get_scale_async()  # None outside fp16; DeepSpeed itself unscales later
+            if not (scaler := self.scalers[name]).is_enabled():
+                return super()._norm(name)
+            scale = scaler._get_scale_async()  # None before the first step; DeepSpeed itself unscales later
             return super()._norm(name) if scale is None else super()._norm(name) / scale
         # Each rank has the reduced gradients of its own share of the weights, and zeros that fill up its partition.
         zero: Any = self.modules[name].optimizer
