@@ -75,11 +75,12 @@ def test_two_agents_of_torchrun(data: str, one_process: Path, tmp_path: Path) ->
 
 
 def test_a_mistake_on_two_nodes_has_its_exit_code(tmp_path: Path) -> None:
-    """torchrun itself would end with 1."""
+    """torchrun itself would end with 1. The node that still starts when the first goes may lose it before it has the mistake."""
     port = free_port()
-    nodes = [start_node(number, port, ["--method", "nothing"], tmp_path) for number in (0, 1)]
-    for node in nodes:
-        assert "error: unknown method" in finish(node, expect=2)
+    first, second = (start_node(number, port, ["--method", "nothing"], tmp_path) for number in (0, 1))
+    assert "error: unknown method" in finish(first, expect=2)
+    second.communicate(timeout=300)
+    assert second.returncode in (2, 75)
 
 
 def test_an_agent_that_is_alone_ends_with_an_outage(tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ def check_job(job: dict[str, Any]) -> None:
     assert [restarts(spec["podFailurePolicy"], code) for code in (75, 143, 137, 2, 3)] == [True] * 3 + [False] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folder", "nodes", "gpus"), [("base", 2, "8"), ("overlays/eight-nodes", 8, "8"), ("overlays/cpu", 2, None)]
 )
@@ -146,6 +147,7 @@ def test_the_ray_job_has_pods_that_kubernetes_takes_and_a_search_that_starts() -
 # ---- Compose ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_compose_takes_the_files() -> None:
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
     done = subprocess.run([*command, *sorted(COMPOSE.glob("*.yaml"))], capture_output=True, text=True)
@@ -176,8 +178,16 @@ def test_what_compose_starts_parses_and_fits_together() -> None:
 # ---- Slurm, SkyPilot, DeepSpeed ---------------------------------------------------------------------------------------
 
 
-def submit(folder: Path, srun: str, **more: str) -> tuple[int, list[list[str]]]:
-    programs = {"srun": srun, "scontrol": "echo node1; echo node2", "scancel": "kill -TERM $(cat step)"}
+# Runs the command on both nodes, and ends with the larger exit code, as srun does.
+SRUN = 'SLURM_PROCID=0 "$@"; a=$?; SLURM_PROCID=1 "$@"; b=$?; exit $((a > b ? a : b))'
+
+
+def submit(folder: Path, *codes: int, srun: str = SRUN, **more: str) -> tuple[int, list[list[str]]]:
+    """Run the batch script with Slurm's commands replaced. codes: what the training ends with on each node."""
+    programs = {
+        "srun": srun, "python": f"codes=({' '.join(map(str, codes))}); exit ${{codes[$SLURM_PROCID]}}",
+        "scontrol": "echo node1; echo node2", "scancel": "kill -TERM $(cat step)",
+    }  # fmt: skip
     place = {
         "SLURM_SUBMIT_DIR": str(folder),
         "SLURM_NNODES": "2",
@@ -187,30 +197,37 @@ def submit(folder: Path, srun: str, **more: str) -> tuple[int, list[list[str]]]:
     return run_shell(SBATCH, folder, programs, **place, **more)
 
 
-@pytest.mark.parametrize(("code", "again"), [(0, False), (1, False), (2, False), (3, False), (75, True), (143, True)])
-def test_slurm_starts_a_training_again_after_what_passes(code: int, again: bool, tmp_path: Path) -> None:
-    ended, calls = submit(tmp_path, f"exit {code}")
+@pytest.mark.parametrize(
+    ("codes", "code", "again"),
+    [((0, 0), 0, False), ((1, 1), 1, False), ((2, 75), 2, False), ((75, 3), 3, False), ((75, 75), 75, True),
+     ((75, 143), 143, True)],
+)  # fmt: skip
+def test_slurm_starts_a_training_again_after_what_passes(
+    codes: tuple[int, int], code: int, again: bool, tmp_path: Path
+) -> None:
+    ended, calls = submit(tmp_path, *codes)
     assert ended == code
     assert (["scontrol", "requeue", "7"] in calls) == again
 
 
 def test_slurm_stops_starting_again_in_the_end(tmp_path: Path) -> None:
-    _, calls = submit(tmp_path, "exit 75", SLURM_RESTART_COUNT="50")
+    _, calls = submit(tmp_path, 75, 75, SLURM_RESTART_COUNT="50")
     assert ["scontrol", "requeue", "7"] not in calls
 
 
 def test_before_the_time_is_up_slurm_has_the_ranks_save_and_starts_again(tmp_path: Path) -> None:
     """The signal comes to the batch script, which hands it to the step and waits for its end."""
     srun = "trap 'sleep 0.3; exit 143' TERM\necho $$ > step\nkill -USR1 $PPID\nfor i in {1..200}; do sleep 0.1; done"
-    ended, calls = submit(tmp_path, srun)
+    ended, calls = submit(tmp_path, srun=srun)
     assert ended == 143
     assert [call[0] for call in calls] == ["scontrol", "srun", "scancel", "scontrol"]
     assert calls[2] == ["scancel", "--signal", "TERM", "7.0"]
 
 
 def test_the_command_of_slurm_parses(tmp_path: Path) -> None:
-    _, calls = submit(tmp_path, "exit 0")
-    (command,) = (call[1:] for call in calls if call[0] == "srun")
+    _, calls = submit(tmp_path, 0, 0)
+    command, same = (call for call in calls if call[0] == "python")
+    assert command == same
     launcher, config = parse(command)
     assert (launcher.nnodes, launcher.rdzv_endpoint) == ("2", "node1:29500")
     gpus = re.search(r"--gpus-per-node (\d+)", SBATCH.read_text())
@@ -237,9 +254,10 @@ def test_the_hostfile_is_one() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
 def test_commands_in_comments_and_prose_parse(page: Path) -> None:
+    begins = " {4}" if page.suffix == ".md" else "# {3}"
     for line in page.read_text().splitlines():
         if found := re.match(
-            r"(?:#   |    )((?:deepspeed|torchrun|python (?:launch|tuning)/).*?)(?: {2,}.*| +#.*)?$", line
+            begins + r"((?:deepspeed|torchrun|python (?:launch|tuning)/).*?)(?: {2,}.*| +#.*)?$", line
         ):
             parse(shlex.split(found[1].replace("…", "")))
 
