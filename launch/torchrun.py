@@ -16,11 +16,10 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.run import parse_args, run
 
-from infra.errors import Stopped, exits_cleanly, first_line
+from infra.errors import DIVERGED, EXIT_USER_ERROR, OUTAGE, Stopped, exits_cleanly, first_line
 
-OUTAGE = 75
 # Where ranks of one machine end apart: what restarting cannot mend first, then what the others ended of.
-MOST_TELLING = (2, 3, 1, 143, 130)
+MOST_TELLING = (EXIT_USER_ERROR, DIVERGED, 1, 143, 130)
 
 
 def exit_code(codes: Iterable[int]) -> int:
