@@ -122,6 +122,7 @@ def test_what_cannot_be(
 def test_sources_without_labels(root: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = json.loads(Path(root, MANIFEST).read_text())
     manifest["splits"]["train/source"]["label_space"] = None
+    del manifest["sha256"]
     Path(root, MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(SystemExit, match="2"):
         start(monkeypatch, "--method cut")

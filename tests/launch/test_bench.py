@@ -291,7 +291,8 @@ def run_folder(path: Path, batch: int, rates: list[float]) -> Path:
     config = make_config({"optim.global_batch": batch, "loop.report_every": 2})
     folder = RunFolder(path)
     folder.open(config)
-    folder.metrics_file.write_text("".join(json.dumps({"pairs_per_s": rate}) + "\n" for rate in rates))
+    rows = [{"step": step, "pairs_per_s": rate} for step, rate in enumerate(rates, 1)]
+    folder.metrics_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 

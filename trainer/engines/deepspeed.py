@@ -100,8 +100,13 @@ class DeepSpeedEngine(DdpEngine):
     def _withhold(self, name: str, broken: Tensor) -> None:
         if self.config.zero_stage == 0:
             super()._withhold(name, broken)
-        else:  # which hands the gradients to the optimiser in its own step
+        elif self.optimisers[name].defaults.get("fused"):  # ZeRO hands the gradients over in its own step
             tell_fused(self.optimisers[name], broken)
+        elif broken:  # SGD on a CPU: no such step, though momentum and weight decay still act
+            zero: Any = self.modules[name].optimizer
+            for group in zero.averaged_gradients.values():
+                for gradient in group or ():
+                    gradient.zero_()
 
     def _under_autocast(self, loss: Loss) -> Tensor:
         # Entered inside DeepSpeed's forward, since it switches a surrounding autocast off.

@@ -38,8 +38,8 @@ class RobustConfig:
         "paper", "norm of tau: drawn from [least, T]; always T, divided by such a draw all the same (published code); or "
         "relative: a share of the features' own norm at each pixel", choices=("paper", "published", "relative"),
     )  # fmt: skip
-    least_relative: float = option(0.05, "rule relative: smallest share of the features' norm", adjustable=True)
-    most_relative: float = option(0.5, "rule relative: largest share of the features' norm", adjustable=True)
+    least_relative: float = option(0.05, "rule relative: smallest share of the features' norm")
+    most_relative: float = option(0.5, "rule relative: largest share of the features' norm")
     start: float = option(0.25, "share of all epochs before L_robust begins")
     rest: bool = option(
         False, "update neither G nor its heads before method.robust.start, with L_robust or without (published code)"

@@ -37,7 +37,7 @@ class SemanticConfig:
         "true", "the source's label maps, or what the segmenter sees in the source where it is sure",
         choices=("true", "predicted"),
     )  # fmt: skip
-    sure: float = option(0.9, "with predicted labels: least probability of a class that counts", adjustable=True)
+    sure: float = option(0.9, "with predicted labels: least probability of a class that counts")
     start: float = option(0.0, "share of all epochs before L_sem begins")
     balance: float = option(
         0.0, "weigh target patches in D's loss by how much more of their class the sources have, at most this often and at "
