@@ -152,7 +152,9 @@ class Sender:
     def _options(self) -> None:
         if (key := _hash(self.folder.about_file)) in ("", self._sent.about):
             return
-        self._about = read_json(self.folder.about_file, dict)  # after its hash: what is written in between is sent next time
+        self._about = read_json(
+            self.folder.about_file, dict
+        )  # after its hash: what is written in between is sent next time
         params = read_yaml(self.folder.config_file)
         self._deliver("the parameters", MlflowRun.params, params)
         self._deliver("tags", MlflowRun.tags, self._about["tags"])

@@ -96,7 +96,10 @@ def test_two_ranks_train_like_one_process_and_zero_goes_on_with_sgd(workplace: P
     """ZeRO-1 spreads the momentum over the ranks, and makes it, with weight decay on, before it loads a checkpoint's."""
     finish(begin("ddp", "--run-dir", "ranks", "--max-steps", "6", cwd=workplace))
     finish(begin("deepspeed", "--run-dir", "ranks", "--engine.zero-stage", "1", cwd=workplace))
-    assert losses(workplace / "ranks") == losses(workplace / "run")
+    norm = "norm/segmenter"  # under ZeRO-1 the ranks add up the squares of their shares, in another order
+    for row, expected in zip(losses(workplace / "ranks"), losses(workplace / "run"), strict=True):
+        assert row.pop(norm) == pytest.approx(expected.pop(norm), rel=1e-6)
+        assert row == expected
     ours, theirs = weights(workplace / "ranks", STEPS), weights(workplace / "run", STEPS)
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():

@@ -114,7 +114,12 @@ def trained(options: Params, before: Checkpoint | None, steps: int) -> TrainingS
 
 
 @pytest.mark.parametrize(
-    ("kind", "names"), [("adam", ADJUSTABLE.keys() - {"optim.momentum"}), ("sgd", {"optim.lr", "optim.momentum"})]
+    ("kind", "names"),
+    # L_sem needs a trained segmenter: tests/trainer/test_semantic.py has its weight.
+    [
+        ("adam", ADJUSTABLE.keys() - {"optim.momentum", "method.semantic.weight"}),
+        ("sgd", {"optim.lr", "optim.momentum"}),
+    ],
 )
 def test_an_adjustable_option_takes_effect_in_the_middle_of_a_run(kind: str, names: set[str], tmp_path: Path) -> None:
     options = IN_USE | {"optim.kind": kind}
