@@ -102,6 +102,9 @@ class Sender:
             ):  # a crash of the machine took the one file
                 with replacing(self.folder.run_id_file) as file:
                     file.write(f"{former}\n".encode())
+            if create and not known and not self.folder.sent_file.exists():
+                # Before the run has an id: one that is found without this file is taken for an earlier version's, all sent.
+                self._keep()
             try:
                 self._run = MlflowRun.open(
                     self.folder.run_id_file, self._about.get("experiment", ""), self.folder.path.name, create=create

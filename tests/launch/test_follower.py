@@ -146,6 +146,25 @@ def test_a_kill_between_the_sending_and_its_note_repeats_no_metric(client: Mlflo
     assert steps_of(client, training, "Loss/G") == [1, 2, 3]
 
 
+def test_a_kill_as_soon_as_the_run_has_an_id_loses_nothing(
+    client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training(tmp_path / "run")
+    training.steps(1, 2)
+    training.evaluation(2)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(follower.MlflowRun, "params", killed)
+        with pytest.raises(KeyboardInterrupt):
+            send(training.folder, create=True)
+    assert training.folder.run_id_file.exists()
+    send(training.folder, create=True)
+    assert steps_of(client, training, "eval/Dist") == [2]
+
+
 def test_the_newest_checkpoints_stay_and_older_ones_go(client: MlflowClient, tmp_path: Path) -> None:
     training = Training(tmp_path / "run", keep_logged=2)
     for step in (1, 2, 3):
