@@ -62,7 +62,7 @@ def match(
     labeller, weights = None, None
     if paths:
         labeller = Labeller(Path(paths[0]))
-        segmenter = load_segmenter(labeller.path)
+        segmenter = _load(labeller.path)
         check_label_space(segmenter, LABEL_SPACE)
         weights = weights_sha256(segmenter)
     facts = make_match(root, options, labeller, weights, workers)

@@ -186,12 +186,11 @@ class Checkpoint:
     def check(self) -> None:
         """Raise Damaged unless every file is as it was written, and every number in it finite."""
         for name in self._files:
-            self._check(name)
-            if name.endswith(".safetensors"):
-                stem = name.removesuffix(".safetensors")
-                if wrong := _not_finite(self.tensors(stem)):
-                    raise Damaged(f"{self.folder / name} holds numbers that are not finite ({wrong}): delete {self.folder} "
-                                  "to go on from the checkpoint before")  # fmt: skip
+            if not name.endswith(".safetensors"):
+                self._check(name)
+            elif wrong := _not_finite(self.tensors(name.removesuffix(".safetensors"))):
+                raise Damaged(f"{self.folder / name} holds numbers that are not finite ({wrong}): delete {self.folder} "
+                              "to go on from the checkpoint before")  # fmt: skip
 
     def _check(self, name: str) -> Path:
         path = self.folder / name

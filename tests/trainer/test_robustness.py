@@ -1,5 +1,6 @@
 """L_robust: against plain loops of its formulas, its weight, and when it and G begin."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -42,18 +43,23 @@ def slow_robustness(method: Srunit, batch: Pairs, draws: Draws) -> Tensor:
     return torch.stack(terms).mean()
 
 
-def test_the_ragged_robustness_is_the_plain_loop_of_equation_3() -> None:
-    method, batch, context = make(patches=6, buffer=0, robust__beta=1.0), pairs(2), at()
+def check_against(slow_loss: Callable[[Srunit, Pairs, Draws], Tensor], **options: Any) -> None:
+    """L_robust and what it adds to every gradient are those of the plain loop."""
+    method, batch, context = make(patches=6, buffer=0, robust__beta=1.0, **options), pairs(2), at()
     without = play(make(patches=6, buffer=0, robust__beta=0.0), batch, context)
     with_it = play(method, batch, context)
     method.zero_grad()
-    slow = slow_robustness(method, batch, context.draws)
+    slow = slow_loss(method, batch, context.draws)
     slow.backward()
     assert float(with_it[0]["robust"]) == pytest.approx(slow.item(), rel=1e-9)
     for name, parameter in method.named_parameters():
         if parameter.grad is not None:
             added = with_it[1][name] - without[1][name]
             assert torch.allclose(added, parameter.grad, rtol=1e-5, atol=1e-8 * slow.item()), name
+
+
+def test_the_ragged_robustness_is_the_plain_loop_of_equation_3() -> None:
+    check_against(slow_robustness)
 
 
 def slow_relative(method: Srunit, batch: Pairs, draws: Draws) -> Tensor:
@@ -83,19 +89,7 @@ def slow_relative(method: Srunit, batch: Pairs, draws: Draws) -> Tensor:
 
 
 def test_the_relative_rule_is_the_plain_loop_of_its_formula() -> None:
-    options: dict[str, Any] = {"patches": 6, "buffer": 0, "robust__rule": "relative"}
-    ends: dict[str, Any] = {"robust__least_relative": 0.1, "robust__most_relative": 0.4}
-    method, batch, context = make(**options, **ends, robust__beta=1.0), pairs(2), at()
-    without = play(make(**options, robust__beta=0.0), batch, context)
-    with_it = play(method, batch, context)
-    method.zero_grad()
-    slow = slow_relative(method, batch, context.draws)
-    slow.backward()
-    assert float(with_it[0]["robust"]) == pytest.approx(slow.item(), rel=1e-9)
-    for name, parameter in method.named_parameters():
-        if parameter.grad is not None:
-            added = with_it[1][name] - without[1][name]
-            assert torch.allclose(added, parameter.grad, rtol=1e-5, atol=1e-8 * slow.item()), name
+    check_against(slow_relative, robust__rule="relative", robust__least_relative=0.1, robust__most_relative=0.4)
 
 
 @pytest.mark.parametrize(
