@@ -194,7 +194,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file of nested sections or dotted names as a flat layer, its format number taken off. UserError if it cannot
     be read as one."""
     try:
-        tree = _load(Path(path).read_text(encoding="utf-8"))
+        tree = load_yaml(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read the configuration {path} ({error.strerror}): check the path") from None
     except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: no UTF-8, or no date, such as 2026-13-01
@@ -207,8 +207,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return dict(flat_items(tree))
 
 
-def _load(text: str) -> Any:
-    """YAML of at most MAX_VALUES values: a few lines of aliases to lists of aliases can stand for billions."""
+def load_yaml(text: str) -> Any:
+    """YAML of at most MAX_VALUES values: a few lines of aliases to lists of aliases can stand for billions. ValueError for
+    more, RecursionError and what YAML raises for what is none."""
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()

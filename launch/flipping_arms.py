@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from infra.config import flat_items, read_yaml
+from infra.config import flat_items, load_yaml, read_yaml
 from infra.errors import UserError
 from launch.runs.config import JobConfig, make_config
 from pipelines.matching.match import WAYS
@@ -48,10 +48,10 @@ class Arm:
 def read_arms(file: Path = ARMS) -> dict[str, Arm]:
     """All arms by name, in the order of the file. UserError for a file that is no such list."""
     try:
-        tree = yaml.safe_load(file.read_text())
+        tree = load_yaml(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read the arms {file} ({error.strerror}): check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise UserError(f"{file} is not valid YAML: correct it") from None
     if not isinstance(tree, dict):
         raise UserError(f"{file} holds no arms: it should have lines such as 'cut: {{title: CUT, options: {{}}}}'")

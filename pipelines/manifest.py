@@ -168,11 +168,6 @@ def load_manifest(storage: Storage) -> Manifest:
         raise UserError(f"{storage.url}/{MANIFEST} is damaged ({error}): prepare the data again") from None
 
 
-def identity(storage: Storage) -> str:
-    """SHA-256 of the manifest at a data root, which has the hash of every shard: the same data anywhere, or other data."""
-    return load_manifest(storage).sha256
-
-
 def index_to_json(entries: list[SampleEntry]) -> str:
     return json.dumps([[e.key, e.image, e.label] for e in entries]) + "\n"
 

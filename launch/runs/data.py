@@ -7,7 +7,7 @@ from pathlib import Path
 
 from infra.errors import UserError
 from infra.storage import open_storage
-from pipelines.manifest import MANIFEST, identity, load_manifest
+from pipelines.manifest import MANIFEST, load_manifest
 from pipelines.matching.match import load_facts
 from pipelines.prepare import STREET_SIZE, Encoding, prepare
 from pipelines.sources.drawn import street_scenes
@@ -51,7 +51,7 @@ def data_identity(root: str, match: str | None = None) -> str:
     """SHA-256 of the manifest, which has the hash of every shard: the same data anywhere, or other data. match: the name of the
     match that is drawn from, whose hash is then part of it."""
     storage = open_storage(root)
-    data = identity(storage)
+    data = load_manifest(storage).sha256
     if match is None:
         return data
     return hashlib.sha256(f"{data} {load_facts(storage, match).sha256}".encode()).hexdigest()

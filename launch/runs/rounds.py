@@ -19,6 +19,7 @@ import torch
 from infra.config import flatten
 from infra.console import setup_logging
 from infra.errors import UserError
+from infra.json_lines import read_json
 from infra.storage import open_storage, replacing
 from infra.tables import plain
 from launch.matching import matched
@@ -146,8 +147,8 @@ class Rounds:
         target test images, if there are any."""
         translator = self.translator(number)
         file = self._folder(number) / "metrics.json"
-        if file.exists():
-            return dict(json.loads(file.read_text()))
+        if known := read_json(file, dict):
+            return dict(known)
         found: dict[str, float] = {}
         tests = self.manifest.splits.get("test/target")
         if tests is not None and tests.label_space:

@@ -24,7 +24,7 @@ from infra.errors import UserError
 from infra.storage import LocalStorage, Storage, open_storage
 from pipelines.images import encode
 from pipelines.labels import CLASSES
-from pipelines.manifest import DOMAINS, Split, identity, load_manifest
+from pipelines.manifest import DOMAINS, Split, load_manifest
 from pipelines.matching.describe import Describer, Piece, Predict, describe, pieces_of
 from pipelines.matching.descriptors import MOST_SQUARES, THUMBNAIL, Grid, mirrored
 from pipelines.matching.lattice import Lattice
@@ -90,7 +90,7 @@ def make_match(
         )
     asked = Facts(
         by=options.by, grid=options.squares, k=options.k, crop=lattices["source"].crop, mirror=options.mirror,
-        manifest=identity(storage), segmenter=segmenter,
+        manifest=manifest.sha256, segmenter=segmenter,
     )  # fmt: skip
     work = _work_folder(storage, options.name)
     there = _made_before(storage, options.name, asked)

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from infra.errors import UserError
+from infra.shapes import read_shape
 from infra.storage import Storage
 from pipelines.cuts import Size
 from pipelines.distributions import Distribution, total_variation
 from pipelines.labels import CLASSES
-from pipelines.manifest import Manifest, identity
+from pipelines.manifest import Manifest
 from pipelines.matching.descriptors import Grid
 from pipelines.matching.lattice import Lattice
 
@@ -59,12 +60,14 @@ class Facts:
         return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> "Facts":
-        """KeyError, TypeError or ValueError if it is damaged."""
-        raw: dict[str, Any] = json.loads(text)
-        (columns, rows), (width, height) = raw["grid"], raw["crop"]
-        shares = {name: tuple(values) for name, values in raw["shares"].items()}
-        return cls(**raw | {"grid": (columns, rows), "crop": (width, height), "shares": shares})
+    def from_json(cls, text: bytes) -> "Facts":
+        """ValueError, in one line, for what cannot be those of a match."""
+        found = read_shape(cls, text)
+        if found.shares and {name: len(values) for name, values in found.shares.items()} != dict.fromkeys(
+            SHARES, len(CLASSES)
+        ):
+            raise ValueError(f"shares are not those of {len(CLASSES)} classes in {', '.join(SHARES)}")
+        return found
 
     def mismatch(self) -> tuple[float, float]:
         """Total variation between the classes of source crops and those of target crops: unmatched, matched."""
@@ -106,18 +109,16 @@ def load_facts(storage: Storage, name: str) -> Facts:
     """UserError if there is no such match, or it is damaged."""
     check_name(name)
     try:
-        text = storage.read(file_of(name, "json")).decode()
+        text = storage.read(file_of(name, "json"))
     except FileNotFoundError:
         there = ", ".join(names(storage))
         raise UserError(
             f"there is no match {name} at {storage.url}: make it with launch/prepare.py match {storage.url}"
             + (f", or choose one of {there}" if there else "")
         ) from None
-    except UnicodeDecodeError as error:
-        raise _damaged(storage, name, "json", error) from None
     try:
         facts = Facts.from_json(text)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise _damaged(storage, name, "json", error) from None
     if facts.format != FORMAT:
         raise UserError(f"the match {name} of {storage.url} has the format {facts.format}, not {FORMAT}: "
@@ -128,7 +129,7 @@ def load_facts(storage: Storage, name: str) -> Facts:
 def load_match(storage: Storage, manifest: Manifest, name: str) -> Match:
     """The match of that name. UserError if there is none, it is damaged, or it was made for other data."""
     facts = load_facts(storage, name)
-    if facts.manifest != identity(storage):
+    if facts.manifest != manifest.sha256:
         raise UserError(f"the match {name} of {storage.url} was made for other data: make one for these with "
                         f"launch/prepare.py match {storage.url} and another --name")  # fmt: skip
     try:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import itertools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from infra.errors import UserError
 from infra.storage import LocalStorage
 from infra.views import CropWithBox
 from pipelines.config import DataConfig
@@ -18,7 +20,8 @@ from pipelines.loader import Batch, Loader
 from pipelines.manifest import load_manifest
 from pipelines.matching.lattice import Lattice
 from pipelines.matching.make import MatchOptions, make_match
-from pipelines.matching.match import image_weights, load_match
+from pipelines.matching.match import file_of, image_weights, load_match
+from tests.mutations import mutations
 from tests.pipelines.shardmaker import write_root
 
 SIZE, CROP, IMAGES = (48, 32), 16, {"source": (4, 3, 4), "target": (3, 4)}
@@ -174,3 +177,22 @@ def test_shards_that_positions_ahead_need_are_fetched_in_the_order_of_need(root:
             f"train/target/{number:06d}.tar" for number in (first, 1 - first)
         ]
     made.close()
+
+
+def test_a_mutated_match_is_refused_or_the_same_match(root: str, tmp_path: Path) -> None:
+    shutil.copytree(root.removeprefix("file://"), tmp_path / "data")
+    storage = LocalStorage(tmp_path / "data")
+    manifest, file = load_manifest(storage), file_of("labels", "json")
+    whole, refused = load_match(storage, manifest, "labels"), 0
+    for mutated in mutations(storage.read(file), 1000):
+        (tmp_path / "data" / file).write_bytes(mutated)
+        try:
+            found = load_match(storage, manifest, "labels")
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error)
+        else:  # what decides what is drawn
+            assert np.array_equal(found.codes, whole.codes) and found.facts.crop == whole.facts.crop
+            if found.facts.shares:
+                found.facts.mismatch()
+    assert refused > 500
