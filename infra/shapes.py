@@ -48,7 +48,10 @@ def shaped(kind: Any, value: Any, where: str = "") -> Any:
             shaped(each, item, _below(where, i)) for i, (each, item) in enumerate(zip(kinds, listed, strict=True))
         )
     if kind is float and type(value) is int:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise _wrong(where, _NAMES[float]) from None
     if type(value) is not kind or (kind is float and not math.isfinite(value)):  # True is an int, for Python
         raise _wrong(where, _NAMES[kind])
     return value
