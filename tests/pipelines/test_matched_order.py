@@ -191,8 +191,8 @@ def test_a_mutated_match_is_refused_or_the_same_match(root: str, tmp_path: Path)
         except UserError as error:
             refused += 1
             assert "\n" not in str(error)
-        else:  # what decides what is drawn
-            assert np.array_equal(found.codes, whole.codes) and found.facts.crop == whole.facts.crop
+        else:  # another crop is refused by the training, whose own it is not
+            assert np.array_equal(found.codes, whole.codes)
             if found.facts.shares:
                 found.facts.mismatch()
     assert refused > 500
