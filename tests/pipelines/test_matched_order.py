@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import itertools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from pipelines.matching.make import MatchOptions, make_match
 from pipelines.matching.match import file_of, image_weights, load_match
 from tests.mutations import mutations
 from tests.pipelines.shardmaker import write_root
+from tests.pipelines.whole_batches import same, whole_batches
 
 SIZE, CROP, IMAGES = (48, 32), 16, {"source": (4, 3, 4), "target": (3, 4)}
 GLOBAL_BATCH = 64
@@ -57,31 +57,9 @@ def planned(
 
 
 def batches(root: str, first_step: int, steps: int, ranks: int, **options: Any) -> list[Batch]:
-    """Per step, the global batch as the loaders of all ranks give it, in the order of its slots."""
-    parts: list[list[Batch]] = [[] for _ in range(steps)]
-    for rank in range(ranks):
-        made = loader(root, rank=rank, world_size=ranks, first_step=first_step, **options)
-        for step, micro_batches in enumerate(itertools.islice(made, steps)):
-            parts[step] += micro_batches
-        made.close()
-    return [
-        Batch(
-            torch.cat([part.source for part in step]),
-            torch.cat([part.target for part in step]),
-            [key for part in step for key in part.source_keys],
-            [key for part in step for key in part.target_keys],
-            torch.cat([part.slots for part in step]),
-        )
-        for step in parts
-    ]
-
-
-def same(one: list[Batch], other: list[Batch]) -> bool:
-    return len(one) == len(other) and all(
-        torch.equal(a.source, b.source) and torch.equal(a.target, b.target)
-        and (a.source_keys, a.target_keys) == (b.source_keys, b.target_keys)
-        for a, b in zip(one, other, strict=True)
-    )  # fmt: skip
+    return whole_batches(
+        (loader(root, rank=rank, world_size=ranks, first_step=first_step, **options) for rank in range(ranks)), steps
+    )
 
 
 @pytest.mark.parametrize("ranks", [2, 8, 64])

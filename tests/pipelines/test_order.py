@@ -5,7 +5,6 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from pipelines.loader import Batch, Loader
 from pipelines.manifest import DOMAINS, MANIFEST, Manifest
 from pipelines.order import SampleOrder, micro_batch_slots, random_words
 from tests.pipelines.shardmaker import write_split
+from tests.pipelines.whole_batches import same, whole_batches
 
 pytestmark = pytest.mark.slow
 
@@ -185,30 +185,7 @@ def load(
         "device": torch.device("cpu"),
         "first_step": first_step,
     }
-    parts: list[list[Batch]] = [[] for _ in range(steps)]
-    for rank in range(ranks):
-        loader = Loader(root, config, rank=rank, world_size=ranks, **options)
-        for step, micro_batches in enumerate(islice(loader, steps)):
-            parts[step] += micro_batches
-        loader.close()
-    return [
-        Batch(
-            torch.cat([part.source for part in step]),
-            torch.cat([part.target for part in step]),
-            [key for part in step for key in part.source_keys],
-            [key for part in step for key in part.target_keys],
-            torch.cat([part.slots for part in step]),
-        )
-        for step in parts
-    ]
-
-
-def same(one: list[Batch], other: list[Batch]) -> bool:
-    return len(one) == len(other) and all(
-        torch.equal(a.slots, b.slots) and torch.equal(a.source, b.source) and torch.equal(a.target, b.target)
-        and (a.source_keys, a.target_keys) == (b.source_keys, b.target_keys)
-        for a, b in zip(one, other, strict=True)
-    )  # fmt: skip
+    return whole_batches((Loader(root, config, rank=rank, world_size=ranks, **options) for rank in range(ranks)), steps)
 
 
 @pytest.fixture(scope="module")
