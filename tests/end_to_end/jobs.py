@@ -15,6 +15,10 @@ import psutil
 from safetensors.torch import load_file
 from torch import Tensor
 
+from infra.storage import open_storage
+from pipelines.prepare import Encoding, prepare
+from pipelines.sources.drawn import street_scenes
+
 REPOSITORY = Path(__file__).parents[2]
 TRAIN = str(REPOSITORY / "launch" / "train.py")
 BINARIES = Path(sys.executable).parent
@@ -32,6 +36,12 @@ LAUNCHERS = {
     "ddp": [str(BINARIES / "torchrun"), "--standalone", "--nproc_per_node", "2"],
     "deepspeed": [str(BINARIES / "deepspeed"), "--num_accelerators", "2", "--master_port"],
 }
+
+
+def small_data(root: str) -> str:
+    """Prepare 7 training and 3 test scenes of 64x32 in shards of 4; returns the root."""
+    prepare(street_scenes(count=7, test_count=3), open_storage(root), Encoding((64, 32), shard_size=4), progress=False)
+    return root
 
 
 def start(

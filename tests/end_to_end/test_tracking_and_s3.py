@@ -9,26 +9,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infra.storage import LocalStorage, open_storage
+from infra.storage import LocalStorage
 from pipelines.dataset import ImageDataset
 from pipelines.manifest import load_manifest
-from pipelines.prepare import Encoding, prepare
-from pipelines.sources.drawn import street_scenes
 from tests.conftest import S3Server
-from tests.end_to_end.jobs import losses, run, weights
+from tests.end_to_end.jobs import losses, run, small_data, weights
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data in `data` and a finished run in `run`, started there."""
     folder = tmp_path_factory.mktemp("workplace")
-    _prepare(str(folder / "data"))
+    small_data(str(folder / "data"))
     run("single", "--data", "data", "--run-dir", "run", cwd=folder)
     return folder
-
-
-def _prepare(root: str) -> None:
-    prepare(street_scenes(count=7, test_count=3), open_storage(root), Encoding((64, 32), shard_size=4), progress=False)
 
 
 def test_the_run_folder_describes_itself(workplace: Path) -> None:
@@ -103,7 +97,7 @@ def test_a_run_killed_before_it_left_its_model_leaves_it_when_started_again(work
 
 def test_from_s3_the_losses_are_those_from_disk(s3_server: S3Server, workplace: Path, tmp_path: Path) -> None:
     root = f"s3://{s3_server.make_bucket()}/scenes"
-    _prepare(root)
+    small_data(root)
     options = ["--data", root, "--data.cache-dir", str(tmp_path / "cache")]
     run("single", *options, "--run-dir", "run", cwd=tmp_path)
     assert losses(tmp_path / "run") == losses(workplace / "run")

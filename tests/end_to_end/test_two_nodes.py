@@ -13,9 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from infra.storage import open_storage
-from pipelines.prepare import Encoding, prepare
-from pipelines.sources.drawn import street_scenes
 from tests.end_to_end.jobs import (
     BINARIES,
     OPTIONS,
@@ -25,6 +22,7 @@ from tests.end_to_end.jobs import (
     free_port,
     losses,
     run,
+    small_data,
     spawn,
     weights,
 )
@@ -36,9 +34,7 @@ TORCHRUN = str(REPOSITORY / "launch" / "torchrun.py")
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A small prepared data set, on disk."""
-    root = str(tmp_path_factory.mktemp("data"))
-    prepare(street_scenes(count=7, test_count=3), open_storage(root), Encoding((64, 32), shard_size=4), progress=False)
-    return root
+    return small_data(str(tmp_path_factory.mktemp("data")))
 
 
 @pytest.fixture(scope="module")
