@@ -149,7 +149,7 @@ class Benchmark:
                 else:
                     failed[name] = why
         if failed:
-            name, why = next(iter(failed.items()))
+            name, why = next((name, failed[name]) for name in commands if name in failed)
             others = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
             raise UserError(f"{name} failed{others}: {why}: run the same command again to continue")
 
