@@ -46,7 +46,7 @@ def parser() -> OptionParser:
     )  # fmt: skip
     option(
         "--segmenter-config", metavar="FILE",
-        help="YAML file of options of launch/train_segmenter.py for every S [its defaults, and jitter: 1]",
+        help="YAML file of options of launch/train_segmenter.py for every S [jitter: 1, class_weights: 0.5]",
     )  # fmt: skip
     return result
 

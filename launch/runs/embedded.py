@@ -23,7 +23,8 @@ SMALL_SEGMENTER = {"model.output_stride": 8, "model.width": 0.5, "engine.precisi
 LARGE_SEGMENTER = {"model.output_stride": 8}
 
 QUIET = {"loop.keep_logged": 0, "loop.checkpoint_every": 500}
-LOOKS = {"jitter": 1.0}  # of a segmenter that is to see through a change of look
+# Of a segmenter that is to see through a change of look, and of how much there is of what.
+LOOKS = {"jitter": 1.0, "class_weights": 0.5}
 OWN_SEED = 1000  # of what belongs to no seed of a comparison
 
 log = logging.getLogger(__name__)

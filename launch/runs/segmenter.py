@@ -33,6 +33,7 @@ from trainer.loop import LoopConfig
 from trainer.optim import OptimConfig
 from trainer.pyfunc import save_pyfunc_model
 from trainer.samples import stack
+from trainer.segmentation.class_weights import ClassWeights
 from trainer.segmentation.config import SegmenterModelConfig, init_weights
 from trainer.segmentation.method import RECIPES, Segmentation
 from trainer.segmentation.segmenter import Segmenter
@@ -53,6 +54,10 @@ class SegmenterConfig:
         0.0, "random changes of colours, contrast, blur and noise of training images, so that other looks are seen right: 0, "
         "none, to 1, strong", flag="--jitter",
     )  # fmt: skip
+    class_weights: float = option(
+        0.0, "weigh each class in the loss by its share of the pixels to the power of minus this: 0, all pixels alike, to 1, all "
+        "classes alike; 0.5 helps rare ones", flag="--class-weights",
+    )  # fmt: skip
     run_dir: str | None = option(
         None, "folder of the run; the same command again continues it [runs/segmenter-NETWORK-TIME]",
         flag="--run-dir", resumable=True,
@@ -67,6 +72,10 @@ class SegmenterConfig:
         check_seed(self.seed)
         if not 0 <= self.jitter <= 1:
             raise UserError(f"--jitter {self.jitter:g} is a strength: give a number from 0 (none) to 1 (strong)")
+        if not 0 <= self.class_weights <= 1:
+            raise UserError(
+                f"--class-weights {self.class_weights:g} is a power: give a number from 0 (pixels alike) to 1 (classes alike)"
+            )
 
 
 def make_config(*layers: Mapping[str, Any]) -> SegmenterConfig:
@@ -119,7 +128,8 @@ class SegmenterJob(Job[SegmenterConfig]):
     def method(self) -> Segmentation:
         network = self.config.model.build(len(CLASSES))
         init_weights(network, generator("cpu", self.config.seed, "init", "segmenter"))
-        return Segmentation(network, self.config.jitter)
+        weights = ClassWeights(len(CLASSES), self.config.class_weights) if self.config.class_weights else None
+        return Segmentation(network, self.config.jitter, weights, self.config.optim.global_batch)
 
     def sample_picture(self) -> Draw:
         """Test images (train, where there are none) from all over the split: photo | predicted labels | true labels."""

@@ -1,5 +1,6 @@
 """Training a segmenter: pixel-wise cross entropy on labelled images, a method of one phase."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -8,8 +9,11 @@ from torch.nn import functional as F
 
 from trainer.methods.base import Losses, Method, OptimiserSpec, Phase, StepContext
 from trainer.networks.sizes import Sizes
+from trainer.segmentation.class_weights import ClassWeights
 from trainer.segmentation.jitter import jittered
 from trainer.segmentation.segmenter import IGNORE
+
+MEASURED = 500  # images whose pixels are counted by class before the first step
 
 # For each network the recipe of its training, by dotted name.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -40,16 +44,31 @@ class LabelledBatch(Protocol):
 
 class Segmentation(Method[LabelledBatch, Tensor]):
     """segmenter: (b, 3, h, w) in [-1, 1] to class scores (b, C, h', w') at any resolution; its `stride` is in pixels per
-    deepest feature. jitter: strength of the random changes of colours in training images (`jittered`)."""
+    deepest feature. jitter: strength of the random changes of colours in training images (`jittered`). weights: of the classes,
+    in whose `counts` the first images are counted; none: all pixels alike. global_batch: images of a step."""
 
     phases = (Phase(name="segmenter", optimiser="segmenter", forward="segment", differentiates=True),)
     optimisers = (OptimiserSpec(name="segmenter", networks=("segmenter",)),)
 
-    def __init__(self, segmenter: nn.Module, jitter: float = 0.0) -> None:
+    def __init__(
+        self, segmenter: nn.Module, jitter: float = 0.0, weights: ClassWeights | None = None, global_batch: int = 1
+    ) -> None:
         super().__init__()
-        self.jitter = jitter
+        self.jitter, self.weights = jitter, weights
+        self.steps = -(-MEASURED // global_batch) if weights else 0
         self.segmenter = segmenter
         self.product = nn.ModuleDict({"segmenter": segmenter})
+
+    def memory(self) -> nn.ModuleDict:
+        return nn.ModuleDict({"class_weights": self.weights} if self.weights else {})
+
+    def measured_steps(self) -> int:
+        return self.steps
+
+    def measure(self, batches: Sequence[LabelledBatch], context: StepContext) -> None:
+        assert self.weights is not None
+        for batch in batches:
+            self.weights.counts += context.all_ranks(self.weights.found(batch.labels)[None])[0].sum(0)
 
     def forward(self, batch: LabelledBatch, context: StepContext, name: str = "segment") -> Tensor:
         if not self.jitter:
@@ -64,17 +83,24 @@ class Segmentation(Method[LabelledBatch, Tensor]):
         return Sizes(smallest=stride + 1 if images == 1 else 1)
 
     def amount(self, batch: LabelledBatch) -> Tensor:
-        """Its labelled pixels."""
-        return (batch.labels != IGNORE).sum()
+        """Its labelled pixels, each as much as its class weighs."""
+        return self._amounts(batch.labels).sum()
 
     def loss(self, phase: str, outputs: Tensor, batch: LabelledBatch, context: StepContext) -> tuple[Tensor, Losses]:
         """Cross entropy averaged over the labelled pixels, at the labels' size: scores are resized, labels never are. 0
         where no pixel is labelled.
-        Reported: CE and pxAcc, the share of labelled pixels whose highest score is the true class's."""
+        Reported: CE and pxAcc, the share of labelled pixels whose highest score is the true class's. With weights of classes
+        every pixel counts as much as its class weighs, in both."""
         labels = batch.labels.long()
         scores_NCHW = F.interpolate(outputs.float(), labels.shape[1:], mode="bilinear")
-        labelled = labels != IGNORE
-        count = labelled.sum().clamp(min=1)  # a batch may have no labelled pixel
-        loss = F.cross_entropy(scores_NCHW, labels, ignore_index=IGNORE, reduction="sum") / count
-        right = ((scores_NCHW.argmax(1) == labels) & labelled).sum()
+        amounts = self._amounts(labels)
+        count = amounts.sum()
+        count = torch.where(count > 0, count, 1)  # a batch may have no labelled pixel
+        weight = self.weights.table() if self.weights else None
+        loss = F.cross_entropy(scores_NCHW, labels, weight, ignore_index=IGNORE, reduction="sum") / count
+        right = ((scores_NCHW.argmax(1) == labels) * amounts).sum()
         return loss, {"CE": loss.detach(), "pxAcc": right / count}
+
+    def _amounts(self, labels: Tensor) -> Tensor:
+        """How much each pixel counts: (b, h, w), 0 where it has no label."""
+        return self.weights.of(labels) if self.weights else labels != IGNORE

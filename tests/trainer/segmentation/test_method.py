@@ -20,6 +20,7 @@ from trainer.loop import Evaluation, LoopConfig, Trainer
 from trainer.methods.base import StepContext
 from trainer.optim import OptimConfig
 from trainer.schedule import Schedule
+from trainer.segmentation.class_weights import ClassWeights
 from trainer.segmentation.method import RECIPES, Segmentation
 from trainer.state import TrainingState
 from trainer.step import train_step
@@ -125,11 +126,17 @@ SEEDING = threading.Lock()  # torch's generator is shared by all threads
 Result = tuple[dict[str, float], dict[str, Tensor]]
 
 
-def one_step(parts: Sequence[Labelled], engine: Engine | None = None) -> Result:
+def class_weights(power: float, *counts: float) -> ClassWeights:
+    weights = ClassWeights(CLASSES, power)
+    weights.counts += torch.tensor(counts)
+    return weights
+
+
+def one_step(parts: Sequence[Labelled], engine: Engine | None = None, power: float = 0.0) -> Result:
     """The losses of one step, as the loop reports them, and the network's weights after it. By SGD: Adam would hide a
     wrong scale."""
     with SEEDING:
-        method = Segmentation(plain_network())
+        method = Segmentation(plain_network(), weights=class_weights(power, 80, 15, 5) if power else None)
     engine = engine or Engine(CPU)
     engine.prepare(method, OptimConfig(kind="sgd", lr=0.5, momentum=0.0, accumulation=len(parts)))
     parts = [Labelled(part.images.double(), part.labels, part.slots) for part in parts]
@@ -143,13 +150,13 @@ def split(data: Labelled, *sizes: int) -> list[Labelled]:
     return [Labelled(*part) for part in zip(*(value.split(sizes) for value in vars(data).values()), strict=True)]
 
 
-def two_ranks(*shares: Sequence[Labelled]) -> list[Result]:
+def two_ranks(*shares: Sequence[Labelled], power: float = 0.0) -> list[Result]:
     world, meeting = [torch.empty(0)] * 2, threading.Barrier(2)
 
     def run(rank: int) -> Result:
         engine = OneOfTwo(CPU)
         engine.rank, engine.world, engine.meeting = rank, world, meeting
-        return one_step(shares[rank], engine)
+        return one_step(shares[rank], engine, power)
 
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(run, range(2)))
@@ -162,21 +169,46 @@ UNEVEN = {
 }
 
 
+@pytest.mark.parametrize("power", [0.0, 0.5])
 @pytest.mark.parametrize("labelled", UNEVEN.values(), ids=UNEVEN)
-def test_every_labelled_pixel_of_the_global_batch_counts_alike(labelled: list[int]) -> None:
+def test_every_labelled_pixel_of_the_global_batch_counts_as_its_class(labelled: list[int], power: float) -> None:
     """Accumulation and two ranks give the losses and weights of one process that takes the whole batch."""
     whole = unevenly_labelled(labelled)
-    losses, weights = one_step([whole])
+    losses, weights = one_step([whole], power=power)
     kept = whole.labels != 255
     assert 0 < kept.sum() < kept.numel() and losses["CE"] > 0
 
     first, second = split(whole, 2, 2)
-    answers = [one_step([first, second]), one_step(split(whole, 1, 1, 1, 1))]
-    answers += [*two_ranks([first], [second]), *two_ranks(split(first, 1, 1), split(second, 1, 1))]
+    answers = [one_step([first, second], power=power), one_step(split(whole, 1, 1, 1, 1), power=power)]
+    answers += two_ranks([first], [second], power=power)
+    answers += two_ranks(split(first, 1, 1), split(second, 1, 1), power=power)
     for other_losses, other_weights in answers:
         assert other_losses == pytest.approx(losses, rel=1e-6)  # the labels' size is reached in float32
         for name, value in weights.items():
             torch.testing.assert_close(other_weights[name], value, rtol=0, atol=1e-7)
+
+
+def test_classes_weigh_by_how_many_pixels_they_have() -> None:
+    """Counted over the micro-batches of all ranks before the first step; a class without pixels like one of a thousandth."""
+    data = batch(3, 4)
+    method = Segmentation(network(), weights=ClassWeights(CLASSES + 1, 0.5), global_batch=8)
+    assert method.measured_steps() == 63  # 500 images
+    twice = StepContext(Draws(0, 0), all_ranks=lambda rows: (torch.cat([rows, rows]), 0))
+    method.measure(split(data, 1, 3), twice)
+    counts = torch.stack([(data.labels == each).sum() for each in range(CLASSES + 1)]).double()
+    assert method.weights is not None and torch.equal(method.weights.counts, 2 * counts) and counts[-1] == 0
+    expected = (counts / counts.sum()).clamp(min=1e-3) ** -0.5
+    torch.testing.assert_close(method.weights.table(), expected.float())
+
+    scores = torch.randn(4, CLASSES + 1, 8, 16)
+    total, named = method.loss("segmenter", scores, data, CONTEXT)
+    kept = data.labels != 255
+    labels = data.labels[kept].long()
+    each, weight = -scores.permute(0, 2, 3, 1)[kept].log_softmax(1)[range(len(labels)), labels], expected[labels]
+    assert float(total) == pytest.approx(float((each * weight).sum() / weight.sum()), rel=1e-5)
+    right = scores.argmax(1)[kept] == labels
+    assert float(named["pxAcc"]) == pytest.approx(float((right * weight).sum() / weight.sum()), rel=1e-5)
+    assert float(method.amount(data)) == pytest.approx(float(weight.sum()), rel=1e-5)
 
 
 def test_a_step_without_any_labelled_pixel_changes_nothing() -> None:

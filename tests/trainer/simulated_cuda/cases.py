@@ -38,6 +38,7 @@ from trainer.methods.parts.image_buffers import ImageBuffers
 from trainer.methods.parts.semantic import FrozenSegmenter
 from trainer.networks.config import GeneratorConfig
 from trainer.optim import OptimConfig
+from trainer.segmentation.class_weights import ClassWeights
 from trainer.segmentation.config import SegmenterModelConfig
 from trainer.segmentation.method import RECIPES, Segmentation
 from trainer.segmentation.segmenter import Segmenter
@@ -106,14 +107,17 @@ def by_segmenter(method: str, options: dict[str, Any], engine: dict[str, Any], *
         FrozenSegmenter.load = kept  # type: ignore[method-assign]
 
 
-def segmenting(network: str, engine: dict[str, Any], jitter: float = 0.0) -> list[Finding]:
+def segmenting(network: str, engine: dict[str, Any], jitter: float = 0.0, power: float = 0.0) -> list[Finding]:
     optim = build(OptimConfig, {name.removeprefix("optim."): value for name, value in RECIPES[network].items()})
 
     def make() -> tuple[Segmentation, list[Any]]:
         segmenter = SegmenterModelConfig(network=network, width=0.25).build(CLASSES)
         images = torch.empty(2, SIZE, SIZE, 3, device=DEVICE).permute(0, 3, 1, 2)
         labels = torch.empty(2, SIZE, SIZE, dtype=torch.uint8, device=DEVICE)
-        return Segmentation(segmenter, jitter), [SimpleNamespace(images=images, labels=labels, slots=_slots(range(2)))]
+        weights = ClassWeights(CLASSES, power) if power else None
+        return Segmentation(segmenter, jitter, weights), [
+            SimpleNamespace(images=images, labels=labels, slots=_slots(range(2)))
+        ]
 
     return _train(make, engine, optim, (0,))
 
@@ -289,7 +293,7 @@ STEPS: dict[str, Callable[[], list[Finding]]] = {
     "L_sem fp16, predicted labels, mirrored": partial(
         by_segmenter, "fastcut", {"labels": "predicted", "balance": 4.0}, FP16, steps=(0, 1, 2, 3)),
     "L_sem fp32 contiguous": partial(by_segmenter, "cut", {}, FP32 | CONTIGUOUS),
-    "deeplab jitter bf16": partial(segmenting, "deeplab", BF16, jitter=1.0),
+    "deeplab jitter, weights of classes bf16": partial(segmenting, "deeplab", BF16, jitter=1.0, power=0.5),
     "deeplab bf16": partial(segmenting, "deeplab", BF16),
     "deeplab fp32 contiguous": partial(segmenting, "deeplab", FP32 | CONTIGUOUS),
     "drn-d-22 fp16": partial(segmenting, "drn-d-22", FP16),
