@@ -9,12 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from infra.errors import UserError
-from infra.images import DAMAGED, FORMATS, TooLarge, open_image
-
-
-def image_extensions() -> frozenset[str]:
-    """The lower-case file extensions, with the dot, of every format that is read."""
-    return frozenset(extension for extension, format in Image.registered_extensions().items() if format in FORMATS)
+from infra.images import DAMAGED, Picture, TooLarge, format_of, open_image, read_picture, to_rgb
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -24,9 +19,8 @@ def find_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise UserError(f"the folder {folder} does not exist: check the path")
-    extensions = image_extensions()
     paths = [Path(root) / file for root, _, files in os.walk(folder, followlinks=True) for file in files]
-    images = sorted(path for path in paths if path.suffix.lower() in extensions)
+    images = sorted(path for path in paths if format_of(path))
     if not images:
         raise UserError(f"the folder {folder} holds no images: put some there, or check the path")
     return images
@@ -38,6 +32,16 @@ def image_size(path: Path) -> tuple[int, int]:
         with open_image(path) as image:
             turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 swap the two axes
             return (image.height, image.width) if turned else image.size
+    except DAMAGED as error:
+        raise _unreadable(path, error) from error
+
+
+def stored_size(path: Path) -> tuple[int, int]:
+    """(width, height) as an image is stored, before it is turned upright: of a PNG file `image_size` takes much longer, since
+    its orientation may come last. UserError if it is not an image."""
+    try:
+        with open_image(path) as image:
+            return image.size
     except DAMAGED as error:
         raise _unreadable(path, error) from error
 
@@ -72,6 +76,14 @@ def read_image(path: Path) -> Image.Image:
         raise _unreadable(path, error) from error
 
 
+def picture_of(path: Path) -> Picture:
+    """The first frame of an image file with its depth and transparency, upright. UserError as `read_image`."""
+    try:
+        return read_picture(path)
+    except DAMAGED as error:
+        raise _unreadable(path, error) from error
+
+
 def read_stored(path: Path) -> np.ndarray:
     """A label file as it is stored: (H, W) of ids or palette indices, or (H, W, 3 or 4) of colours."""
     try:
@@ -87,18 +99,6 @@ def _unreadable(path: Path, error: Exception) -> UserError:
     if isinstance(error, TooLarge):
         return UserError(f"{path} is too large ({error}): make it smaller, or remove it")
     return UserError(f"{path} cannot be read as an image ({type(error).__name__}): repair or remove it")
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any of Pillow's modes as RGB with 8 bits a channel. ValueError for 32-bit gray, whose range is unknown."""
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise ValueError("32-bit images have no agreed range of values")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
 
 
 def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:

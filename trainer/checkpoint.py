@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
+BEST, LATEST, AUTO = "best", "latest", "auto"  # which one of a run's is meant; BEST: also the link to it
 DRAFT, OLD = "draft", "old"  # how the hidden names end that a checkpoint has while it is written or replaced
 
 
@@ -65,18 +66,33 @@ def _folders_of_steps(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob("step_*") if path.name.removeprefix("step_").isdigit()), key=step_of)
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint folder meant by a run folder (its newest) or by itself. UserError if there is none."""
-    if (path / "checkpoints").is_dir():
-        complete = checkpoints_in(path / "checkpoints")
-        if not complete:
-            raise UserError(f"the run {path} has no complete checkpoint yet: let it train longer")
+def find_checkpoint(path: Path, which: str = LATEST) -> Path:
+    """The checkpoint folder meant by a run folder or by itself. which: of a run's, best, latest or step_N; auto: the best where
+    it was evaluated, else the latest. UserError if there is none."""
+    folder = path / "checkpoints"
+    if not folder.is_dir():
+        if not (path / STATE).is_file():
+            raise UserError(
+                f"{path} is neither a run folder nor a checkpoint: give runs/NAME or runs/NAME/checkpoints/step_N"
+            )
+        if which not in (LATEST, AUTO):
+            raise UserError(f"{path} is a checkpoint, not a run that has a {which}: give the run folder, "
+                            "or leave out --checkpoint")  # fmt: skip
+        return path
+    complete = checkpoints_in(folder)
+    if not complete:
+        raise UserError(f"the run {path} has no complete checkpoint yet: let it train longer")
+    if which == AUTO:
+        which = BEST if (folder / BEST / MANIFEST).is_file() else LATEST
+    if which == LATEST:
         return complete[-1]
-    if not (path / "state.json").is_file():
-        raise UserError(
-            f"{path} is neither a run folder nor a checkpoint: give runs/NAME or runs/NAME/checkpoints/step_N"
-        )
-    return path
+    if which == BEST and (folder / BEST / MANIFEST).is_file():
+        return folder / (folder / BEST).resolve().name
+    if which not in [each.name for each in complete]:
+        reason = " (its training did not evaluate it)" if which == BEST else ""
+        raise UserError(f"the run {path} has no checkpoint {which}{reason}: give {LATEST} or "
+                        f"{', '.join(each.name for each in complete)}")  # fmt: skip
+    return folder / which
 
 
 def write_checkpoint(

@@ -19,6 +19,7 @@ from torch import Tensor
 from infra.errors import OUTAGE, Stopped, UserError, first_line
 from infra.storage import Storage
 from trainer.checkpoint import (
+    BEST,
     MANIFEST,
     Checkpoint,
     Damaged,
@@ -32,7 +33,6 @@ from trainer.checkpoint import (
 
 log = logging.getLogger(__name__)
 
-BEST = "best"
 PATIENCE_S = 90.0  # for a disk or a mirror at the end of a run
 WAIT_S = (1.0, 20.0)  # before another attempt: the first wait, which then doubles, and the longest
 

@@ -1,5 +1,6 @@
 """A trained translation as a thing to use: images in, images out; from a run folder or a checkpoint."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,54 +15,73 @@ from trainer.methods import METHODS
 from trainer.methods.former import todays_names
 from trainer.translation import Translation
 
+DEPTHS = (np.uint8, np.uint16)  # of the pixels of images
+
 
 class Translator:
     """Translates pictures of any size that is not too small.
 
     seed: of the styles or noise, where the translation has them. direction: AtoB, from the source to the target domain,
-    or BtoA. UserError for a direction that the translation does not know.
+    or BtoA. example: an image of the domain that is translated to, (h, w, 3) RGB, whose style all images take. UserError for a
+    direction that the translation does not know, and for an example where there are no styles.
     """
 
     def __init__(
-        self, translation: Translation, device: torch.device | str = "cpu", *, seed: int = 0, direction: str = "AtoB"
-    ) -> None:
+        self, translation: Translation, device: torch.device | str = "cpu", *, seed: int = 0, direction: str = "AtoB",
+        example: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
         if direction not in translation.directions:
             raise UserError(f"this method translates {' and '.join(translation.directions)}, not {direction}: "
                             "choose one of these, or a method with both directions such as cyclegan")  # fmt: skip
         self.translation, self.device, self.seed, self.direction = translation, device, seed, direction
+        self.style = None if example is None else self._style_of(example)
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray, key: str = "", *, example: np.ndarray | None = None) -> np.ndarray:
-        """(H, W, 3) uint8 RGB, or (N, H, W, 3), to the same shape. Sizes that the networks do not take are padded by
-        reflection and cut back.
+        """(H, W, 3) RGB, uint8 or uint16, or (N, H, W, 3), to the same shape and type. Sizes that the networks do not take are
+        padded by reflection and cut back.
 
         key: names the image, whose style or noise is N(0, 1) drawn by the seed and this name, so that an image has the same one
-        wherever and whenever it is translated; several images together have one for each. example: an image of the domain
-        that is translated to, (h, w, 3) uint8 RGB, whose style all images take instead. UserError where there are no styles.
+        wherever and whenever it is translated; several images together have one for each. example: as the constructor's, for
+        this call. UserError for what is no such image, or too small (`check_size`).
         """
         batch = image if image.ndim == 4 else image[None]
-        if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[3] != 3:
+        if batch.dtype not in DEPTHS or batch.ndim != 4 or batch.shape[3] != 3:
             raise UserError(f"an image of type {image.dtype} and shape {image.shape} cannot be translated: "
                             "give uint8 RGB of shape (H, W, 3) or (N, H, W, 3)")  # fmt: skip
         height, width = batch.shape[1:3]
         padded = self._padded(batch)
-        codes = self._codes(padded, key) if example is None else self._codes_of(example, len(batch))
-        result = to_images(self.translation(padded, codes, self.direction)[:, :, :height, :width])
+        style = self.style if example is None else self._style_of(example)
+        codes = self._codes(padded, key) if style is None else style.expand(len(batch), -1)
+        result = to_images(self.translation(padded, codes, self.direction)[:, :, :height, :width], batch.dtype)
         return result if image.ndim == 4 else result[0]
+
+    def each(self, images: Sequence[np.ndarray], keys: Sequence[str]) -> list[np.ndarray]:
+        """Images of one size and type, (H, W, 3): together, but where each has a style or noise of its own, drawn by its key."""
+        if self.style is not None or self.translation.code_shape(*images[0].shape[:2]) is None:
+            return list(self(np.stack(images)))
+        return [self(image, key) for image, key in zip(images, keys, strict=True)]
+
+    def check_size(self, width: int, height: int) -> None:
+        """UserError for images, in pixels, that are too small to be translated."""
+        smallest = self.translation.sizes.smallest
+        if min(height, width) < smallest:
+            raise UserError(f"an image of {width}x{height} is too small: give {smallest} pixels or more each way")
 
     def _padded(self, images_NHWC: np.ndarray) -> Tensor:
         height, width = images_NHWC.shape[1:3]
-        multiple, smallest = self.translation.sizes.multiple, self.translation.sizes.smallest
-        if min(height, width) < smallest:
-            raise UserError(f"an image of {width}x{height} is too small: give {smallest} pixels or more each way")
+        self.check_size(width, height)
+        multiple = self.translation.sizes.multiple
         x_NCHW = to_tensor(images_NHWC).to(self.device)
         return nn.functional.pad(x_NCHW, (0, -width % multiple, 0, -height % multiple), mode="reflect")
 
-    def _codes_of(self, example: np.ndarray, count: int) -> Tensor:
+    @torch.no_grad()
+    def _style_of(self, example: np.ndarray) -> Tensor:
+        """(1, code)."""
         code = self.translation.code_of(self._padded(example[None]), self.direction)
         if code is None:
             raise UserError("this method has no styles to take from an example: choose one that has, such as munit")
-        return code.expand(count, -1)
+        return code
 
     def _codes(self, images: Tensor, key: str) -> Tensor | None:
         shape = self.translation.code_shape(*images.shape[2:])
@@ -72,32 +92,49 @@ class Translator:
 
 
 def to_tensor(images_NHWC: np.ndarray) -> Tensor:
-    """uint8 (N, H, W, 3) to float32 (N, 3, H, W) in [-1, 1], channels-last in memory."""
-    return torch.from_numpy(images_NHWC.astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)
+    """uint8 or uint16 (N, H, W, 3) to float32 (N, 3, H, W) in [-1, 1], channels-last in memory."""
+    return torch.from_numpy(images_NHWC.astype(np.float32) / _middle(images_NHWC.dtype) - 1).permute(0, 3, 1, 2)
 
 
-def to_images(x_NCHW: Tensor) -> np.ndarray:
-    """float (N, 3, H, W) in [-1, 1] to uint8 (N, H, W, 3), rounded to nearest."""
-    scaled = (x_NCHW.float().clamp(-1, 1) + 1) * 127.5
-    return scaled.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+def to_images(x_NCHW: Tensor, dtype: np.dtype | type = np.uint8) -> np.ndarray:
+    """float (N, 3, H, W) in [-1, 1] to uint8 or uint16 (N, H, W, 3), rounded to nearest."""
+    scaled = (x_NCHW.float().clamp(-1, 1) + 1) * _middle(dtype)
+    whole = scaled.round().to(torch.uint8 if dtype == np.uint8 else torch.int32)
+    return whole.permute(0, 2, 3, 1).contiguous().cpu().numpy().astype(dtype, copy=False)
+
+
+def _middle(dtype: np.dtype | type) -> float:
+    """Of the range of a pixel."""
+    return float(np.iinfo(dtype).max) / 2
 
 
 def load_translator(
-    path: Path, device: torch.device | str = "cpu", *, averaged: bool = True, direction: str = "AtoB"
+    path: Path,
+    device: torch.device | str = "cpu",
+    *,
+    averaged: bool | None = None,
+    direction: str = "AtoB",
+    seed: int | None = None,
+    example: np.ndarray | None = None,
 ) -> Translator:
-    """The translation of a run or checkpoint; its moving average where the run kept one and `averaged` is true.
+    """The translation of a run (its newest checkpoint) or of a checkpoint, such as `find_checkpoint` finds.
 
-    UserError if there is none, or if it is damaged.
+    averaged: its moving average; None: where the run kept one. seed: of styles or noise; None: the run's. Others as of
+    `Translator`. UserError if there is none, or if it is damaged.
     """
-    checkpoint = Checkpoint(find_checkpoint(path))
-    if "method.name" not in checkpoint.state["config"]:
+    found = Checkpoint(find_checkpoint(path))
+    if "method.name" not in found.state["config"]:
         raise UserError(
             f"{path} holds no translator (a segmenter's run has none): give a run folder of launch/train.py"
         )
-    config = todays_names(checkpoint.state["config"])
+    config = todays_names(found.state["config"])
     section = {name.removeprefix("method."): value for name, value in config.items() if name.startswith("method.")}
     cls = METHODS[section["name"]].config
     translation = build(cls, completed(cls, section)).translation()
     for name, network in translation.named_children():
-        checkpoint.load_into(network, checkpoint.averaged(name) if averaged else name)
-    return Translator(translation.to(device).eval(), device, seed=config.get("seed", 0), direction=direction)
+        stem = found.averaged(name)
+        if averaged and stem == name:
+            raise UserError(f"{found.folder} has no moving average: leave out --averaged")
+        found.load_into(network, name if averaged is False else stem)
+    chosen = config.get("seed", 0) if seed is None else seed
+    return Translator(translation.to(device).eval(), device, seed=chosen, direction=direction, example=example)

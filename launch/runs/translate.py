@@ -1,7 +1,7 @@
 """Translating a prepared data set into a prepared data set: the same keys and labels, other images."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,22 +26,17 @@ class Translated:
 
     def __call__(self, samples: list[Sample]) -> list[Sample]:
         pictures = [np.asarray(sample.image) for sample in samples]
+        keys = [sample.key for sample in samples]
         with exact_arithmetic():
             translations = [
                 translation
                 for first in range(0, len(samples), BATCH)
-                for translation in self._translate(pictures[first : first + BATCH], samples[first : first + BATCH])
+                for translation in self.translator.each(pictures[first : first + BATCH], keys[first : first + BATCH])
             ]
         return [
             dataclasses.replace(sample, image=Image.fromarray(translation))
             for sample, translation in zip(samples, translations, strict=True)
         ]
-
-    def _translate(self, images: Sequence[np.ndarray], samples: Sequence[Sample]) -> Sequence[np.ndarray]:
-        """Together, but where each image has a style or noise of its own, drawn by its key."""
-        if self.translator.translation.code_shape(*images[0].shape[:2]) is None:
-            return list(self.translator(np.stack(images)))
-        return [self.translator(image, key=sample.key) for image, sample in zip(images, samples, strict=True)]
 
     @property
     def identity(self) -> str:

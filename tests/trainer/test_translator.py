@@ -1,5 +1,6 @@
 """A trained generator as a thing to use."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,15 @@ def test_pixels_survive_the_way_to_tensors_and_back() -> None:
     assert x_NCHW.shape == (1, 3, 16, 16) and (x_NCHW.min().item(), x_NCHW.max().item()) == (-1, 1)
     assert np.array_equal(to_images(x_NCHW), every_value)
     assert to_images(torch.full((1, 3, 1, 1), 1.5)).max() == 255
+
+
+def test_sixteen_bits_come_and_go_as_eight_do() -> None:
+    every_256th = (np.arange(0, 65536, 256, dtype=np.uint16) + 3).reshape(1, 16, 16, 1).repeat(3, axis=3)
+    assert np.array_equal(to_images(to_tensor(every_256th), np.uint16), every_256th)
+    translator, image = Translator(translation(0)), picture()
+    deep = translator(image.astype(np.uint16) * 257)
+    assert deep.dtype == np.uint16 and np.array_equal((deep / 257).round().astype(np.uint8), translator(image))
+    assert len(np.unique(deep)) > 256  # they are used
 
 
 class Styled(OneGenerator):
@@ -119,12 +129,38 @@ def test_an_image_that_is_too_small_is_named(size: tuple[int, int]) -> None:
 
 def test_a_run_is_its_newest_checkpoint_and_the_moving_average_in_it(run: Path) -> None:
     image, newest = picture(), run / "checkpoints" / "step_10"
-    assert find_checkpoint(run) == find_checkpoint(newest) == newest
+    assert find_checkpoint(run) == find_checkpoint(newest) == find_checkpoint(newest, "auto") == newest
     averaged, plain, older = (Translator(translation(seed))(image) for seed in (3, 2, 1))
     assert np.array_equal(load_translator(run)(image), averaged)
     assert np.array_equal(load_translator(newest, averaged=False)(image), plain)
     assert np.array_equal(load_translator(run / "checkpoints" / "step_9")(image), older)
     assert not np.array_equal(averaged, plain) and not np.array_equal(plain, older)
+
+
+def test_one_of_the_checkpoints_of_a_run_is_meant(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    checkpoints = folder / "checkpoints"
+    steps = {name: checkpoints / name for name in ("step_9", "step_10")}
+    assert find_checkpoint(folder, "auto") == find_checkpoint(folder, "latest") == steps["step_10"]
+    assert find_checkpoint(folder, "step_9") == steps["step_9"]
+    with pytest.raises(UserError, match=f"{folder} has no checkpoint best .its training did not evaluate it.: give latest "
+                                        "or step_9, step_10"):  # fmt: skip
+        find_checkpoint(folder, "best")
+    (checkpoints / "best").symlink_to("step_9")
+    assert find_checkpoint(folder, "auto") == find_checkpoint(folder, "best") == steps["step_9"]
+    assert find_checkpoint(folder) == find_checkpoint(folder, "latest") == steps["step_10"]
+    with pytest.raises(UserError, match="has no checkpoint step_8: give latest or step_9, step_10"):
+        find_checkpoint(folder, "step_8")
+    with pytest.raises(UserError, match="step_9 is a checkpoint, not a run that has a best: give the run folder"):
+        find_checkpoint(steps["step_9"], "best")
+
+
+def test_an_average_that_is_not_there_is_not_promised(run: Path) -> None:
+    older, newer = (run / "checkpoints" / name for name in ("step_9", "step_10"))
+    assert np.array_equal(load_translator(newer, averaged=True)(picture()), load_translator(newer)(picture()))
+    with pytest.raises(UserError, match="step_9 has no moving average: leave out --averaged"):
+        load_translator(older, averaged=True)
 
 
 def test_what_is_no_run_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Translating images, folders and prepared data with what was trained: `launch/translate.py`."""

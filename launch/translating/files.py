@@ -1,0 +1,209 @@
+"""Translating an image file, and a folder of them with all its folders: the same names, the same sizes."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from infra.console import ProgressLine
+from infra.errors import UserError
+from infra.images import Picture, format_of, picture_file
+from infra.json_lines import read_json
+from infra.storage import LocalStorage, replacing
+from launch.translating.stream import stream
+from pipelines.images import find_images, picture_of, stored_size
+from trainer.engines import Engine
+from trainer.segmentation.trained import weights_hash
+from trainer.translator import Translator
+
+log = logging.getLogger(__name__)
+
+ENDINGS = {"jpg": "JPEG", "png": "PNG", "tiff": "TIFF", "webp": "WEBP"}
+ANY_SIZE = (64, 64)  # for questions whose answer is the same for all sizes
+CLAIM = "translation.json"  # in a folder of translations: what made them
+TOGETHER = 16  # images at most that are translated at once
+PIXELS = 2**20  # of all of these, unless it is one image
+
+Pictures = Mapping[str, Picture]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How translations are stored. ending: a key of ENDINGS, None for the format of each input; quality: of JPEG and WebP,
+    1 to 100. skip: images that cannot be translated are left out, with a warning, and are no UserError."""
+
+    ending: str | None = None
+    quality: int = 95
+    skip: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.quality <= 100:
+            raise UserError(f"the quality {self.quality} is impossible: give 1 to 100")
+
+    def name(self, name: str) -> str:
+        """Of the translation of a file of this name."""
+        return name if self.ending is None else f"{name.rpartition('.')[0]}.{self.ending}"
+
+    def file(self, picture: Picture) -> bytes:
+        format = picture.format if self.ending is None else ENDINGS[self.ending]
+        return picture_file(dataclasses.replace(picture, format=format), self.quality)
+
+
+def translate_image(translator: Translator, source: Path, out: Path, form: Form) -> None:
+    """Write the translation of an image file, in the format that the ending of its name tells, or else in that of the input."""
+    if out.is_dir():
+        raise UserError(f"{source} is an image and {out} a folder: name a file, such as {out / source.name}")
+    if out.exists() and out.samefile(source):
+        raise UserError(f"{out} is the image that is to be translated: name another file")
+    picture = picture_of(source)
+    with _named(source):
+        colours = translator(picture.colours, source.name)
+    format = format_of(out) or picture.format
+    _write(out, form.file(dataclasses.replace(picture, colours=colours, format=format)))
+
+
+class Folder:
+    """The images of a folder on their way into another; the ranks of `engine` share them.
+
+    What is there and no older than its source is left as it is. UserError, before anything is written, for folders that lie
+    in each other, for images that cannot be translated, and for an output with other content.
+    """
+
+    def __init__(self, translator: Translator, source: Path, out: Path, form: Form, engine: Engine) -> None:
+        self.translator, self.source, self.out, self.form, self.engine = translator, source, out, form, engine
+        _check_apart(source, out)
+        names = [path.relative_to(source).as_posix() for path in find_images(source)]
+        made, count = Counter(map(form.name, names)).most_common(1)[0]
+        if count > 1:
+            same = " and ".join(name for name in names if form.name(name) == made)
+            raise UserError(f"{same} of {source} would both become {made}: leave out --format, or rename one")
+        self._left_out = set[str]()
+        self.batches = list(_batches(self._sizes(names)))
+
+    def translate(self) -> int:
+        """Do this rank's share; how many images all ranks left out."""
+        if self.engine.rank == 0:
+            form = dataclasses.asdict(self.form)
+            del form["skip"]
+            _claim(self.out, identity(self.translator) | form)
+        self.engine.broadcast(None)  # the others wait for it
+        mine = self.batches[self.engine.rank :: self.engine.world_size]
+        todo = [names for names in mine if not all(map(self._is_made, names))]
+        total = sum(map(len, todo))
+        with ProgressLine(total, unit="images", title="image", enabled=self.engine.rank == 0) as line:
+            for names in stream(todo, self._read, self._make, self._write):
+                line.update(len(names))
+        everywhere = self.engine.gather(self._left_out) or []
+        return len(set().union(*everywhere))
+
+    def _sizes(self, names: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """By the headers."""
+        sizes = {}
+        for name in names:
+            with self._or_left_out(name):
+                size = stored_size(self.source / name)
+                with _named(self.source / name):
+                    self.translator.check_size(*size)
+                sizes[name] = size
+        return sizes
+
+    @contextmanager
+    def _or_left_out(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            if not self.form.skip:
+                raise
+            self._left_out.add(name)
+            if self.engine.rank == 0 or self.batches:
+                log.warning("left out: %s", error)
+
+    def _is_made(self, name: str) -> bool:
+        made = self.out / self.form.name(name)
+        return made.is_file() and made.stat().st_mtime_ns >= (self.source / name).stat().st_mtime_ns
+
+    def _read(self, names: Sequence[str]) -> Pictures:
+        found = {}
+        for name in names:
+            with self._or_left_out(name):
+                found[name] = picture_of(self.source / name)
+        return found
+
+    def _make(self, _: Sequence[str], pictures: Pictures) -> Pictures:
+        """Those of one size and type together."""
+        alike = defaultdict[object, list[str]](list)
+        for name, picture in pictures.items():
+            alike[picture.colours.shape, picture.colours.dtype].append(name)
+        made = dict(pictures)
+        for names in alike.values():
+            images = self.translator.each([pictures[name].colours for name in names], names)
+            for name, colours in zip(names, images, strict=True):
+                made[name] = dataclasses.replace(pictures[name], colours=colours)
+        return made
+
+    def _write(self, _: Sequence[str], made: Pictures) -> None:
+        for name, picture in made.items():
+            if picture.animated:
+                log.warning("%s is an animation: its first frame is translated", self.source / name)
+            if not self._is_made(name):
+                _write(self.out / self.form.name(name), self.form.file(picture))
+
+
+def _batches(sizes: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, ...]]:
+    """Names of files that are translated together, by the files' sizes."""
+    of_size = defaultdict[tuple[int, int], list[str]](list)
+    for name, size in sizes.items():
+        of_size[size].append(name)
+    for (width, height), names in of_size.items():
+        count = min(TOGETHER, max(1, PIXELS // (width * height)))
+        yield from (tuple(names[first : first + count]) for first in range(0, len(names), count))
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What a translator says of an image says which one it is."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _write(path: Path, data: bytes) -> None:
+    with replacing(path) as file:
+        file.write(data)
+
+
+def _check_apart(source: Path, out: Path) -> None:
+    if source.resolve() in (out.resolve(), *out.resolve().parents):
+        raise UserError(f"{out} lies in {source}, where its images would be translated again: name another OUTPUT")
+
+
+def _claim(out: Path, made_by: Mapping[str, object]) -> None:
+    """Write down what makes the translations of a folder. UserError if it holds others, or other files."""
+    LocalStorage(out).sweep()
+    there = read_json(out / CLAIM, dict)
+    if not there and out.exists():
+        if not out.is_dir():
+            raise UserError(f"{out} is a file: name a folder for the translations of a folder")
+        if other := next(out.iterdir(), None):
+            raise UserError(f"{out} holds other files ({other.name}): name another OUTPUT, or empty it")
+    for name in sorted(there and there | made_by):
+        if there.get(name) != made_by.get(name):
+            raise UserError(f"{out} holds translations with {name} = {there.get(name)}, not {made_by.get(name)}: "
+                            "name another OUTPUT, or delete it first")  # fmt: skip
+    if not there:
+        _write(out / CLAIM, (json.dumps(made_by, indent=1) + "\n").encode())
+
+
+def identity(translator: Translator) -> dict[str, object]:
+    """What a translation depends on beside the image, in JSON's types."""
+    of = translator
+    given: dict[str, object] = {"weights": weights_hash(of.translation), "direction": of.direction}
+    if of.style is not None:
+        return given | {"style": hashlib.sha256(of.style.cpu().numpy().tobytes()).hexdigest()}
+    return given | ({} if of.translation.code_shape(*ANY_SIZE) is None else {"seed": of.seed})
