@@ -27,6 +27,7 @@ from trainer.methods.base import StepContext
 from trainer.methods.parts import semantic
 from trainer.methods.parts.semantic import ClassCounts, middles
 from trainer.optim import OptimConfig
+from trainer.segmentation.jitter import jittered
 from trainer.segmentation.trained import weights_hash
 from trainer.state import collect_state, restore_state
 from trainer.step import train_step
@@ -90,13 +91,17 @@ def slow_loss(images: Tensor, labels: Tensor) -> Tensor:
 # ---- L_sem --------------------------------------------------------------------------------------------------------------
 
 
-def test_the_loss_and_its_gradient_are_those_of_single_pixels(run: str) -> None:
+@pytest.mark.parametrize("strength", [0.0, 0.5])
+def test_the_loss_and_its_gradient_are_those_of_single_pixels(run: str, strength: float) -> None:
     batch, weight = labelled(3), 2.0
     assert batch.source_labels is not None
     without = play(make("cut"), batch, at())
-    losses, gradients = play(network_of(with_segmenter(run, semantic__weight=weight)), batch, at())
+    method = network_of(with_segmenter(run, semantic__weight=weight, semantic__jitter=strength))
+    losses, gradients = play(method, batch, at())
     method = make("cut")
-    slow = slow_loss(method(batch, at()).fake, batch.source_labels)
+    fake = method(batch, at()).fake
+    shown = jittered(fake, batch.slots, strength, at().draws) if strength else fake
+    slow = slow_loss(shown, batch.source_labels)
     slow.backward()
     assert float(losses["semantic"]) == pytest.approx(slow.item(), rel=1e-9)
     for name, parameter in method.named_parameters():

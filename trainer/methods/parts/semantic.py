@@ -17,6 +17,7 @@ from trainer.losses.semantics import semantic_loss, sure_labels
 from trainer.methods.base import Batch, StepContext
 from trainer.methods.parts.part import Outputs, Owner, Part
 from trainer.networks import PatchDiscriminator
+from trainer.segmentation.jitter import jittered
 from trainer.segmentation.trained import load_trained, weights_hash
 
 MEASURED = 500  # pairs whose classes are counted before the first step
@@ -39,6 +40,10 @@ class SemanticConfig:
     )  # fmt: skip
     sure: float = option(0.9, "with predicted labels: least probability of a class that counts")
     start: float = option(0.0, "share of all epochs before L_sem begins")
+    jitter: float = option(
+        0.0, "show the segmenter translations of a look that is changed at random, by so much (0 to 1, as --jitter of "
+        "launch/train_segmenter.py): keeps G from patterns that fool it",
+    )  # fmt: skip
     balance: float = option(
         0.0, "weigh target patches in D's loss by how much more of their class the sources have, at most this often and at "
         "least one in so many; 0: all alike",
@@ -51,6 +56,10 @@ class SemanticConfig:
             raise UserError(f"method.semantic.sure = {self.sure} is a probability: give a number from 0 to 1")
         if not 0 <= self.start <= 1:
             raise UserError(f"method.semantic.start = {self.start} is a share of the epochs: give a number from 0 to 1")
+        if not 0 <= self.jitter <= 1:
+            raise UserError(
+                f"method.semantic.jitter = {self.jitter} is a strength: give a number from 0 (none) to 1 (strong)"
+            )
         if self.balance and self.balance <= 1:
             raise UserError(f"method.semantic.balance = {self.balance} is the largest weight: give 0 (without) or more than "
                             "1, such as 4")  # fmt: skip
@@ -121,7 +130,15 @@ class Semantics(Part):
         self.fixed, self.given = held(segmenter)
 
     def value(self, outputs: Outputs, batch: Batch, context: StepContext) -> Tensor:
-        return semantic_loss(self.segmenter(outputs.fake), self._labels(outputs, batch))
+        return semantic_loss(self.segmenter(self._shown(outputs.fake, batch, context)), self._labels(outputs, batch))
+
+    def _shown(self, fake: Tensor, batch: Batch, context: StepContext) -> Tensor:
+        """What fools a segmenter in one look of an image seldom does in others (Athalye et al., ICML 2018: expectation over
+        transformation)."""
+        if not self.config.jitter:
+            return fake
+        fake = fake.to(torch.promote_types(fake.dtype, torch.float32))
+        return jittered(fake, batch.slots, self.config.jitter, context.draws)
 
     def _labels(self, outputs: Outputs, batch: Batch) -> Tensor:
         """uint8 (b, h, w), mirrored where the generator saw the source mirrored."""
