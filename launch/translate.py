@@ -1,12 +1,11 @@
 """Translate images, folders and prepared data with a trained run: python launch/translate.py runs/NAME INPUT OUTPUT."""
 
 import argparse
-from pathlib import Path
 
 from infra.console import setup_logging
 from infra.errors import exits_cleanly
 from launch.runs.chosen import add_choice
-from launch.translating.files import ENDINGS, Form
+from launch.translating.files import ENDINGS
 from launch.translating.inputs import translate
 
 DESCRIPTION = """Translate what INPUT is into OUTPUT, which has the same names and sizes.
@@ -14,6 +13,8 @@ DESCRIPTION = """Translate what INPUT is into OUTPUT, which has the same names a
   an image    JPEG, PNG, WebP, TIFF, BMP, GIF or PPM, of any size that is not too small; grey, transparent or with 16 bits a
               channel; turned upright as its EXIF orientation says
   a folder    all images in it and in its folders
+  a root      data that launch/prepare.py prepared, a folder or s3://bucket/prefix: labels and keys are carried over, the other
+              domain is copied, and all commands take the result like any other
 
 The same command again goes on where it was stopped, and changes nothing once all is there. Under torchrun the ranks share
 the work. docs/translating.md has the rest."""
@@ -21,7 +22,8 @@ the work. docs/translating.md has the rest."""
 EXAMPLES = """examples:
   python launch/translate.py runs/streets photo.jpg translated.jpg
   torchrun --nproc_per_node 8 launch/translate.py runs/streets frames translated --format png
-  python launch/translate.py runs/animals cat.png dog.png --style 7"""
+  python launch/translate.py runs/streets s3://bucket/gta2city s3://bucket/gta-as-cityscapes
+  python launch/translate.py runs/animals cat.png dog.png --style 7 --variants 3"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,15 +36,19 @@ def parser() -> argparse.ArgumentParser:
     )
     option = result.add_argument
     add_choice(result)
-    option("input", type=Path, metavar="INPUT", help="an image or a folder of images")
-    option("output", type=Path, metavar="OUTPUT", help="of the same kind")
+    option("input", metavar="INPUT", help="an image, a folder of images or a prepared root")
+    option("output", metavar="OUTPUT", help="of the same kind")
     option("--direction", choices=("AtoB", "BtoA"), default="AtoB", help="BtoA: from the target to the source domain, "
            "for methods that have both [%(default)s]")  # fmt: skip
     option("--style", metavar="SEED_OR_IMAGE", help="for methods with styles: a number to draw them by, or an image of the "
            "other domain whose style all take [the run's seed]")  # fmt: skip
-    option("--format", choices=tuple(ENDINGS), help="of images [that of each input]")
-    option("--quality", type=int, default=95, metavar="N", help="of JPEG and WebP, 1 to 100 [%(default)s]")
+    option("--variants", type=int, metavar="K", help="K styles: into the folders variant_1 to variant_K of OUTPUT, or of an "
+           "image the files NAME_1 to NAME_K [one style, and OUTPUT itself]")  # fmt: skip
+    option("--format", choices=tuple(ENDINGS), help="of images; in a root jpg or png [that of each input]")
+    option("--quality", type=int, metavar="N", help="of JPEG and WebP, 1 to 100 [95; in a root its own]")
     option("--on-bad-sample", choices=("fail", "skip"), default="fail", help="an image that cannot be read or is too small: "
+           "stop with its name, or leave it out [%(default)s]")  # fmt: skip
+    option("--on-bad-shard", choices=("fail", "skip"), default="fail", help="a shard of a root that is missing or damaged: "
            "stop with its name, or leave it out [%(default)s]")  # fmt: skip
     option("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return result
@@ -50,9 +56,8 @@ def parser() -> argparse.ArgumentParser:
 
 @exits_cleanly
 def main() -> None:
-    args = parser().parse_args()
     setup_logging(None)
-    translate(args, Form(args.format, args.quality, skip=args.on_bad_sample == "skip"))
+    translate(parser().parse_args())
 
 
 if __name__ == "__main__":

@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from infra.console import ProgressLine
 from infra.errors import UserError
 from infra.storage import Storage
-from pipelines.cache import ShardCache
+from pipelines.cache import ShardCache, UnusableShard
+from pipelines.health import DataHealth
 from pipelines.manifest import Manifest, Shard, Split
 from pipelines.prepare import Encoding, claim, complete, prepared_before, split_of
+from pipelines.ranks import ALONE, Ranks, on_first
 from pipelines.shards import Sample, ShardFacts, build_tar, read_samples, read_shard, write_shard
 
 Change = Callable[[list[Sample]], list[Sample]]
@@ -27,19 +28,32 @@ Change = Callable[[list[Sample]], list[Sample]]
 class Part:
     """The shards of a split of another root.
 
-    change: what becomes of the samples of a shard, as many in the same order and size. by: what that depends on beside the
-    samples, as a text. prefix: goes before the keys, where another part of the split may have the same.
+    change: what becomes of the samples of a shard, as many in the same order and size; None: the shards are copied byte for
+    byte. by: what that depends on beside the samples, as a text. prefix: goes before the keys, where another part of the split
+    may have the same.
     """
 
     storage: Storage
     split: Split
-    change: Change
+    change: Change | None
     by: str
     prefix: str = ""
 
     def input_of(self, shard: Shard) -> str:
         """A hash of all that a new shard is made from."""
         return hashlib.sha256(f"{shard.sha256} {self.by} {self.prefix}".encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What is done with images and shards that cannot be read: a UserError names the first, or they are left out and the log
+    names them."""
+
+    skip_samples: bool = False
+    skip_shards: bool = False
+
+
+STRICT = Faults()
 
 
 def encoding_of(manifest: Manifest) -> Encoding:
@@ -55,12 +69,16 @@ def derive(
     parameters: Mapping[str, Any],
     *,
     paired: bool = False,
+    greys: Mapping[str, tuple[int, ...]] | None = None,
+    faults: Faults = STRICT,
+    ranks: Ranks = ALONE,
     cache_dir: Path | None = None,
     progress: bool = True,
 ) -> Manifest:
     """Write a root whose splits are made of those parts, and return its manifest; one that is complete is left as it is.
 
-    parameters: how they were chosen, in JSON's types, with the name of it all as "source". paired: as in the manifest.
+    parameters: how they were chosen, in JSON's types, with the name of it all as "source". paired, greys: as in the manifest; of
+    splits of which something was left out there are no pairs. ranks: share the shards; all must call it with the same.
     cache_dir: where shards from S3 are kept. UserError for a root made otherwise, and for parts of several image sizes.
     """
     works = {
@@ -70,21 +88,39 @@ def derive(
     }
     inputs = {name: part.input_of(shard) for name, (part, shard) in works.items()}
     provenance = json.loads(json.dumps({**parameters, "inputs": _inputs(splits), **asdict(encoding)}))
-    manifest = prepared_before(storage, provenance)
+    sizes = {name: _size(name, parts) for name, parts in splits.items()}
+    manifest = on_first(ranks, lambda: _begun(storage, provenance, inputs))
     if manifest is not None:
         return manifest
-    sizes = {name: _size(name, parts) for name, parts in splits.items()}
-    claim(storage, provenance, inputs)
-    facts: dict[str, list[ShardFacts]] = {name: [] for name in splits}
-    total = sum(shard.samples for _, shard in works.values())
-    with tqdm(desc=str(parameters["source"]), total=total, unit="image", disable=None if progress else True) as bar:
-        for name, (part, shard) in works.items():
-            made = read_shard(storage, name) or _make(storage, name, part, shard, encoding, cache_dir)
-            facts[name.rpartition("/")[0]].append(made)
-            bar.update(shard.samples)
-    return complete(
-        storage, Manifest({name: split_of(facts[name], sizes[name]) for name in splits}, paired, provenance)
-    )
+    health = DataHealth()
+    mine = [*works][ranks.rank :: ranks.world_size]
+    facts: dict[str, ShardFacts | None] = {}
+    total = sum(works[name][1].samples for name in mine)
+    with ProgressLine(total, unit="images", title="image", enabled=progress and ranks.rank == 0) as line:
+        for name in mine:
+            facts[name] = _made(storage, name, *works[name], encoding, faults, health, cache_dir)
+            line.update(works[name][1].samples)
+
+    def finished() -> Manifest:
+        found = {name: made for each in gathered or () for name, made in each.items()}
+        of_split = {
+            split: [made for name in works if name.rpartition("/")[0] == split and (made := found[name])]
+            for split in splits
+        }
+        whole = all(made and made.shard.samples == works[name][1].samples for name, made in found.items())
+        new = {name: split_of(of_split[name], sizes[name], (greys or {}).get(name)) for name in splits}
+        return complete(storage, Manifest(new, paired and whole, provenance))
+
+    gathered = ranks.gather(facts)
+    return on_first(ranks, finished)
+
+
+def _begun(storage: Storage, provenance: dict[str, Any], inputs: dict[str, str]) -> Manifest | None:
+    """The manifest if all is there; otherwise the root is marked."""
+    manifest = prepared_before(storage, provenance)
+    if manifest is None:
+        claim(storage, provenance, inputs)
+    return manifest
 
 
 def _inputs(splits: Mapping[str, Sequence[Part]]) -> dict[str, Any]:
@@ -108,10 +144,32 @@ def _size(name: str, parts: Sequence[Part]) -> tuple[int, int]:
     return size
 
 
-def _make(
-    storage: Storage, name: str, part: Part, shard: Shard, encoding: Encoding, cache_dir: Path | None
-) -> ShardFacts:
-    opened = ShardCache(part.storage, cache_dir, keep=1).open(shard)
-    samples = part.change(read_samples(opened.path.read_bytes()))
-    named = [dataclasses.replace(sample, key=part.prefix + sample.key) for sample in samples]
+def _made(
+    storage: Storage, name: str, part: Part, shard: Shard, encoding: Encoding, faults: Faults, health: DataHealth,
+    cache_dir: Path | None,
+) -> ShardFacts | None:  # fmt: skip
+    """Of a new shard, which may be there already; None where nothing of it can be had."""
+    there = read_shard(storage, name)
+    if there is not None:
+        return there
+    try:
+        data = ShardCache(part.storage, cache_dir, keep=1).open(shard).path.read_bytes()
+    except UnusableShard as error:
+        if not faults.skip_shards:
+            raise
+        health.bad_shard(f"{part.storage.url}/{shard.name}", str(error))
+        return None
+    if part.change is None:
+        return write_shard(storage, name, data)
+
+    def bad(key: str, reason: str) -> None:
+        where = f"{key} in {part.storage.url}/{shard.name}"
+        if not faults.skip_samples:
+            raise UserError(f"{where} {reason}: prepare the data again without it, or give --on-bad-sample skip")
+        health.bad_sample(where, reason)
+
+    samples = read_samples(data, bad)
+    if not samples:
+        return None
+    named = [dataclasses.replace(sample, key=part.prefix + sample.key) for sample in part.change(samples)]
     return write_shard(storage, name, build_tar(named, encoding.format, encoding.quality))

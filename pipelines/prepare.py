@@ -110,7 +110,7 @@ def claim(storage: Storage, provenance: dict[str, Any], inputs: dict[str, str]) 
         except FileNotFoundError:
             if prepared_before(storage, provenance) is None:
                 raise UserError(
-                    f"{storage.url} holds files of unknown origin ({there[0]}): empty it, or give another --out"
+                    f"{storage.url} holds files of unknown origin ({there[0]}): empty it, or name another output"
                 ) from None
             before = provenance | {"shards": inputs}  # somebody has completed the same preparation in the meantime
         made_from = before.pop("shards", {})
@@ -128,11 +128,11 @@ def claim(storage: Storage, provenance: dict[str, Any], inputs: dict[str, str]) 
 
 def _refuse_difference(storage: Storage, there: dict[str, Any], wanted: dict[str, Any]) -> None:
     there, wanted = _flat(there), _flat(wanted)
-    for name in sorted(there | wanted, key=lambda name: (name != "source", name)):
+    for name in sorted(there | wanted, key=lambda name: (name != "source", name.startswith("inputs."), name)):
         if there.get(name) != wanted.get(name):
             raise UserError(
                 f"{storage.url} was prepared with {name} = {there.get(name)}, not {wanted.get(name)}: "
-                f"give another --out, or delete it first"
+                f"name another output, or delete it first"
             )
 
 

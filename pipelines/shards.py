@@ -5,15 +5,15 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
-from infra.errors import UserError
-from infra.images import STORED, open_image
+from infra.errors import UserError, first_line
+from infra.images import DAMAGED, STORED, open_image
 from infra.storage import Storage
 from pipelines.images import encode
 from pipelines.labels import class_histogram
@@ -96,8 +96,9 @@ def read_shard(storage: Storage, name: str) -> ShardFacts | None:
         return None
 
 
-def read_samples(tar: bytes) -> list[Sample]:
-    """The samples of a whole shard, in order; their labels are left as PNG files."""
+def read_samples(tar: bytes, bad: Callable[[str, str], None]) -> list[Sample]:
+    """The samples of a whole shard, in order; their labels are left as PNG files. bad: called with the key of one whose image or
+    label cannot be decoded, and with what is wrong; where it returns, the sample is left out."""
     parts: dict[str, dict[str, bytes]] = {}
     with tarfile.open(fileobj=io.BytesIO(tar), mode="r:") as archive:
         for member in archive:
@@ -105,15 +106,17 @@ def read_samples(tar: bytes) -> list[Sample]:
             content = archive.extractfile(member)
             assert content is not None
             parts.setdefault(key, {})[part] = content.read()
-    return [
-        Sample(
-            key,
-            open_image(io.BytesIO(next(found[f] for f in IMAGE_FORMATS if f in found)), STORED).convert("RGB"),
-            found.get("label.png"),
-            json.loads(found["json"]),
-        )
-        for key, found in parts.items()
-    ]
+    samples = []
+    for key, found in parts.items():
+        try:
+            image = open_image(io.BytesIO(next(found[f] for f in IMAGE_FORMATS if f in found)), STORED).convert("RGB")
+            if "label.png" in found:
+                open_image(io.BytesIO(found["label.png"]), STORED).load()
+        except DAMAGED as error:
+            bad(key, f"cannot be decoded ({first_line(error)})")
+            continue
+        samples.append(Sample(key, image, found.get("label.png"), json.loads(found["json"])))
+    return samples
 
 
 def index_tar(name: str, tar: bytes) -> list[SampleEntry]:

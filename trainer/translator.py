@@ -1,5 +1,6 @@
 """A trained translation as a thing to use: images in, images out; from a run folder or a checkpoint."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from trainer.checkpoint import Checkpoint, find_checkpoint
 from trainer.draws import generator
 from trainer.methods import METHODS
 from trainer.methods.former import todays_names
+from trainer.segmentation.trained import weights_hash
 from trainer.translation import Translation
 
+ANY_SIZE = (64, 64)  # of an image, for what does not depend on it
 DEPTHS = (np.uint8, np.uint16)  # of the pixels of images
 
 
@@ -58,9 +61,22 @@ class Translator:
 
     def each(self, images: Sequence[np.ndarray], keys: Sequence[str]) -> list[np.ndarray]:
         """Images of one size and type, (H, W, 3): together, but where each has a style or noise of its own, drawn by its key."""
-        if self.style is not None or self.translation.code_shape(*images[0].shape[:2]) is None:
+        if self.style is not None or not self.draws:
             return list(self(np.stack(images)))
         return [self(image, key) for image, key in zip(images, keys, strict=True)]
+
+    @property
+    def identity(self) -> dict[str, str | int]:
+        """What a translation depends on beside the image."""
+        given: dict[str, str | int] = {"weights": weights_hash(self.translation), "direction": self.direction}
+        if self.style is not None:
+            return given | {"style": hashlib.sha256(self.style.cpu().numpy().tobytes()).hexdigest()}
+        return given | ({"seed": self.seed} if self.draws else {})
+
+    @property
+    def draws(self) -> bool:
+        """Whether there are styles or noise, drawn by the seed where no example gives the style."""
+        return self.translation.code_shape(*ANY_SIZE) is not None
 
     def check_size(self, width: int, height: int) -> None:
         """UserError for images, in pixels, that are too small to be translated."""

@@ -26,8 +26,8 @@ from launch.matching import matched
 from launch.runs import segmenter as segmenters
 from launch.runs.config import JobConfig, make_config
 from launch.runs.folder import RunFolder
-from launch.runs.translate import translated_part
 from launch.runs.translator import train
+from launch.translating.roots import translated_part
 from pipelines.derived import Part, derive, encoding_of
 from pipelines.manifest import DOMAINS, load_manifest
 from pipelines.shards import Sample

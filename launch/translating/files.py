@@ -1,7 +1,6 @@
 """Translating an image file, and a folder of them with all its folders: the same names, the same sizes."""
 
 import dataclasses
-import hashlib
 import json
 import logging
 from collections import Counter, defaultdict
@@ -17,32 +16,32 @@ from infra.json_lines import read_json
 from infra.storage import LocalStorage, replacing
 from launch.translating.stream import stream
 from pipelines.images import find_images, picture_of, stored_size
-from trainer.engines import Engine
-from trainer.segmentation.trained import weights_hash
+from pipelines.ranks import Ranks, on_first
 from trainer.translator import Translator
 
 log = logging.getLogger(__name__)
 
+QUALITY = 95
 ENDINGS = {"jpg": "JPEG", "png": "PNG", "tiff": "TIFF", "webp": "WEBP"}
-ANY_SIZE = (64, 64)  # for questions whose answer is the same for all sizes
 CLAIM = "translation.json"  # in a folder of translations: what made them
 TOGETHER = 16  # images at most that are translated at once
 PIXELS = 2**20  # of all of these, unless it is one image
 
+Names = tuple[str, ...]
 Pictures = Mapping[str, Picture]
 
 
 @dataclass(frozen=True)
 class Form:
     """How translations are stored. ending: a key of ENDINGS, None for the format of each input; quality: of JPEG and WebP,
-    1 to 100. skip: images that cannot be translated are left out, with a warning, and are no UserError."""
+    1 to 100, None for QUALITY. skip: images that cannot be translated are left out, with a warning, and are no UserError."""
 
     ending: str | None = None
-    quality: int = 95
+    quality: int | None = None
     skip: bool = False
 
     def __post_init__(self) -> None:
-        if not 1 <= self.quality <= 100:
+        if self.quality is not None and not 1 <= self.quality <= 100:
             raise UserError(f"the quality {self.quality} is impossible: give 1 to 100")
 
     def name(self, name: str) -> str:
@@ -51,7 +50,7 @@ class Form:
 
     def file(self, picture: Picture) -> bytes:
         format = picture.format if self.ending is None else ENDINGS[self.ending]
-        return picture_file(dataclasses.replace(picture, format=format), self.quality)
+        return picture_file(dataclasses.replace(picture, format=format), self.quality or QUALITY)
 
 
 def translate_image(translator: Translator, source: Path, out: Path, form: Form) -> None:
@@ -68,37 +67,34 @@ def translate_image(translator: Translator, source: Path, out: Path, form: Form)
 
 
 class Folder:
-    """The images of a folder on their way into another; the ranks of `engine` share them.
+    """The images of a folder on their way into another; the ranks share them.
 
     What is there and no older than its source is left as it is. UserError, before anything is written, for folders that lie
     in each other, for images that cannot be translated, and for an output with other content.
     """
 
-    def __init__(self, translator: Translator, source: Path, out: Path, form: Form, engine: Engine) -> None:
-        self.translator, self.source, self.out, self.form, self.engine = translator, source, out, form, engine
-        _check_apart(source, out)
+    def __init__(self, translator: Translator, source: Path, out: Path, form: Form, ranks: Ranks) -> None:
+        self.translator, self.source, self.out, self.form, self.ranks = translator, source, out, form, ranks
+        check_apart(source, out)
         names = [path.relative_to(source).as_posix() for path in find_images(source)]
         made, count = Counter(map(form.name, names)).most_common(1)[0]
         if count > 1:
             same = " and ".join(name for name in names if form.name(name) == made)
             raise UserError(f"{same} of {source} would both become {made}: leave out --format, or rename one")
-        self._left_out = set[str]()
-        self.batches = list(_batches(self._sizes(names)))
+        self._left_out, self._batches = set[str](), list[Names]()
+        self._batches = list(_batches(self._sizes(names)))
 
     def translate(self) -> int:
         """Do this rank's share; how many images all ranks left out."""
-        if self.engine.rank == 0:
-            form = dataclasses.asdict(self.form)
-            del form["skip"]
-            _claim(self.out, identity(self.translator) | form)
-        self.engine.broadcast(None)  # the others wait for it
-        mine = self.batches[self.engine.rank :: self.engine.world_size]
+        made_by = {**self.translator.identity, "format": self.form.ending, "quality": self.form.quality or QUALITY}
+        on_first(self.ranks, lambda: _claim(self.out, made_by))
+        mine = self._batches[self.ranks.rank :: self.ranks.world_size]
         todo = [names for names in mine if not all(map(self._is_made, names))]
         total = sum(map(len, todo))
-        with ProgressLine(total, unit="images", title="image", enabled=self.engine.rank == 0) as line:
+        with ProgressLine(total, unit="images", title="image", enabled=self.ranks.rank == 0) as line:
             for names in stream(todo, self._read, self._make, self._write):
                 line.update(len(names))
-        everywhere = self.engine.gather(self._left_out) or []
+        everywhere = self.ranks.gather(self._left_out) or []
         return len(set().union(*everywhere))
 
     def _sizes(self, names: Sequence[str]) -> dict[str, tuple[int, int]]:
@@ -120,21 +116,21 @@ class Folder:
             if not self.form.skip:
                 raise
             self._left_out.add(name)
-            if self.engine.rank == 0 or self.batches:
+            if self.ranks.rank == 0 or self._batches:  # all ranks look at all headers, and each at its own pixels
                 log.warning("left out: %s", error)
 
     def _is_made(self, name: str) -> bool:
         made = self.out / self.form.name(name)
         return made.is_file() and made.stat().st_mtime_ns >= (self.source / name).stat().st_mtime_ns
 
-    def _read(self, names: Sequence[str]) -> Pictures:
+    def _read(self, names: Names) -> Pictures:
         found = {}
         for name in names:
             with self._or_left_out(name):
                 found[name] = picture_of(self.source / name)
         return found
 
-    def _make(self, _: Sequence[str], pictures: Pictures) -> Pictures:
+    def _make(self, _: Names, pictures: Pictures) -> Pictures:
         """Those of one size and type together."""
         alike = defaultdict[object, list[str]](list)
         for name, picture in pictures.items():
@@ -146,7 +142,7 @@ class Folder:
                 made[name] = dataclasses.replace(pictures[name], colours=colours)
         return made
 
-    def _write(self, _: Sequence[str], made: Pictures) -> None:
+    def _write(self, _: Names, made: Pictures) -> None:
         for name, picture in made.items():
             if picture.animated:
                 log.warning("%s is an animation: its first frame is translated", self.source / name)
@@ -154,7 +150,7 @@ class Folder:
                 _write(self.out / self.form.name(name), self.form.file(picture))
 
 
-def _batches(sizes: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, ...]]:
+def _batches(sizes: Mapping[str, tuple[int, int]]) -> Iterator[Names]:
     """Names of files that are translated together, by the files' sizes."""
     of_size = defaultdict[tuple[int, int], list[str]](list)
     for name, size in sizes.items():
@@ -178,7 +174,8 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def _check_apart(source: Path, out: Path) -> None:
+def check_apart(source: Path, out: Path) -> None:
+    """UserError for an output that is the input, or lies in it."""
     if source.resolve() in (out.resolve(), *out.resolve().parents):
         raise UserError(f"{out} lies in {source}, where its images would be translated again: name another OUTPUT")
 
@@ -198,12 +195,3 @@ def _claim(out: Path, made_by: Mapping[str, object]) -> None:
                             "name another OUTPUT, or delete it first")  # fmt: skip
     if not there:
         _write(out / CLAIM, (json.dumps(made_by, indent=1) + "\n").encode())
-
-
-def identity(translator: Translator) -> dict[str, object]:
-    """What a translation depends on beside the image, in JSON's types."""
-    of = translator
-    given: dict[str, object] = {"weights": weights_hash(of.translation), "direction": of.direction}
-    if of.style is not None:
-        return given | {"style": hashlib.sha256(of.style.cpu().numpy().tobytes()).hexdigest()}
-    return given | ({} if of.translation.code_shape(*ANY_SIZE) is None else {"seed": of.seed})

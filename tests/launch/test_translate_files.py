@@ -11,9 +11,10 @@ from PIL import Image
 
 from infra.images import Picture, picture_file, read_picture
 from launch.translating import files
-from launch.translating.files import CLAIM
+from launch.translating.files import CLAIM, Folder, Form, Names, Pictures
+from pipelines.ranks import Ranks
 from tests.infra.test_images import bomb
-from tests.launch.translating import contents, make_run, noise, refused, translate
+from tests.launch.translating import contents, in_ranks, make_run, noise, refused, translate
 from trainer.checkpoint import write_checkpoint
 from trainer.translator import load_translator
 
@@ -96,6 +97,30 @@ def test_the_same_command_goes_on_and_then_changes_nothing(
     assert changed == {"1.png"}  # newer than its translation
 
 
+def test_ranks_share_a_folder(run: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "TOGETHER", 1)
+    (folder / "3.png").write_bytes(b"no image")
+    whole, shared = tmp_path / "whole", tmp_path / "shared"
+    assert translate(monkeypatch, run, folder, whole, "--on-bad-sample", "skip") == 0
+    form, translator, written = Form(skip=True), load_translator(run), list[list[str]]()
+
+    def share(ranks: Ranks) -> int:
+        work = Folder(translator, folder, shared, form, ranks)
+        write, mine = work._write, list[str]()
+        written.append(mine)
+
+        def noted(names: Names, made: Pictures) -> None:
+            mine.extend(names)
+            write(names, made)
+
+        monkeypatch.setattr(work, "_write", noted)
+        return work.translate()
+
+    assert in_ranks(2, share)[0] == 1  # left out
+    assert contents(shared) == contents(whole)
+    assert sorted(map(len, written)) == [3, 3] and len(set().union(*written)) == 6
+
+
 def test_formats_are_chosen(run: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     for quality in (30, 90):
@@ -132,6 +157,16 @@ def test_styles_are_drawn_by_a_number_or_taken_from_an_image(
     assert np.array_equal(made["3"], translator(noise(64, 64), "a.png"))
     assert np.array_equal(made[str(example)], translator(noise(64, 64), example=noise(64, 64, 1)))
     assert not np.array_equal(made["3"], made["4"])
+
+
+def test_variants_are_styles_side_by_side(munit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = save(tmp_path / "in" / "a.png", noise(64, 64))
+    assert translate(monkeypatch, munit, source, tmp_path / "b.png", "--variants", 2) == 0
+    assert translate(monkeypatch, munit, source.parent, tmp_path / "out", "--variants", 2, "--style", 5) == 0
+    for number in range(2):
+        for seed, path in ((0, tmp_path / f"b_{number + 1}.png"), (5, tmp_path / f"out/variant_{number + 1}/a.png")):
+            expected = load_translator(munit, seed=seed + number)(noise(64, 64), "a.png")
+            assert np.array_equal(read_picture(path).colours, expected)
 
 
 def test_one_of_a_runs_checkpoints_translates(
@@ -199,6 +234,9 @@ def test_places_that_cannot_be_written_to(
         ((other, tmp_path / "out", "--style", "4"), "this method has no styles to draw: leave out --style"),
         ((other, tmp_path / "out", "--style", image), "no styles to take from an example"),
         ((other, tmp_path / "out", "--style", "blue"), "--style blue is neither a whole number nor an image file"),
+        ((other, tmp_path / "out", "--variants", "2"), "no styles to draw: leave out --variants"),
+        ((other, tmp_path / "out", "--variants", "0"), "0 variants are none"),
+        ((other, tmp_path / "out", "--variants", "2", "--style", image), "the style of an image is one"),
         ((other, tmp_path / "out", "--direction", "BtoA"), "this method translates AtoB, not BtoA"),
         ((other, tmp_path / "out", "--averaged"), "has no moving average: leave out --averaged"),
         ((other, tmp_path / "out", "--checkpoint", "best"), "has no checkpoint best"),
@@ -217,7 +255,7 @@ def test_translations_of_another_run_are_not_mixed_with_these(
     assert translate(monkeypatch, run, folder, out) == 0
     for arguments, name in (
         ((another,), "weights"),
-        ((run, "--format", "webp"), "ending"),
+        ((run, "--format", "webp"), "format"),
         ((run, "--quality", 50), "quality"),
     ):
         sentence = refused(monkeypatch, capsys, tmp_path, arguments[0], folder, out, *arguments[1:])

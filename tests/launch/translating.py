@@ -1,7 +1,11 @@
 """What tests of launch/translate.py have in common: a run with a small generator, and the command line."""
 
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -9,8 +13,11 @@ import torch
 
 from infra.config import flatten
 from launch import translate as cli
+from pipelines.ranks import Ranks
 from tests.trainer.small import method_config
 from trainer.checkpointer import Checkpointer
+
+T = TypeVar("T")
 
 
 def make_run(path: Path, method: str = "cut", seed: int = 0, step: int = 7) -> Path:
@@ -41,6 +48,34 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class _Rank:
+    """One of some threads that stand for processes."""
+
+    def __init__(self, rank: int, world_size: int, barrier: threading.Barrier, values: list[Any]) -> None:
+        self.rank, self.world_size, self._barrier, self._values = rank, world_size, barrier, values
+
+    def gather(self, value: Any) -> list[Any] | None:
+        self._values[self.rank] = value
+        self._barrier.wait()
+        everything = list(self._values)
+        self._barrier.wait()
+        return everything if self.rank == 0 else None
+
+    def broadcast(self, value: Any) -> Any:
+        first = self.gather(value)
+        self._values[0] = first[0] if first else self._values[0]
+        self._barrier.wait()
+        return self._values[0]
+
+
+def in_ranks(world_size: int, work: Callable[[Ranks], T]) -> list[T]:
+    """What each of some ranks makes of this. Raises what the first one raised."""
+    barrier, values = threading.Barrier(world_size, timeout=60), [None] * world_size
+    with ThreadPoolExecutor(world_size) as pool:
+        running = [pool.submit(work, _Rank(rank, world_size, barrier, values)) for rank in range(world_size)]
+        return [each.result() for each in running]
 
 
 def refused(

@@ -145,7 +145,7 @@ def test_other_parameters_are_refused_by_name(two_folders: Path, store: LocalSto
         if finish:
             run(folders(two_folders), store)
         before = contents(store)
-        with pytest.raises(UserError, match=r"prepared with format = png, not jpg: give another --out"):
+        with pytest.raises(UserError, match=r"prepared with format = png, not jpg: name another output"):
             run(folders(two_folders), store, Encoding((16, 8), format="jpg", shard_size=3))
         assert contents(store) == before
 
