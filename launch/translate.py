@@ -46,6 +46,8 @@ def parser() -> argparse.ArgumentParser:
            "image the files NAME_1 to NAME_K [one style, and OUTPUT itself]")  # fmt: skip
     option("--format", choices=tuple(ENDINGS), help="of images; in a root jpg or png [that of each input]")
     option("--quality", type=int, metavar="N", help="of JPEG and WebP, 1 to 100 [95; in a root its own]")
+    option("--tile", type=int, metavar="N", help="translate images larger than NxN in tiles of that size: the same pixels in "
+           "memory for one tile, in two times the time [whole images]")  # fmt: skip
     option("--on-bad-sample", choices=("fail", "skip"), default="fail", help="an image that cannot be read or is too small: "
            "stop with its name, or leave it out [%(default)s]")  # fmt: skip
     option("--on-bad-shard", choices=("fail", "skip"), default="fail", help="a shard of a root that is missing or damaged: "

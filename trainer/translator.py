@@ -15,6 +15,7 @@ from trainer.draws import generator
 from trainer.methods import METHODS
 from trainer.methods.former import todays_names
 from trainer.segmentation.trained import weights_hash
+from trainer.tiling import Span, Tiles, in_tiles
 from trainer.translation import Translation
 
 ANY_SIZE = (64, 64)  # of an image, for what does not depend on it
@@ -25,18 +26,20 @@ class Translator:
     """Translates pictures of any size that is not too small.
 
     seed: of the styles or noise, where the translation has them. direction: AtoB, from the source to the target domain,
-    or BtoA. example: an image of the domain that is translated to, (h, w, 3) RGB, whose style all images take. UserError for a
-    direction that the translation does not know, and for an example where there are no styles.
+    or BtoA. example: an image of the domain that is translated to, (h, w, 3) RGB, whose style all images take. tiles: images
+    larger than one are translated in tiles. UserError for a direction that the translation does not know, and for an example
+    where there are no styles.
     """
 
     def __init__(
         self, translation: Translation, device: torch.device | str = "cpu", *, seed: int = 0, direction: str = "AtoB",
-        example: np.ndarray | None = None,
+        example: np.ndarray | None = None, tiles: Tiles | None = None,
     ) -> None:  # fmt: skip
         if direction not in translation.directions:
             raise UserError(f"this method translates {' and '.join(translation.directions)}, not {direction}: "
                             "choose one of these, or a method with both directions such as cyclegan")  # fmt: skip
         self.translation, self.device, self.seed, self.direction = translation, device, seed, direction
+        self.tiles = tiles
         self.style = None if example is None else self._style_of(example)
 
     @torch.no_grad()
@@ -53,11 +56,30 @@ class Translator:
             raise UserError(f"an image of type {image.dtype} and shape {image.shape} cannot be translated: "
                             "give uint8 RGB of shape (H, W, 3) or (N, H, W, 3)")  # fmt: skip
         height, width = batch.shape[1:3]
-        padded = self._padded(batch)
+        self.check_size(width, height)
         style = self.style if example is None else self._style_of(example)
-        codes = self._codes(padded, key) if style is None else style.expand(len(batch), -1)
-        result = to_images(self.translation(padded, codes, self.direction)[:, :, :height, :width], batch.dtype)
+        codes = self._codes(len(batch), height, width, key) if style is None else style.expand(len(batch), -1)
+        if self.tiles and self.tiles.needed(height, width):
+            of_each = [None] * len(batch) if codes is None else codes
+            result = np.stack([self._in_tiles(self.tiles, *each) for each in zip(batch, of_each, strict=True)])
+        else:
+            translated = self.translation(self._padded(batch), codes, self.direction)
+            result = to_images(translated[:, :, :height, :width], batch.dtype)
         return result if image.ndim == 4 else result[0]
+
+    def _in_tiles(self, tiles: Tiles, image: np.ndarray, code: Tensor | None) -> np.ndarray:
+        result = np.empty_like(image)
+
+        def read(rows: Span, columns: Span) -> Tensor:
+            return to_tensor(image[None, slice(*rows), slice(*columns)]).to(self.device)
+
+        def write(rows: Span, columns: Span, part: Tensor) -> None:
+            result[slice(*rows), slice(*columns)] = to_images(part, image.dtype)[0]
+
+        in_tiles(
+            self.translation, tiles, read, image.shape[:2], None if code is None else code[None], self.direction, write
+        )
+        return result
 
     def each(self, images: Sequence[np.ndarray], keys: Sequence[str]) -> list[np.ndarray]:
         """Images of one size and type, (H, W, 3): together, but where each has a style or noise of its own, drawn by its key."""
@@ -86,7 +108,6 @@ class Translator:
 
     def _padded(self, images_NHWC: np.ndarray) -> Tensor:
         height, width = images_NHWC.shape[1:3]
-        self.check_size(width, height)
         multiple = self.translation.sizes.multiple
         x_NCHW = to_tensor(images_NHWC).to(self.device)
         return nn.functional.pad(x_NCHW, (0, -width % multiple, 0, -height % multiple), mode="reflect")
@@ -94,16 +115,19 @@ class Translator:
     @torch.no_grad()
     def _style_of(self, example: np.ndarray) -> Tensor:
         """(1, code)."""
+        self.check_size(example.shape[1], example.shape[0])
         code = self.translation.code_of(self._padded(example[None]), self.direction)
         if code is None:
             raise UserError("this method has no styles to take from an example: choose one that has, such as munit")
         return code
 
-    def _codes(self, images: Tensor, key: str) -> Tensor | None:
-        shape = self.translation.code_shape(*images.shape[2:])
+    def _codes(self, count: int, height: int, width: int, key: str) -> Tensor | None:
+        """For so many images of this size."""
+        multiple = self.translation.sizes.multiple
+        shape = self.translation.code_shape(height + -height % multiple, width + -width % multiple)
         if shape is None:
             return None
-        drawn = torch.randn(len(images), *shape, generator=generator("cpu", self.seed, "code", key))
+        drawn = torch.randn(count, *shape, generator=generator("cpu", self.seed, "code", key))
         return drawn.to(self.device)
 
 
@@ -132,6 +156,7 @@ def load_translator(
     direction: str = "AtoB",
     seed: int | None = None,
     example: np.ndarray | None = None,
+    tiles: Tiles | None = None,
 ) -> Translator:
     """The translation of a run (its newest checkpoint) or of a checkpoint, such as `find_checkpoint` finds.
 
@@ -153,4 +178,6 @@ def load_translator(
             raise UserError(f"{found.folder} has no moving average: leave out --averaged")
         found.load_into(network, name if averaged is False else stem)
     chosen = config.get("seed", 0) if seed is None else seed
-    return Translator(translation.to(device).eval(), device, seed=chosen, direction=direction, example=example)
+    return Translator(
+        translation.to(device).eval(), device, seed=chosen, direction=direction, example=example, tiles=tiles
+    )

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from trainer.checkpoint import AUTO, find_checkpoint
+from trainer.tiling import Tiles
 from trainer.translator import Translator, load_translator
 
 log = logging.getLogger(__name__)
@@ -38,11 +39,12 @@ def load_chosen(
     direction: str = "AtoB",
     seed: int | None = None,
     example: np.ndarray | None = None,
+    tiles: Tiles | None = None,
 ) -> Translator:
     """The translator that the options of `add_choice` mean; the log says which. Otherwise as `load_translator`."""
     folder = find_checkpoint(args.run, args.checkpoint)
     translator = load_translator(
-        folder, device, averaged=args.averaged, direction=direction, seed=seed, example=example
+        folder, device, averaged=args.averaged, direction=direction, seed=seed, example=example, tiles=tiles
     )
     averaged = args.averaged is not False and any(folder.glob("*_ema.safetensors"))
     log.info("translating with %s%s", folder, ", its moving average" if averaged else "")

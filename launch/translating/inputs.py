@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from infra.console import setup_logging
+from infra.console import ProgressLine, setup_logging
 from infra.errors import UserError
 from infra.storage import open_storage
 from launch.runs.chosen import load_chosen
@@ -20,6 +20,7 @@ from pipelines.images import picture_of
 from pipelines.manifest import MANIFEST, load_manifest
 from pipelines.shards import IMAGE_FORMATS
 from trainer.engines import Engine, EngineConfig, make_engine
+from trainer.tiling import Tiles
 from trainer.translator import Translator
 
 log = logging.getLogger(__name__)
@@ -100,11 +101,32 @@ def _translator(args: argparse.Namespace, engine: Engine) -> Translator:
         raise UserError(f"{variants} variants are none: give 1 or more")
     if variants is not None and example is not None:
         raise UserError("the style of an image is one: leave out --variants, or give --style a number to draw them by")
-    translator = load_chosen(args, engine.device, direction=args.direction, seed=seed, example=example)
+    tiles = None if args.tile is None else Tiles(args.tile, _scratch(args.output))
+    if tiles and Path(args.input).is_file():
+        tiles = dataclasses.replace(tiles, on_tile=_TileLine())
+    translator = load_chosen(args, engine.device, direction=args.direction, seed=seed, example=example, tiles=tiles)
     if (seed is not None or variants is not None) and not translator.draws:
         option = "--variants" if seed is None else "--style"
         raise UserError(f"this method has no styles to draw: leave out {option}, or choose one that has, such as munit")
     return translator
+
+
+def _scratch(out: str) -> Path | None:
+    """Where the files of tiles lie: on the disk of the output, as the system's place for such files may be in memory."""
+    if "://" in out:
+        return None
+    return next(place for place in Path(out).absolute().parents if place.is_dir())
+
+
+class _TileLine:
+    """The progress of one large image."""
+
+    def __call__(self, done: int, total: int) -> None:
+        if done == 1:
+            self._line = ProgressLine(total, unit="tiles", title="tile")
+        self._line.update(1)
+        if done == total:
+            self._line.close()
 
 
 def _example(style: str) -> np.ndarray:

@@ -169,6 +169,17 @@ def test_variants_are_styles_side_by_side(munit: Path, tmp_path: Path, monkeypat
             assert np.array_equal(read_picture(path).colours, expected)
 
 
+def test_large_images_are_translated_in_tiles(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = save(tmp_path / "a.png", noise(70, 100)), tmp_path / "b.png"
+    assert translate(monkeypatch, run, source, out, "--tile", 64) == 0
+    assert near(read_picture(out).colours, load_translator(run)(noise(70, 100)))
+    assert "100.0%  tile " in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "b.png"}  # the files of tiles are gone
+    assert "mostly edge: give 64 or more" in refused(monkeypatch, capsys, tmp_path, run, source, out, "--tile", "8")
+
+
 def test_one_of_a_runs_checkpoints_translates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -9,6 +9,13 @@ from torch import Tensor, nn
 _FIRST = {"reflect": 1, "replicate": 0}
 
 
+def mirrored(at: int, extent: int, first: int) -> int:
+    """The pixel of a side of `extent` pixels that is shown at this place, which may lie outside. first: see _FIRST."""
+    if at < 0:
+        return first - 1 - at
+    return at if at < extent else 2 * extent - 1 - first - at
+
+
 class Pad2d(nn.Module):
     """(B, C, H, W) -> (B, C, H + top + bottom, W + left + right), same dtype and layout, forward and backward.
 
@@ -21,7 +28,7 @@ class Pad2d(nn.Module):
     def __init__(self, widths: int | tuple[int, int, int, int], mode: str = "reflect") -> None:
         super().__init__()
         self.widths = (widths,) * 4 if isinstance(widths, int) else widths
-        self.mode = mode
+        self.mode, self.first = mode, _FIRST[mode]
         if mode == "replicate" and max(self.widths) > 1:
             raise ValueError(f"replication by {self.widths} pixels: only a border of 1 is supported")
 
@@ -30,7 +37,7 @@ class Pad2d(nn.Module):
         left, right, top, bottom = self.widths
         if self.mode == "reflect" and (max(left, right) >= width or max(top, bottom) >= height):
             raise RuntimeError(f"a map of {width}x{height} pixels is too small for reflection padding by {self.widths}")
-        return _Pad.apply(x, self.widths, _FIRST[self.mode])
+        return _Pad.apply(x, self.widths, self.first)
 
     def extra_repr(self) -> str:
         return f"{self.widths}, {self.mode}"

@@ -18,6 +18,16 @@ def _blur_kernel_c1kk(channels: int, size: int) -> Tensor:
     return (kernel / kernel.sum()).repeat(channels, 1, 1, 1)
 
 
+def blurred(x: Tensor, filt: Tensor, padding: int, stride: int) -> Tensor:
+    """x (B, C, H, W) through a depthwise kernel (C, 1, k, k) that reads the same backwards, with zero padding."""
+    return _Blur.apply(x, filt, padding, stride)
+
+
+def spread(x: Tensor, filt: Tensor, padding: int, output_padding: tuple[int, int]) -> Tensor:
+    """The transpose of `blurred` with a stride of 2."""
+    return _Spread.apply(x, filt, padding, output_padding)
+
+
 class BlurDownsample(nn.Module):
     """(B, C, H, W) -> (B, C, ceil(H/2), ceil(W/2)): reflection padding, binomial blur, every second pixel.
 
@@ -33,7 +43,7 @@ class BlurDownsample(nn.Module):
         self.pad = Pad2d((before, after, before, after))
 
     def forward(self, x: Tensor) -> Tensor:
-        return _Blur.apply(self.pad(x), self.filt, 0, 2)
+        return blurred(self.pad(x), self.filt, 0, 2)
 
 
 class BlurUpsample(nn.Module):
@@ -53,7 +63,7 @@ class BlurUpsample(nn.Module):
         self.output_padding = (size % 2, size % 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _Spread.apply(self.pad(x), self.filt, 3, self.output_padding)
+        return spread(self.pad(x), self.filt, 3, self.output_padding)
 
 
 class Blur(nn.Module):
@@ -68,7 +78,7 @@ class Blur(nn.Module):
         self.register_buffer("kernel", gain * _blur_kernel_c1kk(1, 4)[0, 0])
 
     def forward(self, x: Tensor) -> Tensor:
-        return _Blur.apply(x, self.kernel.repeat(x.shape[1], 1, 1, 1), self.padding, self.stride)
+        return blurred(x, self.kernel.repeat(x.shape[1], 1, 1, 1), self.padding, self.stride)
 
 
 class _Blur(torch.autograd.Function):
