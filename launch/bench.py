@@ -10,16 +10,16 @@ from types import ModuleType
 from infra.config import flatten
 from infra.console import setup_logging
 from infra.errors import UserError, exits_cleanly
-from launch.benchmarks import data, ops, scaling, step
+from launch.benchmarks import data, ops, scaling, step, translate
 from launch.benchmarks.measuring import table, write_report
 from launch.runs.config import parse_arguments
 
 # Each module has HELP and run(config, repetitions, steps) -> metrics.
-BENCHMARKS: dict[str, ModuleType] = {"step": step, "data": data, "ops": ops}
+BENCHMARKS: dict[str, ModuleType] = {"step": step, "data": data, "ops": ops, "translate": translate}
 
-DESCRIPTION = """Measure how fast the parts of the system are. step, data and ops take every option of launch/train.py beside
-their own and measure the job that these describe. All is repeated, and what is compared takes turns; the table shows medians
-with the least and the most.
+DESCRIPTION = """Measure how fast the parts of the system are. step, data, ops and translate take every option of launch/train.py
+beside their own and measure the job that these describe. All is repeated, and what is compared takes turns; the table shows
+medians with the least and the most.
 
 JSON: benchmark, options, machine {system, cpu, cores, gpus}, versions {package: version}, and metrics {name: {unit,
 median, least, most, values}}; the module in launch/benchmarks/ lists the names."""

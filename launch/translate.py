@@ -7,6 +7,7 @@ from infra.errors import exits_cleanly
 from launch.runs.chosen import add_choice
 from launch.translating.files import ENDINGS
 from launch.translating.inputs import translate
+from trainer.engines.base import PRECISIONS
 
 DESCRIPTION = """Translate what INPUT is into OUTPUT, which has the same names and sizes.
 
@@ -48,6 +49,8 @@ def parser() -> argparse.ArgumentParser:
     option("--quality", type=int, metavar="N", help="of JPEG and WebP, 1 to 100 [95; in a root its own]")
     option("--tile", type=int, metavar="N", help="translate images larger than NxN in tiles of that size: the same pixels in "
            "memory for one tile, in two times the time [whole images]")  # fmt: skip
+    option("--precision", choices=("auto", *PRECISIONS), default="auto", help="to compute in; auto: bf16 where the hardware has "
+           "it, else fp32, which images of 16 bits have anyway [%(default)s]")  # fmt: skip
     option("--on-bad-sample", choices=("fail", "skip"), default="fail", help="an image that cannot be read or is too small: "
            "stop with its name, or leave it out [%(default)s]")  # fmt: skip
     option("--on-bad-shard", choices=("fail", "skip"), default="fail", help="a shard of a root that is missing or damaged: "

@@ -20,8 +20,10 @@ from pipelines.manifest import Manifest, Shard, Split
 from pipelines.prepare import Encoding, claim, complete, prepared_before, split_of
 from pipelines.ranks import ALONE, Ranks, on_first
 from pipelines.shards import Sample, ShardFacts, build_tar, read_samples, read_shard, write_shard
+from pipelines.stream import stream
 
 Change = Callable[[list[Sample]], list[Sample]]
+_OnItsWay = ShardFacts | bytes | list[Sample] | None
 
 
 @dataclass(frozen=True)
@@ -92,13 +94,13 @@ def derive(
     manifest = on_first(ranks, lambda: _begun(storage, provenance, inputs))
     if manifest is not None:
         return manifest
-    health = DataHealth()
+    making = _Making(storage, works, encoding, faults, cache_dir)
     mine = [*works][ranks.rank :: ranks.world_size]
     facts: dict[str, ShardFacts | None] = {}
     total = sum(works[name][1].samples for name in mine)
     with ProgressLine(total, unit="images", title="image", enabled=progress and ranks.rank == 0) as line:
-        for name in mine:
-            facts[name] = _made(storage, name, *works[name], encoding, faults, health, cache_dir)
+        for name, made in stream(mine, making.read, making.change, making.write, ahead=1):
+            facts[name] = made
             line.update(works[name][1].samples)
 
     def finished() -> Manifest:
@@ -144,32 +146,53 @@ def _size(name: str, parts: Sequence[Part]) -> tuple[int, int]:
     return size
 
 
-def _made(
-    storage: Storage, name: str, part: Part, shard: Shard, encoding: Encoding, faults: Faults, health: DataHealth,
-    cache_dir: Path | None,
-) -> ShardFacts | None:  # fmt: skip
-    """Of a new shard, which may be there already; None where nothing of it can be had."""
-    there = read_shard(storage, name)
-    if there is not None:
-        return there
-    try:
-        data = ShardCache(part.storage, cache_dir, keep=1).open(shard).path.read_bytes()
-    except UnusableShard as error:
-        if not faults.skip_shards:
-            raise
-        health.bad_shard(f"{part.storage.url}/{shard.name}", str(error))
-        return None
-    if part.change is None:
-        return write_shard(storage, name, data)
+class _Making:
+    """What is done for each new shard, by its name. What comes of a shard on its way: the facts of one that is there already,
+    bytes to be copied, samples, or None where nothing of it can be had."""
 
-    def bad(key: str, reason: str) -> None:
-        where = f"{key} in {part.storage.url}/{shard.name}"
-        if not faults.skip_samples:
-            raise UserError(f"{where} {reason}: prepare the data again without it, or give --on-bad-sample skip")
-        health.bad_sample(where, reason)
+    def __init__(
+        self, storage: Storage, works: Mapping[str, tuple[Part, Shard]], encoding: Encoding, faults: Faults,
+        cache_dir: Path | None,
+    ) -> None:  # fmt: skip
+        self.storage, self.works, self.encoding, self.faults, self.cache_dir = (
+            storage,
+            works,
+            encoding,
+            faults,
+            cache_dir,
+        )
+        self.health = DataHealth()
 
-    samples = read_samples(data, bad)
-    if not samples:
-        return None
-    named = [dataclasses.replace(sample, key=part.prefix + sample.key) for sample in part.change(samples)]
-    return write_shard(storage, name, build_tar(named, encoding.format, encoding.quality))
+    def read(self, name: str) -> _OnItsWay:
+        if there := read_shard(self.storage, name):
+            return there
+        part, shard = self.works[name]
+        try:
+            data = ShardCache(part.storage, self.cache_dir, keep=1).open(shard).path.read_bytes()
+        except UnusableShard as error:
+            if not self.faults.skip_shards:
+                raise
+            self.health.bad_shard(f"{part.storage.url}/{shard.name}", str(error))
+            return None
+        if part.change is None:
+            return data
+
+        def bad(key: str, reason: str) -> None:
+            where = f"{key} in {part.storage.url}/{shard.name}"
+            if not self.faults.skip_samples:
+                raise UserError(f"{where} {reason}: prepare the data again without it, or give --on-bad-sample skip")
+            self.health.bad_sample(where, reason)
+
+        return read_samples(data, bad) or None
+
+    def change(self, name: str, found: _OnItsWay) -> _OnItsWay:
+        part = self.works[name][0]
+        if not isinstance(found, list):
+            return found
+        assert part.change is not None
+        return [dataclasses.replace(sample, key=part.prefix + sample.key) for sample in part.change(found)]
+
+    def write(self, name: str, made: _OnItsWay) -> ShardFacts | None:
+        if isinstance(made, list):
+            made = build_tar(made, self.encoding.format, self.encoding.quality)
+        return write_shard(self.storage, name, made) if isinstance(made, bytes) else made

@@ -27,19 +27,19 @@ class Translator:
 
     seed: of the styles or noise, where the translation has them. direction: AtoB, from the source to the target domain,
     or BtoA. example: an image of the domain that is translated to, (h, w, 3) RGB, whose style all images take. tiles: images
-    larger than one are translated in tiles. UserError for a direction that the translation does not know, and for an example
-    where there are no styles.
+    larger than one are translated in tiles. dtype: bfloat16 or float16 to compute in, but for images of 16 bits. UserError for
+    a direction that the translation does not know, and for an example where there are no styles.
     """
 
     def __init__(
         self, translation: Translation, device: torch.device | str = "cpu", *, seed: int = 0, direction: str = "AtoB",
-        example: np.ndarray | None = None, tiles: Tiles | None = None,
+        example: np.ndarray | None = None, tiles: Tiles | None = None, dtype: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         if direction not in translation.directions:
             raise UserError(f"this method translates {' and '.join(translation.directions)}, not {direction}: "
                             "choose one of these, or a method with both directions such as cyclegan")  # fmt: skip
         self.translation, self.device, self.seed, self.direction = translation, device, seed, direction
-        self.tiles = tiles
+        self.tiles, self.dtype = tiles, dtype
         self.style = None if example is None else self._style_of(example)
 
     @torch.no_grad()
@@ -59,12 +59,15 @@ class Translator:
         self.check_size(width, height)
         style = self.style if example is None else self._style_of(example)
         codes = self._codes(len(batch), height, width, key) if style is None else style.expand(len(batch), -1)
-        if self.tiles and self.tiles.needed(height, width):
-            of_each = [None] * len(batch) if codes is None else codes
-            result = np.stack([self._in_tiles(self.tiles, *each) for each in zip(batch, of_each, strict=True)])
-        else:
-            translated = self.translation(self._padded(batch), codes, self.direction)
-            result = to_images(translated[:, :, :height, :width], batch.dtype)
+        with torch.autocast(
+            torch.device(self.device).type, self.dtype, enabled=self.dtype is not None and batch.dtype == np.uint8
+        ):
+            if self.tiles and self.tiles.needed(height, width):
+                of_each = [None] * len(batch) if codes is None else codes
+                result = np.stack([self._in_tiles(self.tiles, *each) for each in zip(batch, of_each, strict=True)])
+            else:
+                translated = self.translation(self._padded(batch), codes, self.direction)
+                result = to_images(translated[:, :, :height, :width], batch.dtype)
         return result if image.ndim == 4 else result[0]
 
     def _in_tiles(self, tiles: Tiles, image: np.ndarray, code: Tensor | None) -> np.ndarray:
@@ -91,6 +94,8 @@ class Translator:
     def identity(self) -> dict[str, str | int]:
         """What a translation depends on beside the image."""
         given: dict[str, str | int] = {"weights": weights_hash(self.translation), "direction": self.direction}
+        if self.dtype is not None:
+            given["precision"] = str(self.dtype).removeprefix("torch.")
         if self.style is not None:
             return given | {"style": hashlib.sha256(self.style.cpu().numpy().tobytes()).hexdigest()}
         return given | ({"seed": self.seed} if self.draws else {})
@@ -157,6 +162,7 @@ def load_translator(
     seed: int | None = None,
     example: np.ndarray | None = None,
     tiles: Tiles | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Translator:
     """The translation of a run (its newest checkpoint) or of a checkpoint, such as `find_checkpoint` finds.
 
@@ -179,5 +185,11 @@ def load_translator(
         found.load_into(network, name if averaged is False else stem)
     chosen = config.get("seed", 0) if seed is None else seed
     return Translator(
-        translation.to(device).eval(), device, seed=chosen, direction=direction, example=example, tiles=tiles
+        translation.to(device).eval(),
+        device,
+        seed=chosen,
+        direction=direction,
+        example=example,
+        tiles=tiles,
+        dtype=dtype,
     )

@@ -40,12 +40,21 @@ def load_chosen(
     seed: int | None = None,
     example: np.ndarray | None = None,
     tiles: Tiles | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Translator:
     """The translator that the options of `add_choice` mean; the log says which. Otherwise as `load_translator`."""
     folder = find_checkpoint(args.run, args.checkpoint)
     translator = load_translator(
-        folder, device, averaged=args.averaged, direction=direction, seed=seed, example=example, tiles=tiles
+        folder,
+        device,
+        averaged=args.averaged,
+        direction=direction,
+        seed=seed,
+        example=example,
+        tiles=tiles,
+        dtype=dtype,
     )
+    translator.translation.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as images are
     averaged = args.averaged is not False and any(folder.glob("*_ema.safetensors"))
     log.info("translating with %s%s", folder, ", its moving average" if averaged else "")
     return translator

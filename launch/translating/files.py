@@ -14,9 +14,9 @@ from infra.errors import UserError
 from infra.images import Picture, format_of, picture_file
 from infra.json_lines import read_json
 from infra.storage import LocalStorage, replacing
-from launch.translating.stream import stream
 from pipelines.images import find_images, picture_of, stored_size
 from pipelines.ranks import Ranks, on_first
+from pipelines.stream import stream
 from trainer.translator import Translator
 
 log = logging.getLogger(__name__)
@@ -25,6 +25,7 @@ QUALITY = 95
 ENDINGS = {"jpg": "JPEG", "png": "PNG", "tiff": "TIFF", "webp": "WEBP"}
 CLAIM = "translation.json"  # in a folder of translations: what made them
 TOGETHER = 16  # images at most that are translated at once
+AHEAD = 4  # batches that are decoded before their turn, and that wait to be encoded
 PIXELS = 2**20  # of all of these, unless it is one image
 
 Names = tuple[str, ...]
@@ -92,7 +93,7 @@ class Folder:
         todo = [names for names in mine if not all(map(self._is_made, names))]
         total = sum(map(len, todo))
         with ProgressLine(total, unit="images", title="image", enabled=self.ranks.rank == 0) as line:
-            for names in stream(todo, self._read, self._make, self._write):
+            for names, _ in stream(todo, self._read, self._make, self._write, ahead=AHEAD):
                 line.update(len(names))
         everywhere = self.ranks.gather(self._left_out) or []
         return len(set().union(*everywhere))

@@ -20,6 +20,7 @@ from pipelines.images import picture_of
 from pipelines.manifest import MANIFEST, load_manifest
 from pipelines.shards import IMAGE_FORMATS
 from trainer.engines import Engine, EngineConfig, make_engine
+from trainer.exact import exact_arithmetic
 from trainer.tiling import Tiles
 from trainer.translator import Translator
 
@@ -31,14 +32,15 @@ def translate(args: argparse.Namespace) -> None:
     if not (_is_root(args.input) or Path(args.input).exists()):
         raise UserError(f"{args.input} does not exist: give an image, a folder of images or prepared data")
     form = Form(args.format, args.quality, skip=args.on_bad_sample == "skip")
-    engine = make_engine(EngineConfig())
+    engine = make_engine(EngineConfig(precision=args.precision))
     setup_logging(None, engine.rank)
     try:
         translator = _translator(args, engine)
         for number, out in enumerate(_outputs(args)):
             variant = copy.copy(translator)
             variant.seed += number
-            _translate(variant, args, out, form, engine)
+            with exact_arithmetic():  # of the precision that was asked for
+                _translate(variant, args, out, form, engine)
     finally:
         engine.close()
 
@@ -104,7 +106,9 @@ def _translator(args: argparse.Namespace, engine: Engine) -> Translator:
     tiles = None if args.tile is None else Tiles(args.tile, _scratch(args.output))
     if tiles and Path(args.input).is_file():
         tiles = dataclasses.replace(tiles, on_tile=_TileLine())
-    translator = load_chosen(args, engine.device, direction=args.direction, seed=seed, example=example, tiles=tiles)
+    translator = load_chosen(
+        args, engine.device, direction=args.direction, seed=seed, example=example, tiles=tiles, dtype=engine.dtype
+    )
     if (seed is not None or variants is not None) and not translator.draws:
         option = "--variants" if seed is None else "--style"
         raise UserError(f"this method has no styles to draw: leave out {option}, or choose one that has, such as munit")

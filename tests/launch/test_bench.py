@@ -14,6 +14,7 @@ from infra.storage import LocalStorage, open_storage
 from launch.bench import measure, parser
 from launch.benchmarks import data as data_benchmark
 from launch.benchmarks import ops, scaling, step
+from launch.benchmarks import translate as translate_benchmark
 from launch.benchmarks.measuring import Measurement, interleaved, ratios, table
 from launch.benchmarks.profiling import KINDS, time_shares
 from launch.benchmarks.step import Training, flops_of
@@ -311,3 +312,14 @@ def test_runs_without_rates_are_refused(tmp_path: Path) -> None:
         scaling.report([tmp_path / "nothing"])
     with pytest.raises(UserError, match="no steps after the first report"):
         scaling.report([run_folder(tmp_path / "short", 1, [1.0, 1.0])])
+
+
+# ---- translating ----------------------------------------------------------------------------------------------------
+
+
+def test_translating_is_measured_beside_a_plain_loop(root: str) -> None:
+    metrics = translate_benchmark.run(config_of(root, data__crop=80, method__generator__blocks=6), 2, 3)
+    check_documented(translate_benchmark, metrics)
+    by_name = {metric.name: metric.values for metric in metrics}
+    assert by_name["ours_to_loop"] == ratios(by_name["ours"], by_name["loop"])
+    assert by_name["tile_difference"][0] <= 1

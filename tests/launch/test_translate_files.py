@@ -180,6 +180,20 @@ def test_large_images_are_translated_in_tiles(
     assert "mostly edge: give 64 or more" in refused(monkeypatch, capsys, tmp_path, run, source, out, "--tile", "8")
 
 
+def test_less_precision_is_for_eight_bits(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And never mixed with more."""
+    pixels, out = noise(16, 16), tmp_path / "out"
+    save(tmp_path / "in" / "8.png", pixels)
+    save(tmp_path / "in" / "16.png", pixels.astype(np.uint16) * 257)
+    assert translate(monkeypatch, run, tmp_path / "in", out, "--precision", "bf16") == 0
+    translator = load_translator(run)
+    difference = np.abs(read_picture(out / "8.png").colours.astype(int) - translator(pixels)).max()
+    assert 1 < difference < 32
+    exact = translator(pixels.astype(np.uint16) * 257)
+    assert np.abs(read_picture(out / "16.png").colours.astype(int) - exact).max() <= 1
+    assert translate(monkeypatch, run, tmp_path / "in", out) == 2
+
+
 def test_one_of_a_runs_checkpoints_translates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -32,8 +32,8 @@ def make_run(path: Path, method: str = "cut", seed: int = 0, step: int = 7) -> P
 
 
 def translate(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """The exit code of a command line."""
-    monkeypatch.setattr(sys, "argv", ["translate.py", *map(str, arguments)])
+    """The exit code of a command line, in fp32 unless it says otherwise."""
+    monkeypatch.setattr(sys, "argv", ["translate.py", "--precision", "fp32", *map(str, arguments)])
     try:
         cli.main()
     except SystemExit as end:
