@@ -33,6 +33,14 @@ def parser() -> argparse.ArgumentParser:
     )
     option = result.add_argument
     option("run", type=Path, metavar="RUN_OR_CHECKPOINT", help="runs/NAME (its newest checkpoint) or .../step_N")
+    option(
+        "--beside",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="others, whose translations of the same images stand in the table and in evaluation.png beside these",
+    )
     option("--data", metavar="ROOT", help="a prepared data set, a folder or s3://bucket/prefix [the one trained on]")
     option(
         "--segmenter", metavar="RUN_OR_FILE", help="a run of launch/train_segmenter.py, or FILE.yaml of another network"
@@ -54,7 +62,7 @@ def main() -> None:
     args = parser().parse_args()
     setup_logging(None)
     wanted = EvaluationConfig(images=args.limit, segmenter=args.segmenter, inception=args.inception)
-    evaluate(args.run, wanted, data=args.data, json_file=args.json)
+    evaluate(args.run, wanted, beside=args.beside, data=args.data, json_file=args.json)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """One evaluation of a finished or unfinished run. `launch/evaluate.py` runs it."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from infra.console import setup_logging
@@ -19,32 +20,49 @@ from trainer.translator import load_translator
 log = logging.getLogger(__name__)
 
 
-def evaluate(run: Path, wanted: EvaluationConfig, *, data: str | None = None, json_file: Path | None = None) -> None:
+def evaluate(
+    run: Path,
+    wanted: EvaluationConfig,
+    *,
+    beside: Sequence[Path] = (),
+    data: str | None = None,
+    json_file: Path | None = None,
+) -> None:
     """Evaluate a run (its newest checkpoint) or a checkpoint; print the table, write the files, log to MLflow.
 
-    data: another data root than the one trained on. json_file: instead of evaluation.json in the run folder. Raises
-    UserError before anything is written for what cannot work.
+    beside: others, shown in the table and the picture of translations alone. data: another data root than the one trained on.
+    json_file: instead of evaluation.json in the run folder. Raises UserError before anything is written for what cannot work.
     """
     if json_file and json_file.suffix == ".csv":
         raise UserError(f"--json {json_file} is the name of the CSV file: give a name that ends in .json")
     engine = make_engine(EngineConfig())
     setup_logging(None, engine.rank)
     try:
-        _evaluate(run, wanted, engine, data, json_file)
+        _evaluate(run, beside, wanted, engine, data, json_file)
     finally:
         engine.close()
 
 
-def _evaluate(run: Path, wanted: EvaluationConfig, engine: Engine, data: str | None, json_file: Path | None) -> None:
-    checkpoint = Checkpoint(find_checkpoint(run))
+def _evaluate(
+    run: Path,
+    beside: Sequence[Path],
+    wanted: EvaluationConfig,
+    engine: Engine,
+    data: str | None,
+    json_file: Path | None,
+) -> None:
+    checkpoint, *others = (Checkpoint(find_checkpoint(path)) for path in (run, *beside))
     config = checkpoint.config(JobConfig)
-    translator = load_translator(checkpoint.folder, engine.device)
+    translators = [load_translator(each.folder, engine.device) for each in (checkpoint, *others)]
     root = data or config["data.root"]
     evaluator = Evaluator(root, config["task"], engine, wanted, config["data.cache_dir"])
-    evaluator.check_judge(config, checkpoint.state.get("given", {}))
-    outcome = evaluator(translator)
+    for each in (checkpoint, *others):
+        evaluator.check_judge(each.config(JobConfig), each.state.get("given", {}))
+    outcome, *compared = map(evaluator, translators)
     if outcome is None:
         return
+    others_there = [each for each in compared if each is not None]
+    outcome = outcome.beside(others_there)
     folder = _folder_of(checkpoint.folder)
     json_file = json_file or folder.path / "evaluation.json"
     csv_file = json_file.with_suffix(".csv")
@@ -59,7 +77,8 @@ def _evaluate(run: Path, wanted: EvaluationConfig, engine: Engine, data: str | N
         except UserError as error:  # the metrics are in the folder
             log.warning("%s", error)
     without = f"{root} has no pairs, no --segmenter was given, and FID is {outcome.metrics['FID']}"
-    print(metrics_table(outcome.metrics) or f"nothing to measure: {without}")
+    rows = {str(path): each.metrics for path, each in zip(beside, others_there, strict=True)}
+    print(metrics_table(outcome.metrics, rows) or f"nothing to measure: {without}")
     print(f"{outcome.images} test images of {root}, translated by {checkpoint.folder}")
     if evaluator.segmenter:
         print(f"segmenter: {evaluator.segmenter.name}")

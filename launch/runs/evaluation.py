@@ -1,7 +1,8 @@
 """Evaluation of translators on test images: metrics and pictures, on any number of ranks."""
 
+import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,24 @@ TEACHER = "method.semantic.segmenter"
 @dataclass(frozen=True)
 class Outcome:
     """images: how many were translated. metrics: as `compute_metrics` gives them. pictures: uint8 (H, W, 3)
-    by name, some of PICTURES; "evaluation" is source | translation | true target."""
+    by name, some of PICTURES; "evaluation" is source | translation | true target. rows: its rows, of images (h, w, 3)."""
 
     images: int
     metrics: dict[str, Any]
     pictures: dict[str, np.ndarray]
+    rows: tuple[tuple[np.ndarray, ...], ...] = ()
+
+    def beside(self, others: Sequence["Outcome"]) -> "Outcome":
+        """With the translations of other outcomes on the same images beside its own, in "evaluation"."""
+        rows = tuple(
+            (source, translation, *(other.rows[k][1] for other in others), *truth)
+            for k, (source, translation, *truth) in enumerate(self.rows)
+        )
+        return dataclasses.replace(self, rows=rows, pictures={**self.pictures, "evaluation": _sheet(rows)})
+
+
+def _sheet(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    return stack([stack(row, axis=1) for row in rows], axis=0)
 
 
 def _run_of(path: str) -> Path:
@@ -239,8 +253,8 @@ class Evaluator:
         return iter(tqdm(mine, what, unit="image", leave=False, disable=hidden))
 
     def _outcome(self, part: _Part, untranslated: MetricCollection, real: MetricCollection) -> Outcome:
-        rows = [stack(part.rows[place], axis=1) for place in sorted(part.rows)]
-        pictures = {"evaluation": stack(rows, axis=0)}
+        rows = tuple(tuple(part.rows[place]) for place in sorted(part.rows))
+        pictures = {"evaluation": _sheet(rows)}
         train_targets = self.images.manifest.splits.get("train/target")  # absent where data are only tested on
         trained_on = train_targets.class_histogram if train_targets else None
         metrics = compute_metrics(part.metrics, untranslated, real, trained_on)
@@ -251,4 +265,4 @@ class Evaluator:
                 distributions = class_distributions(seen.confusion, seen_in_real.confusion, trained_on)
                 pictures["class_distribution"] = distribution_chart(distributions)
                 pictures["flips"] = flip_chart(flips(seen.confusion, seen_in_real.confusion))
-        return Outcome(len(self.images.source_places), metrics, pictures)
+        return Outcome(len(self.images.source_places), metrics, pictures, rows)

@@ -1,7 +1,7 @@
 """What an evaluation leaves behind: a table on the screen, JSON and CSV, pictures, and the same in MLflow."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,19 @@ from trainer.evaluation.flips import NAMED_PAIRS, Pair, name_of
 WORST_FLIPS = 5
 # Not in MLflow, where each would be 19 charts and more: evaluation.json, evaluation.csv and the pictures have them.
 DETAILS = ("eval/baseline/per_class", "eval/ceiling/per_class", "eval/class_distribution")
-ROWS = {"untranslated": "baseline", "translation": None, "real (ceiling)": "ceiling"}
+ROWS = ("untranslated", "translation", "real (ceiling)")
 
 
-def metrics_table(metrics: dict[str, Any]) -> str:
-    """The metrics as aligned lines; empty where there is nothing to measure."""
-    rows = {name: metrics if key is None else metrics.get(key, {}) for name, key in ROWS.items()}
+def metrics_table(metrics: dict[str, Any], others: Mapping[str, dict[str, Any]] | None = None) -> str:
+    """The metrics as aligned lines; empty where there is nothing to measure. others: of other translators on the same images, by
+    name, a row for each."""
+    untranslated, translation, real = ROWS
+    rows = {
+        untranslated: metrics.get("baseline", {}),
+        translation: metrics,
+        **(others or {}),
+        real: metrics.get("ceiling", {}),
+    }
     columns = [column for column in _columns(metrics) if any(column(row) for row in rows.values())]
     cells = [(name, *texts) for name, row in rows.items() if any(texts := [column(row) for column in columns])]
     lines = [tables.plain(("", *(column.title for column in columns)), cells)]

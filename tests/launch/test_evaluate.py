@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from mlflow import MlflowClient
 from PIL import Image
 from torch import nn
@@ -23,6 +24,7 @@ from tests.launch.evaluating import STEP, evaluate, make_run, report_of, sentenc
 from trainer.checkpointer import Checkpointer
 from trainer.evaluation import Example
 from trainer.evaluation.fidelity import Features, fidelity
+from trainer.networks import ResnetGenerator
 from trainer.translator import load_translator
 
 pytestmark = pytest.mark.slow
@@ -78,6 +80,32 @@ def expected(run: Path, data: Path, places: Iterable[int], deltas: tuple[int, in
 
 def paired_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
     return {name: metrics[name] for name in ("Dist", "Acc")}
+
+
+def scale(generator: ResnetGenerator, factor: float) -> None:
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter *= factor
+
+
+def test_other_runs_stand_beside_in_table_and_picture_and_stay_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = make_run(
+        tmp_path / "other", data / "pairs", task="map2photo", change=lambda generator: scale(generator, 2.0)
+    )
+    before = sorted(other.rglob("*"))
+    assert evaluate(monkeypatch, run, "--beside", other) == 0
+    lines = capsys.readouterr().out.splitlines()
+    want = expected(other, data / "pairs", range(TESTS))["translation"]
+    assert lines[3].split()[:2] == [str(other), f"{want['Dist'].expected:.2f}"] and lines[2].split()[0] == "translation"
+    sheet = np.asarray(Image.open(run / "samples" / "evaluation.png"))
+    assert sheet.shape == (8 * 16 + 7 * 4, 4 * 24 + 3 * 4, 3)
+    picture = ImageDataset(str(data / "pairs"), "test", "source").read(8)[0]
+    for column, each in enumerate((run, other), 1):
+        shown = sheet[-16:, column * 28 : column * 28 + 24]
+        np.testing.assert_array_equal(shown, load_translator(each)(picture))
+    assert sorted(other.rglob("*")) == before and report_of(run)["step"] == STEP
 
 
 def test_table_metrics_and_picture(
