@@ -14,6 +14,7 @@ DESCRIPTION = """Translate what INPUT is into OUTPUT, which has the same names a
   an image    JPEG, PNG, WebP, TIFF, BMP, GIF or PPM, of any size that is not too small; grey, transparent or with 16 bits a
               channel; turned upright as its EXIF orientation says
   a folder    all images in it and in its folders
+  a film      MP4, MOV, MKV, WebM or AVI, with PyAV (pip install av); all frames have one style
   a root      data that launch/prepare.py prepared, a folder or s3://bucket/prefix: labels and keys are carried over, the other
               domain is copied, and all commands take the result like any other
 
@@ -37,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     )
     option = result.add_argument
     add_choice(result)
-    option("input", metavar="INPUT", help="an image, a folder of images or a prepared root")
+    option("input", metavar="INPUT", help="an image, a folder of images, a film or a prepared root")
     option("output", metavar="OUTPUT", help="of the same kind")
     option("--direction", choices=("AtoB", "BtoA"), default="AtoB", help="BtoA: from the target to the source domain, "
            "for methods that have both [%(default)s]")  # fmt: skip

@@ -14,6 +14,7 @@ from infra.errors import UserError
 from infra.storage import open_storage
 from launch.runs.chosen import load_chosen
 from launch.translating.files import Folder, Form, check_apart, translate_image
+from launch.translating.film import is_film, translate_film
 from launch.translating.roots import translate_root
 from pipelines.derived import Faults, encoding_of
 from pipelines.images import picture_of
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 def translate(args: argparse.Namespace) -> None:
     """Do what the options of launch/translate.py ask for. UserError, before anything is written, for what cannot work."""
     if not (_is_root(args.input) or Path(args.input).exists()):
-        raise UserError(f"{args.input} does not exist: give an image, a folder of images or prepared data")
+        raise UserError(f"{args.input} does not exist: give an image, a folder of images, a film or prepared data")
     form = Form(args.format, args.quality, skip=args.on_bad_sample == "skip")
     engine = make_engine(EngineConfig(precision=args.precision))
     setup_logging(None, engine.rank)
@@ -52,6 +53,8 @@ def _translate(translator: Translator, args: argparse.Namespace, out: str, form:
     elif source.is_dir():
         left_out = Folder(translator, source, into, form, engine).translate()
         log.info("translations: %s%s", out, f"; {left_out} images left out" if left_out else "")
+    elif engine.rank == 0 and is_film(source):
+        log.info("%d frames: %s", translate_film(translator, source, into), out)
     elif engine.rank == 0:
         translate_image(translator, source, into, form)
         log.info("translation: %s", out)
