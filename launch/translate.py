@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     option("--format", choices=tuple(ENDINGS), help="of images; in a root jpg or png [that of each input]")
     option("--quality", type=int, metavar="N", help="of JPEG and WebP, 1 to 100 [95; in a root its own]")
     option("--tile", type=int, metavar="N", help="translate images larger than NxN in tiles of that size: the same pixels in "
-           "memory for one tile, in two times the time [whole images]")  # fmt: skip
+           "memory for one tile, in two to three times the time [whole images]")  # fmt: skip
     option("--precision", choices=("auto", *PRECISIONS), default="auto", help="to compute in; auto: bf16 where the hardware has "
            "it, else fp32, which images of 16 bits have anyway [%(default)s]")  # fmt: skip
     option("--on-bad-sample", choices=("fail", "skip"), default="fail", help="an image that cannot be read or is too small: "
