@@ -85,7 +85,7 @@ def paired_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
 def scale(generator: ResnetGenerator, factor: float) -> None:
     with torch.no_grad():
         for parameter in generator.parameters():
-            parameter *= factor
+            parameter.mul_(factor)
 
 
 def test_other_runs_stand_beside_in_table_and_picture_and_stay_as_they_are(
