@@ -108,7 +108,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Any of Pillow's modes as RGB with 8 bits a channel, transparency over white. ValueError for 32-bit gray, whose range is
     unknown."""
     if image.mode.startswith("I;16"):
-        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+        return Image.fromarray(eight_bits(np.asarray(image))).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError("32-bit images have no agreed range of values")
     if image.has_transparency_data:
@@ -117,7 +117,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _eight_bits(values: np.ndarray) -> np.ndarray:
+def eight_bits(values: np.ndarray) -> np.ndarray:
     return values if values.dtype == np.uint8 else (values / 257).round().astype(np.uint8)
 
 
@@ -137,5 +137,5 @@ def picture_file(picture: Picture, quality: int = 95) -> bytes:
     options: dict[str, object] = {"quality": quality} if picture.format in ("JPEG", "WEBP") else {}
     if picture.format == "TIFF":
         options["compression"] = "tiff_adobe_deflate"
-    Image.fromarray(_eight_bits(values)).save(buffer, picture.format, icc_profile=picture.profile, **options)
+    Image.fromarray(eight_bits(values)).save(buffer, picture.format, icc_profile=picture.profile, **options)
     return buffer.getvalue()

@@ -22,7 +22,7 @@ OTHERS = {
     "--backend-store-uri", "--standalone", "--master_addr", "--master_port", "--gpus", "--head", "--rm", "--network",
     "--ipc", "--shm-size", "--network-host", "--default-artifact-root", "--host", "--port", "--no-lora", "--version",
     "--allowed-hosts", "--build", "--max-restarts", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint", "--requeue",
-    "--signal",
+    "--signal", "--onnx", "--saveEngine", "--fp16", "--minShapes", "--optShapes", "--maxShapes", "--output_model",
 }  # fmt: skip
 
 

@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
+NETWORK = "network"  # the checkpoint among the artifacts of an MLflow model
 BEST, LATEST, AUTO = "best", "latest", "auto"  # which one of a run's is meant; BEST: also the link to it
 DRAFT, OLD = "draft", "old"  # how the hidden names end that a checkpoint has while it is written or replaced
 
@@ -231,17 +232,21 @@ class Checkpoint:
 
     def load_into(self, network: nn.Module, stem: str) -> None:
         """Copy one network's weights in. UserError if it has another architecture."""
-        tensors = self.tensors(stem)
-        expected = network.state_dict()
-        for name in sorted(expected.keys() | tensors.keys()):
-            there = tuple(tensors[name].shape) if name in tensors else "absent"
-            here = tuple(expected[name].shape) if name in expected else "absent"
-            if there != here:
-                raise UserError(f"{self.folder} holds another architecture: {stem} {name} is {there} there and {here} here, "
-                                "so give the model options of its config.yaml")  # fmt: skip
-        with torch.no_grad():
-            for name, tensor in expected.items():
-                tensor.copy_(tensors[name])
+        fill(network, self.tensors(stem), f"{self.folder} holds another architecture: {stem}")
+
+
+def fill(network: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Copy weights into a network. UserError, which begins with `where`, if it has another architecture."""
+    expected = network.state_dict()
+    for name in sorted(expected.keys() | tensors.keys()):
+        there = tuple(tensors[name].shape) if name in tensors else "absent"
+        here = tuple(expected[name].shape) if name in expected else "absent"
+        if there != here:
+            raise UserError(f"{where} {name} is {there} there and {here} here, "
+                            "so give the model options of its config.yaml")  # fmt: skip
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(tensors[name])
 
 
 def _sha256(path: Path) -> str:

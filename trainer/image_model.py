@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from infra.errors import UserError
 from infra.images import DAMAGED, STORED, open_image
+from trainer.checkpoint import NETWORK
 
 Apply = Callable[[np.ndarray], np.ndarray]
 
@@ -28,7 +29,7 @@ class ImageModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         self.load = load
 
     def load_context(self, context: Any) -> None:
-        self.apply = self.load(Path(context.artifacts["network"]))
+        self.apply = self.load(Path(context.artifacts[NETWORK]))
 
     def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
         """One image (H, W, 3) or several (N, H, W, 3), whole numbers in 0..255, to uint8 arrays of what `load` made of

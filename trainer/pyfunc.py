@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.checkpoint import Checkpoint, write_checkpoint
+from trainer.checkpoint import NETWORK, Checkpoint, write_checkpoint
 
 NEEDED = ("torch", "numpy", "pillow", "safetensors", "pyyaml")  # by the code that a model carries
 FACTS = ("step", "image_size", "label_space")  # of a checkpoint, beside the options of its model
@@ -39,12 +39,12 @@ def save_pyfunc_model(folder: Path, checkpoint: Path, networks: Sequence[str], l
     width, height = EXAMPLE_SIZE
     gradient = np.linspace(0, 255, height * width * 3).astype(np.uint8).reshape(height, width, 3)
     with tempfile.TemporaryDirectory() as scratch:
-        network = Path(scratch) / "network"
+        network = Path(scratch) / NETWORK
         _write_networks(network, Checkpoint(checkpoint), networks)
         mlflow.pyfunc.save_model(
             folder,
             python_model=ImageModel(load),
-            artifacts={"network": str(network)},
+            artifacts={NETWORK: str(network)},
             code_paths=packages,
             pip_requirements=needed,
             signature=ModelSignature(inputs=anything, outputs=anything),

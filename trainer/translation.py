@@ -13,10 +13,12 @@ class Translation(nn.Module, ABC):
 
     Its children are networks, by the names of their files in a checkpoint.
     code: the length of the style vector that `forward` takes, or None; see `code_shape`. directions: those that `forward` knows.
+    free: whether one graph of operators translates images of any size, so that it can be exported (trainer/export/).
     """
 
     code: int | None = None
     directions: tuple[str, ...] = ("AtoB",)
+    free = True
 
     @property
     @abstractmethod

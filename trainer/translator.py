@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from infra.config import build, completed
 from infra.errors import UserError
-from trainer.checkpoint import Checkpoint, find_checkpoint
+from trainer.checkpoint import LATEST, NETWORK, Checkpoint, find_checkpoint
 from trainer.draws import generator
+from trainer.hub import Hub, is_hub
 from trainer.methods import METHODS
 from trainer.methods.former import todays_names
 from trainer.segmentation.trained import weights_hash
@@ -153,6 +154,18 @@ def _middle(dtype: np.dtype | type) -> float:
     return float(np.iinfo(dtype).max) / 2
 
 
+def find_translation(path: Path, which: str = LATEST) -> Path:
+    """The folder that `load_translator` reads: a checkpoint as `find_checkpoint` says, the one in an MLflow model, or a folder in
+    the layout of the Hugging Face Hub."""
+    in_mlflow = path / "artifacts" / NETWORK
+    return path if is_hub(path) else find_checkpoint(in_mlflow if in_mlflow.is_dir() else path, which)
+
+
+def opened(folder: Path) -> Checkpoint | Hub:
+    """What is in such a folder."""
+    return Hub(folder) if is_hub(folder) else Checkpoint(folder)
+
+
 def load_translator(
     path: Path,
     device: torch.device | str = "cpu",
@@ -164,12 +177,12 @@ def load_translator(
     tiles: Tiles | None = None,
     dtype: torch.dtype | None = None,
 ) -> Translator:
-    """The translation of a run (its newest checkpoint) or of a checkpoint, such as `find_checkpoint` finds.
+    """The translation of a run (its newest checkpoint), or of a folder such as `find_translation` finds.
 
     averaged: its moving average; None: where the run kept one. seed: of styles or noise; None: the run's. Others as of
     `Translator`. UserError if there is none, or if it is damaged.
     """
-    found = Checkpoint(find_checkpoint(path))
+    found = opened(find_translation(path))
     if "method.name" not in found.state["config"]:
         raise UserError(
             f"{path} holds no translator (a segmenter's run has none): give a run folder of launch/train.py"

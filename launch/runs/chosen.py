@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trainer.checkpoint import AUTO, find_checkpoint
+from trainer.checkpoint import AUTO
 from trainer.tiling import Tiles
-from trainer.translator import Translator, load_translator
+from trainer.translator import Translator, find_translation, load_translator
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def load_chosen(
     dtype: torch.dtype | None = None,
 ) -> Translator:
     """The translator that the options of `add_choice` mean; the log says which. Otherwise as `load_translator`."""
-    folder = find_checkpoint(args.run, args.checkpoint)
+    folder = find_translation(args.run, args.checkpoint)
     translator = load_translator(
         folder,
         device,

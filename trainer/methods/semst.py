@@ -105,6 +105,8 @@ class TwoScales(Translation):
     tap: of the first generator, whose features make the map. side: of the windows, in pixels.
     """
 
+    free = False  # as many windows as an image has
+
     def __init__(self, coarse: ResnetGenerator, fine: ResnetGenerator, tap: int, side: int) -> None:
         super().__init__()
         self.generator_global, self.generator_local = coarse, fine

@@ -43,6 +43,9 @@ class InstanceNorm2d(nn.InstanceNorm2d):
 
 def norm_activation(x: Tensor, slope: float, *, guarded: bool = False, triton: bool = False) -> Tensor:
     """What InstanceNorm2d computes. Keeps x for the backward pass, and no second map of that size."""
+    if torch.compiler.is_exporting():  # one operator, which other programs have; they have no gradients to guard
+        y = F.instance_norm(x.to(_statistics_dtype(x)), eps=EPSILON).to(x.dtype)
+        return y if slope == 1 else F.leaky_relu(y, slope) if slope else F.relu(y)
     if torch.compiler.is_compiling():  # which fuses the plain one with its neighbours
         return plain_norm_activation(x, slope, guarded=guarded)
     return _NormActivation.apply(x, slope, guarded, _kernels(x) if triton else None)

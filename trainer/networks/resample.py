@@ -20,11 +20,17 @@ def _blur_kernel_c1kk(channels: int, size: int) -> Tensor:
 
 def blurred(x: Tensor, filt: Tensor, padding: int, stride: int) -> Tensor:
     """x (B, C, H, W) through a depthwise kernel (C, 1, k, k) that reads the same backwards, with zero padding."""
+    if torch.compiler.is_exporting():  # one operator, which other programs have
+        return F.conv2d(x, filt.to(x.dtype), stride=stride, padding=padding, groups=x.shape[1])
     return _Blur.apply(x, filt, padding, stride)
 
 
 def spread(x: Tensor, filt: Tensor, padding: int, output_padding: tuple[int, int]) -> Tensor:
     """The transpose of `blurred` with a stride of 2."""
+    if torch.compiler.is_exporting():
+        return F.conv_transpose2d(
+            x, filt.to(x.dtype), stride=2, padding=padding, output_padding=output_padding, groups=x.shape[1]
+        )
     return _Spread.apply(x, filt, padding, output_padding)
 
 

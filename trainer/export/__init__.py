@@ -1,0 +1,1 @@
+"""A trained translation as a file for other programs."""
