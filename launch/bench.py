@@ -1,6 +1,7 @@
 """Measure how fast the parts of the system are on this machine."""
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -10,9 +11,10 @@ from types import ModuleType
 from infra.config import flatten
 from infra.console import setup_logging
 from infra.errors import UserError, exits_cleanly
-from launch.benchmarks import data, ops, scaling, step, translate
+from launch.benchmarks import data, ops, scaling, serving, step, translate
 from launch.benchmarks.measuring import table, write_report
 from launch.runs.config import parse_arguments
+from pipelines.images import parse_size
 
 # Each module has HELP and run(config, repetitions, steps) -> metrics.
 BENCHMARKS: dict[str, ModuleType] = {"step": step, "data": data, "ops": ops, "translate": translate}
@@ -42,23 +44,46 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--json", type=Path, metavar="FILE", help="write the metrics here, too")
     command = commands.add_parser("scaling", help=scaling.HELP, description=scaling.HELP)
     command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders; the first is compared with")
+    command = commands.add_parser("serving", help=serving.HELP, description=serving.HELP)
+    load = serving.Load()
+    command.add_argument("model", type=Path, metavar="RUN_OR_CHECKPOINT", help="runs/NAME, or a checkpoint in it")
+    command.add_argument(
+        "--clients", type=int, nargs="+", default=load.clients, metavar="N", help="that ask at once [1 8 32]"
+    )
+    command.add_argument(
+        "--requests", type=int, default=load.requests, metavar="N", help="in a repetition [%(default)s]"
+    )
+    command.add_argument("--soak", type=int, default=load.soak, metavar="N", help="requests of the soak [%(default)s]")
+    command.add_argument("--size", default="256x128", metavar="WxH", help="of the image [%(default)s]")
+    command.add_argument("--repetitions", type=int, default=3, metavar="N", help="of each measure [%(default)s]")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the metrics here, too")
     return top
 
 
 def measure(arguments: Sequence[str]) -> str:
     """What a command line asks for, as a table; empty on all ranks but the first."""
     args, options = parser().parse_known_args(arguments)
+    if args.benchmark in ("scaling", "serving") and options:
+        raise UserError(f"{args.benchmark} has no option {options[0]}: see --help")
     if args.benchmark == "scaling":
-        if options:
-            raise UserError(f"scaling has no option {options[0]}: give run folders")
         return scaling.report(args.runs)
-    if args.repetitions < 1 or (args.steps is not None and args.steps < 1):
+    if args.repetitions < 1 or (getattr(args, "steps", None) is not None and args.steps < 1):
         raise UserError("--repetitions and --steps measure nothing below 1: give at least 1")
+    if args.benchmark == "serving":
+        return _serving(args)
     config = parse_arguments(options)
     metrics = BENCHMARKS[args.benchmark].run(config, args.repetitions, args.steps)
     if metrics and args.json:
         write_report(args.json, args.benchmark, flatten(config), metrics)
     return table(metrics) if metrics else ""
+
+
+def _serving(args: argparse.Namespace) -> str:
+    load = serving.Load(tuple(args.clients), args.requests, args.soak, parse_size(args.size))
+    metrics = serving.run(args.model, load, args.repetitions)
+    if args.json:
+        write_report(args.json, args.benchmark, {"model": str(args.model), **dataclasses.asdict(load)}, metrics)
+    return table(metrics)
 
 
 @exits_cleanly

@@ -23,6 +23,7 @@ OTHERS = {
     "--ipc", "--shm-size", "--network-host", "--default-artifact-root", "--host", "--port", "--no-lora", "--version",
     "--allowed-hosts", "--build", "--max-restarts", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint", "--requeue",
     "--signal", "--onnx", "--saveEngine", "--fp16", "--minShapes", "--optShapes", "--maxShapes", "--output_model",
+    "--data-binary",
 }  # fmt: skip
 
 

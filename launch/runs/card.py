@@ -65,6 +65,7 @@ def model_card(facts: Mapping[str, str], metrics: Mapping[str, Any]) -> str:
         f"A generator trained with {method}, without pairs of images, from the source to the target domain of {task}.", "",
         "## Use", "", "```", "python launch/translate.py THIS_FOLDER INPUT OUTPUT",
         "python launch/export.py THIS_FOLDER --to onnx --uint8 --out model.onnx",
+        "python launch/serve.py THIS_FOLDER --port 8000",
         "```", "",
         "`config.json` has the options that the networks are built by, `model.safetensors` their weights.", "",
         "## Figures", "", measured, "", "## Facts", "", tables.markdown(("", ""), rows), "",

@@ -69,16 +69,20 @@ def _start(command: Sequence[object], log: Path, threads: int) -> subprocess.Pop
         except OSError:
             pass  # a file system without locks
         # In a session of its own, so that Ctrl-C reaches this process alone, which then asks for checkpoints.
-        bound = [sys.executable, "-ISc", BOUND, str(os.getpid()), *map(str, command)]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         return subprocess.Popen(
-            bound,
+            bound(command),
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             env=environment,
             start_new_session=True,
         )
+
+
+def bound(command: Sequence[object]) -> list[str]:
+    """The command line of a Python script with its arguments that gets SIGTERM when this process dies."""
+    return [sys.executable, "-ISc", BOUND, str(os.getpid()), *map(str, command)]
 
 
 def _why(log: Path) -> str:
