@@ -51,14 +51,14 @@ def test_the_benchmark_from_nothing_to_the_table(
     monkeypatch.setattr(cli, "TIERS", {"small": tiny})
     earlier = {"arm": "cut", "mismatch": "strong", "seed": 9, "steps": 4, "flip_rate": 0.5, "evaluations": []}
     Path("found.json").write_text(json.dumps([earlier]))
-    options = "--arms cut best --seed-list 3 --steps 4 --json found.json --parallel 2"
+    options = "--arms cut best-rounds --seed-list 3 --steps 4 --json found.json --parallel 2"
     arguments = options.split()
     flipping(monkeypatch, *arguments)
     printed = capsys.readouterr().out
 
     runs = json.loads(Path("found.json").read_text())
     assert [(run["arm"], run["mismatch"], run["seed"], run["steps"]) for run in runs] == [
-        ("best", "strong", 3, 4),
+        ("best-rounds", "strong", 3, 4),
         ("cut", "strong", 3, 4),
         ("cut", "strong", 9, 4),
     ]
@@ -76,12 +76,12 @@ def test_the_benchmark_from_nothing_to_the_table(
     assert "| untranslated |" in printed and "| real images (ceiling) |" in printed
     assert np.asarray(Image.open("out/pictures.png")).shape == (2 * 32 + 4, 4 * 64 + 3 * 4, 3)
 
-    # The best is helped by a second segmenter, which saw translations of the first round, and by a match of its own.
-    best = yaml.safe_load(Path("out/runs/strong-best-3-4/config.yaml").read_text())
-    assert best["method"]["semantic"]["segmenter"] == "out/rounds/strong-best/segmenter-1"
-    first = yaml.safe_load(Path("out/rounds/strong-best/round-0/translator/config.yaml").read_text())
+    # It is helped by a second segmenter, which saw translations of the first round, and by a match of its own.
+    second = yaml.safe_load(Path("out/runs/strong-best-rounds-3-4/config.yaml").read_text())
+    assert second["method"]["semantic"]["segmenter"] == "out/rounds/strong-best-rounds/segmenter-1"
+    first = yaml.safe_load(Path("out/rounds/strong-best-rounds/round-0/translator/config.yaml").read_text())
     assert first["method"]["semantic"]["segmenter"] == "out/source-segmenter"
-    matches = {best["data"]["match"], first["data"]["match"]}
+    matches = {second["data"]["match"], first["data"]["match"]}
     assert {path.stem for path in Path("out/data/strong/matches").glob("*.npy")} == matches and len(matches) == 2
     assert yaml.safe_load(Path("out/source-segmenter/config.yaml").read_text())["domain"] == "source"
 
@@ -97,7 +97,7 @@ def test_the_benchmark_from_nothing_to_the_table(
     # The options of an arm have changed: its old run is not taken for one of the new.
     monkeypatch.setattr(cli, "read_arms", lambda: {"cut": Arm("cut", "CUT", {"method.name": "cut", "optim.lr": 0.5})})
     with pytest.raises(SystemExit, match="2"):
-        flipping(monkeypatch, *options.replace("best ", "").split())
+        flipping(monkeypatch, *options.replace("best-rounds ", "").split())
     assert "strong-cut-3-4 has optim.lr = 0.0002, not 0.5" in capsys.readouterr().err
 
 
