@@ -1,6 +1,8 @@
 """What a GPU is told about rounding fp32 to TF32. The settings exist in every build of torch."""
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -44,6 +46,24 @@ def test_judging_rounds_nothing_and_leaves_all_as_it_was(tf32: bool) -> None:
     with pytest.raises(ZeroDivisionError), exact_arithmetic():
         assert settings() == exact
         raise ZeroDivisionError
+    assert settings() == before
+
+
+def test_threads_that_leave_in_another_order_leave_all_as_it_was(tf32: bool) -> None:
+    before, second_in, first_out = settings(), threading.Event(), threading.Event()
+
+    def second() -> None:
+        with exact_arithmetic():
+            second_in.set()
+            assert first_out.wait(30)
+
+    with ThreadPoolExecutor(1) as pool:
+        with exact_arithmetic():
+            done = pool.submit(second)
+            assert second_in.wait(30)
+        assert settings() == dict.fromkeys(before, False) | {"deterministic": True}
+        first_out.set()
+        done.result(30)
     assert settings() == before
 
 
