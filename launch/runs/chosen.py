@@ -3,12 +3,11 @@
 import argparse
 import logging
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 
 from trainer.checkpoint import AUTO
-from trainer.tiling import Tiles
 from trainer.translator import Translator, find_translation, load_translator
 
 log = logging.getLogger(__name__)
@@ -32,29 +31,15 @@ def add_choice(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_chosen(
-    args: argparse.Namespace,
-    device: torch.device | str,
-    *,
-    direction: str = "AtoB",
-    seed: int | None = None,
-    example: np.ndarray | None = None,
-    tiles: Tiles | None = None,
-    dtype: torch.dtype | None = None,
-) -> Translator:
-    """The translator that the options of `add_choice` mean; the log says which. Otherwise as `load_translator`."""
-    folder = find_translation(args.run, args.checkpoint)
-    translator = load_translator(
-        folder,
-        device,
-        averaged=args.averaged,
-        direction=direction,
-        seed=seed,
-        example=example,
-        tiles=tiles,
-        dtype=dtype,
-    )
+def chosen(args: argparse.Namespace) -> Path:
+    """The folder that the options of `add_choice` mean. Of a run that goes on training it is another one a moment later."""
+    return find_translation(args.run, args.checkpoint)
+
+
+def load_chosen(folder: Path, averaged: bool | None, device: torch.device | str, **given: Any) -> Translator:
+    """The translator in such a folder; the log says which. Otherwise as `load_translator`, whose options are `given`."""
+    translator = load_translator(folder, device, averaged=averaged, **given)
     translator.translation.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as images are
-    averaged = args.averaged is not False and any(folder.glob("*_ema.safetensors"))
-    log.info("translating with %s%s", folder, ", its moving average" if averaged else "")
+    with_average = averaged is not False and any(folder.glob("*_ema.safetensors"))
+    log.info("translating with %s%s", folder, ", its moving average" if with_average else "")
     return translator

@@ -13,14 +13,14 @@ from PIL import Image
 from infra.errors import UserError
 from infra.storage import TEMPORARY, replacing
 from launch.runs.card import figures, model_card, sample_picture
-from launch.runs.chosen import load_chosen
+from launch.runs.chosen import chosen, load_chosen
 from trainer.checkpoint import Checkpoint
 from trainer.export.graph import Form, Graph
 from trainer.export.onnx import to_onnx
 from trainer.export.program import to_library, to_program
 from trainer.hub import Hub, write_hub
 from trainer.translation import Translation
-from trainer.translator import Translator, find_translation, opened
+from trainer.translator import Translator, opened
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +33,8 @@ def export(args: argparse.Namespace, form: Form) -> None:
     """Write what the options of launch/export.py ask for. UserError, and nothing written, for what cannot work."""
     if args.out.exists():
         raise UserError(f"{args.out} exists: name another --out, or remove it")
-    translator = load_chosen(args, "cpu", direction=form.direction)
-    found = opened(find_translation(args.run, args.checkpoint))
+    folder = chosen(args)
+    translator, found = load_chosen(folder, args.averaged, "cpu", direction=form.direction), opened(folder)
     if args.to == "hub":
         _hub(translator, found, args, form)
         return

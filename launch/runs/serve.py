@@ -3,14 +3,14 @@
 import argparse
 from pathlib import Path
 
-from launch.runs.chosen import load_chosen
+from launch.runs.chosen import chosen, load_chosen
 from launch.serving.server import Service, serve
 from trainer.segmentation.load import load_segmenter
 
 
 def serve_run(args: argparse.Namespace, service: Service) -> None:
     """Serve until SIGTERM. UserError, before anything is started, for what cannot work."""
-    translator = load_chosen(args, "cpu", direction=args.direction)
+    translator = load_chosen(chosen(args), args.averaged, "cpu", direction=args.direction)
     if service.segmenter:
         load_segmenter(Path(service.segmenter))
     translation, limits = translator.translation, service.limits

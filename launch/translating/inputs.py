@@ -12,7 +12,7 @@ import numpy as np
 from infra.console import ProgressLine, setup_logging
 from infra.errors import UserError
 from infra.storage import open_storage
-from launch.runs.chosen import load_chosen
+from launch.runs.chosen import chosen, load_chosen
 from launch.translating.files import Folder, Form, check_apart, translate_image
 from launch.translating.film import is_film, translate_film
 from launch.translating.roots import translate_root
@@ -110,8 +110,9 @@ def _translator(args: argparse.Namespace, engine: Engine) -> Translator:
     if tiles and Path(args.input).is_file():
         tiles = dataclasses.replace(tiles, on_tile=_TileLine())
     translator = load_chosen(
-        args, engine.device, direction=args.direction, seed=seed, example=example, tiles=tiles, dtype=engine.dtype
-    )
+        chosen(args), args.averaged, engine.device,
+        direction=args.direction, seed=seed, example=example, tiles=tiles, dtype=engine.dtype,
+    )  # fmt: skip
     if (seed is not None or variants is not None) and not translator.draws:
         option = "--variants" if seed is None else "--style"
         raise UserError(f"this method has no styles to draw: leave out {option}, or choose one that has, such as munit")
