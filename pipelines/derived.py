@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -146,22 +146,17 @@ def _size(name: str, parts: Sequence[Part]) -> tuple[int, int]:
     return size
 
 
+@dataclass(frozen=True)
 class _Making:
     """What is done for each new shard, by its name. What comes of a shard on its way: the facts of one that is there already,
     bytes to be copied, samples, or None where nothing of it can be had."""
 
-    def __init__(
-        self, storage: Storage, works: Mapping[str, tuple[Part, Shard]], encoding: Encoding, faults: Faults,
-        cache_dir: Path | None,
-    ) -> None:  # fmt: skip
-        self.storage, self.works, self.encoding, self.faults, self.cache_dir = (
-            storage,
-            works,
-            encoding,
-            faults,
-            cache_dir,
-        )
-        self.health = DataHealth()
+    storage: Storage
+    works: Mapping[str, tuple[Part, Shard]]
+    encoding: Encoding
+    faults: Faults
+    cache_dir: Path | None
+    health: DataHealth = field(default_factory=DataHealth)
 
     def read(self, name: str) -> _OnItsWay:
         if there := read_shard(self.storage, name):
