@@ -6,6 +6,13 @@ from torch import Tensor, nn
 LEAST = 1e-3  # share of the pixels: rarer classes weigh no more, or a handful of pixels would lead the training
 
 
+def pixels_by_class(labels: Tensor, classes: int) -> Tensor:
+    """(classes,) float64: how many pixels of integer labels are of each class; others, such as 255, are of none."""
+    flat = labels.flatten().long().clamp(max=classes)
+    counts = torch.zeros(classes + 1, dtype=torch.float64, device=labels.device)
+    return counts.scatter_add_(0, flat, torch.ones_like(flat, dtype=counts.dtype))[:classes]
+
+
 class ClassWeights(nn.Module):
     """A pixel of class c weighs max(share of c, LEAST)^-power, by the shares of labelled pixels that were counted: all alike at
     power 0, every class as much as any other at 1 (down to LEAST).
@@ -19,11 +26,6 @@ class ClassWeights(nn.Module):
         super().__init__()
         self.power = power
         self.register_buffer("counts", torch.zeros(classes, dtype=torch.float64))
-
-    def found(self, labels: Tensor) -> Tensor:
-        """(C,) float64: pixels of each class in labels (b, h, w)."""
-        classes = torch.arange(len(self.counts), device=labels.device)
-        return (labels.flatten()[None] == classes[:, None]).sum(1).to(self.counts.dtype)
 
     def table(self) -> Tensor:
         """(C,) float32."""

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from trainer.methods.base import Losses, Method, OptimiserSpec, Phase, StepContext
 from trainer.networks.sizes import Sizes
-from trainer.segmentation.class_weights import ClassWeights
+from trainer.segmentation.class_weights import ClassWeights, pixels_by_class
 from trainer.segmentation.jitter import jittered
 from trainer.segmentation.segmenter import IGNORE
 
@@ -68,7 +68,8 @@ class Segmentation(Method[LabelledBatch, Tensor]):
     def measure(self, batches: Sequence[LabelledBatch], context: StepContext) -> None:
         assert self.weights is not None
         for batch in batches:
-            self.weights.counts += context.all_ranks(self.weights.found(batch.labels)[None])[0].sum(0)
+            found = pixels_by_class(batch.labels, len(self.weights.counts))
+            self.weights.counts += context.all_ranks(found[None])[0].sum(0)
 
     def forward(self, batch: LabelledBatch, context: StepContext, name: str = "segment") -> Tensor:
         if not self.jitter:

@@ -17,6 +17,7 @@ from trainer.losses.semantics import semantic_loss, sure_labels
 from trainer.methods.base import Batch, StepContext
 from trainer.methods.parts.part import Outputs, Owner, Part
 from trainer.networks import PatchDiscriminator
+from trainer.segmentation.class_weights import pixels_by_class
 from trainer.segmentation.jitter import jittered
 from trainer.segmentation.trained import load_trained, weights_hash
 
@@ -190,8 +191,7 @@ class Balance(Owner):
     def measure(self, batches: Sequence[Batch], context: StepContext) -> None:
         for batch in batches:
             for counts, images in ((self.counts.source, batch.source), (self.counts.target, batch.target)):
-                seen = self.segmenter(images).argmax(1).flatten()
-                found = torch.zeros_like(counts).scatter_add_(0, seen, torch.ones_like(seen, dtype=counts.dtype))
+                found = pixels_by_class(self.segmenter(images).argmax(1), len(counts))
                 counts += context.all_ranks(found[None])[0].sum(0)
 
     @torch.no_grad()
