@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+from infra.errors import UserError
 from trainer.networks import ResnetGenerator
 from trainer.networks.sizes import Sizes
 
@@ -28,6 +29,12 @@ class Translation(nn.Module, ABC):
     @abstractmethod
     def forward(self, x_NCHW: Tensor, code: Tensor | None = None, direction: str = "AtoB") -> Tensor:
         """code: (b, self.code), where there are styles; see `code_shape`."""
+
+    def check_direction(self, direction: str) -> None:
+        """UserError for one that it does not know."""
+        if direction not in self.directions:
+            raise UserError(f"this method translates {' and '.join(self.directions)}, not {direction}: "
+                            "choose one of these, or a method with both directions such as cyclegan")  # fmt: skip
 
     def code_shape(self, height: int, width: int) -> tuple[int, ...] | None:
         """Of what `forward` takes beside an image of this size, N(0, 1) drawn anew for each image; None: nothing."""

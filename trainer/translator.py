@@ -36,9 +36,7 @@ class Translator:
         self, translation: Translation, device: torch.device | str = "cpu", *, seed: int = 0, direction: str = "AtoB",
         example: np.ndarray | None = None, tiles: Tiles | None = None, dtype: torch.dtype | None = None,
     ) -> None:  # fmt: skip
-        if direction not in translation.directions:
-            raise UserError(f"this method translates {' and '.join(translation.directions)}, not {direction}: "
-                            "choose one of these, or a method with both directions such as cyclegan")  # fmt: skip
+        translation.check_direction(direction)
         self.translation, self.device, self.seed, self.direction = translation, device, seed, direction
         self.tiles, self.dtype = tiles, dtype
         self.style = None if example is None else self._style_of(example)

@@ -45,9 +45,7 @@ class Graph(nn.Module):
 
     def __init__(self, translation: Translation, form: Form) -> None:
         super().__init__()
-        if form.direction not in translation.directions:
-            raise UserError(f"this method translates {' and '.join(translation.directions)}, not {form.direction}: "
-                            "choose one of these, or a method with both directions such as cyclegan")  # fmt: skip
+        translation.check_direction(form.direction)
         self.form, self.dtype, self.sizes = form, PRECISIONS[form.precision], translation.sizes
         self._check_size(translation)
         self.translation = copy.deepcopy(translation).cpu().eval().requires_grad_(False).to(self.dtype)
