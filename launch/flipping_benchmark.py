@@ -28,7 +28,7 @@ from infra.storage import replacing
 from launch.flipping_arms import MATCH, SEGMENTER, Arm
 from launch.flipping_results import STRENGTHS, Run, add_runs, run_of
 from launch.matching import matched
-from launch.runs.embedded import LARGE_SEGMENTER, LOOKS, OWN_SEED, QUIET, SMALL_SEGMENTER, Setup
+from launch.runs.embedded import GUIDE, LARGE_SEGMENTER, OWN_SEED, QUIET, SMALL_SEGMENTER, Setup
 from launch.runs.folder import RunFolder, check_same
 from launch.runs.processes import one_at_a_time, run_all
 from launch.runs.rounds import Rounds
@@ -179,7 +179,7 @@ class Benchmark:
         options = {**arm.options, **self._shared(arm, mismatch, self.usual_steps), "seed": OWN_SEED}
         translator = arm.config(self.tier.config, options)
         out = self.out / "rounds" / f"{mismatch}-{arm.name}"
-        return Rounds(out, translator, {**QUIET, **self.tier.segmenter, **LOOKS}, first=first).segmenter(arm.rounds)
+        return Rounds(out, translator, {**QUIET, **self.tier.segmenter, **GUIDE}, first=first).segmenter(arm.rounds)
 
     def _is_done(self, cell: Cell) -> bool:
         """UserError if the run is there with other options."""

@@ -9,7 +9,7 @@ from infra.config import OptionParser, flatten, leaves, read_yaml
 from infra.console import setup_logging
 from infra.errors import UserError, exits_cleanly
 from launch.runs.config import DEFAULT_METHOD, JobConfig, job_class, make_config, parse_arguments, task_and_method
-from launch.runs.embedded import LOOKS
+from launch.runs.embedded import GUIDE
 from launch.runs.rounds import WEIGHT, Rounds, table
 
 DESCRIPTION = """Train a translator in rounds, for data whose sources have labels and whose targets need none.
@@ -46,7 +46,7 @@ def parser() -> OptionParser:
     )  # fmt: skip
     option(
         "--segmenter-config", metavar="FILE",
-        help="YAML file of options of launch/train_segmenter.py for every S [jitter: 1, class_weights: 0.5]",
+        help="YAML file of options of launch/train_segmenter.py for every S [jitter: 1, class_weights: 0.5, model.members: 3]",
     )  # fmt: skip
     return result
 
@@ -77,7 +77,7 @@ def main() -> None:
     setup_logging(None)
     if args.rounds < 1:
         raise UserError(f"{args.rounds} rounds train nothing: give 1 or more")
-    segmenter = LOOKS | (read_yaml(args.segmenter_config) if args.segmenter_config else {})
+    segmenter = GUIDE | (read_yaml(args.segmenter_config) if args.segmenter_config else {})
     rounds = Rounds(args.out, translators(others, args.data, args.judge), segmenter, args.sure)
     for number in range(args.rounds):
         rounds.translator(number)

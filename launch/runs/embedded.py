@@ -23,8 +23,9 @@ SMALL_SEGMENTER = {"model.output_stride": 8, "model.width": 0.5, "engine.precisi
 LARGE_SEGMENTER = {"model.output_stride": 8}
 
 QUIET = {"loop.keep_logged": 0, "loop.checkpoint_every": 500}
-# Of a segmenter that is to see through a change of look, and of how much there is of what.
-LOOKS = {"jitter": 1.0, "class_weights": 0.5}
+# Of a segmenter that guides a translator: it is to see through a change of look, and of how much there is of what, and not to be
+# fooled.
+GUIDE = {"jitter": 1.0, "class_weights": 0.5, "model.members": 3}
 OWN_SEED = 1000  # of what belongs to no seed of a comparison
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class Setup:
         """The run folder of a segmenter of a data root's sources, in whatever look, trained if it is not yet: it matches crops
         and keeps the classes of translations, which the other one then judges."""
         given = {"domain": "source", "data.root": str(root), "run_dir": str(run_dir), "seed": OWN_SEED}
-        return train(make_config(QUIET, self.segmenter, LOOKS, self.of_sources, given))
+        return train(make_config(QUIET, self.segmenter, GUIDE, self.of_sources, given))
 
     def _draw(self, root: Path, count: int, mismatch: float, seed: int) -> Path:
         source = street_scenes(count, self.counts[2], seed, SOURCE_LAYOUT, mismatched(mismatch))

@@ -43,8 +43,8 @@ class LabelledBatch(Protocol):
 
 
 class Segmentation(Method[LabelledBatch, Tensor]):
-    """segmenter: (b, 3, h, w) in [-1, 1] to class scores (b, C, h', w') at any resolution; its `stride` is in pixels per
-    deepest feature. jitter: strength of the random changes of colours in training images (`jittered`). weights: of the classes,
+    """segmenter: (b, 3, h, w) in [-1, 1] to class scores (b, C, h', w') at any resolution, or to (m·b, C, h', w') of m networks
+    that learn side by side; its `stride` is in pixels per deepest feature. jitter: strength of the random changes of colours in training images (`jittered`). weights: of the classes,
     in whose `counts` the first images are counted; none: all pixels alike. global_batch: images of a step."""
 
     phases = (Phase(name="segmenter", optimiser="segmenter", forward="segment", differentiates=True),)
@@ -93,6 +93,7 @@ class Segmentation(Method[LabelledBatch, Tensor]):
         Reported: CE and pxAcc, the share of labelled pixels whose highest score is the true class's. With weights of classes
         every pixel counts as much as its class weighs, in both."""
         labels = batch.labels.long()
+        labels = labels.repeat(len(outputs) // len(labels), 1, 1)  # for each member of an ensemble
         scores_NCHW = F.interpolate(outputs.float(), labels.shape[1:], mode="bilinear")
         amounts = self._amounts(labels)
         count = amounts.sum()
