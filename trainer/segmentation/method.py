@@ -44,8 +44,9 @@ class LabelledBatch(Protocol):
 
 class Segmentation(Method[LabelledBatch, Tensor]):
     """segmenter: (b, 3, h, w) in [-1, 1] to class scores (b, C, h', w') at any resolution, or to (m·b, C, h', w') of m networks
-    that learn side by side; its `stride` is in pixels per deepest feature. jitter: strength of the random changes of colours in training images (`jittered`). weights: of the classes,
-    in whose `counts` the first images are counted; none: all pixels alike. global_batch: images of a step."""
+    that learn side by side; its `stride` is in pixels per deepest feature. jitter: strength of the random changes of colours in
+    training images (`jittered`). weights: of the classes, in whose `counts` the first images are counted; none: all pixels
+    alike. global_batch: images of a step."""
 
     phases = (Phase(name="segmenter", optimiser="segmenter", forward="segment", differentiates=True),)
     optimisers = (OptimiserSpec(name="segmenter", networks=("segmenter",)),)
@@ -89,11 +90,12 @@ class Segmentation(Method[LabelledBatch, Tensor]):
 
     def loss(self, phase: str, outputs: Tensor, batch: LabelledBatch, context: StepContext) -> tuple[Tensor, Losses]:
         """Cross entropy averaged over the labelled pixels, at the labels' size: scores are resized, labels never are. 0
-        where no pixel is labelled.
+        where no pixel is labelled. Of several networks the sum, so that each learns as if alone; their means are reported.
         Reported: CE and pxAcc, the share of labelled pixels whose highest score is the true class's. With weights of classes
         every pixel counts as much as its class weighs, in both."""
         labels = batch.labels.long()
-        labels = labels.repeat(len(outputs) // len(labels), 1, 1)  # for each member of an ensemble
+        members = len(outputs) // len(labels)
+        labels = labels.repeat(members, 1, 1)
         scores_NCHW = F.interpolate(outputs.float(), labels.shape[1:], mode="bilinear")
         amounts = self._amounts(labels)
         count = amounts.sum()
@@ -101,7 +103,7 @@ class Segmentation(Method[LabelledBatch, Tensor]):
         weight = self.weights.table() if self.weights else None
         loss = F.cross_entropy(scores_NCHW, labels, weight, ignore_index=IGNORE, reduction="sum") / count
         right = ((scores_NCHW.argmax(1) == labels) * amounts).sum()
-        return loss, {"CE": loss.detach(), "pxAcc": right / count}
+        return loss * members, {"CE": loss.detach(), "pxAcc": right / count}
 
     def _amounts(self, labels: Tensor) -> Tensor:
         """How much each pixel counts: (b, h, w), 0 where it has no label."""
