@@ -5,16 +5,20 @@ import os
 from pathlib import Path
 
 from infra.console import setup_logging
-from infra.errors import exits_cleanly
+from infra.errors import UserError, exits_cleanly
 from launch.flipping_arms import choose, read_arms
 from launch.flipping_benchmark import TIERS, Benchmark
+from launch.flipping_data import BenchmarkData, OwnData, StreetScenes
 from launch.flipping_results import STRENGTHS, read_runs, tables
+from trainer.tasks import TASKS
 
 DESCRIPTION = """Measure semantics flipping on street scenes, whose true labels and true translations are known.
 
 Trains each arm with each seed on data whose target has as much vegetation and sky as the source (none), more and less
 (middle), much more and much less (strong), all alike but for the arm's options (launch/flipping-arms.yaml), and lets a
 segmenter trained on the target's look judge them all. docs/flipping.md discusses the results.
+
+With --data, --task and --judge it does the same on a data root of yours, whose name then stands for the strength.
 
 Each training is a process of its own (launch/train.py). The same command again continues where it was stopped; runs of
 other commands that are in FILE stay there. Whatever the trainings need is made where it is missing."""
@@ -36,10 +40,15 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"among {', '.join(read_arms())} [cut best]",
     )
+    option("--mismatch", nargs="+", choices=STRENGTHS, metavar="STRENGTH", help="none, middle or strong [all three]")
     option(
-        "--mismatch", nargs="+", choices=STRENGTHS, default=list(STRENGTHS), metavar="STRENGTH",
-        help="none, middle or strong [all three]",
-    )  # fmt: skip
+        "--data",
+        type=Path,
+        metavar="ROOT",
+        help="prepared images with labels of the test sources [street scenes are drawn]",
+    )
+    option("--task", choices=TASKS, help="of --data [gta2city]")
+    option("--judge", type=Path, metavar="RUN", help="of --data: run of a segmenter that knows the targets")
     option(
         "--seed-list", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="one run of each arm with each [0 1 2]"
     )
@@ -50,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="list of all runs, to which those of this command are added [OUT/runs.json]",
     )
-    option("--out", type=Path, metavar="DIR", help="folder of data, runs and pictures [runs/flipping-TIER]")
+    option("--out", type=Path, metavar="DIR", help="folder of data, runs and pictures [runs/flipping-TIER or -ROOT]")
     option("--tier", choices=TIERS, default="small", help="small: two CPU cores; gpu: 256x128 scenes [%(default)s]")
     option("--parallel", type=int, metavar="N", help="trainings at once [small: one per core; gpu: 1]")
     option(
@@ -62,6 +71,23 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
+def _data(args: argparse.Namespace, out: Path) -> BenchmarkData:
+    """UserError for options that do not go together."""
+    if args.data is None:
+        if args.task or args.judge:
+            raise UserError("--task and --judge belong to data of yours: give --data ROOT, too")
+        return StreetScenes(TIERS[args.tier], out)
+    if args.mismatch:
+        raise UserError(
+            "--mismatch is a strength of drawn scenes, and --data has one of its own: leave one of them out"
+        )
+    if args.judge is None:
+        raise UserError(
+            "--data needs a --judge: train one with 'python launch/train_segmenter.py --data ROOT --run-dir runs/judge'"
+        )
+    return OwnData(args.data, args.task or "gta2city", args.judge)
+
+
 @exits_cleanly
 def main() -> None:
     args = parser().parse_args()
@@ -71,12 +97,20 @@ def main() -> None:
     if args.table:
         print(tables(read_runs(args.table), titles))
         return
-    out = args.out or Path(f"runs/flipping-{args.tier}")
+    out = args.out or Path(f"runs/flipping-{args.data.resolve().name if args.data else args.tier}")
     file = args.json or out / "runs.json"
     usual = (os.cpu_count() or 1) if args.tier == "small" else 1
     parallel = usual if args.parallel is None else args.parallel
+    data = _data(args, out)
     benchmark = Benchmark(
-        TIERS[args.tier], out, choose(arms, args.arms), args.mismatch, args.seed_list, args.steps, parallel
+        TIERS[args.tier],
+        data,
+        out,
+        choose(arms, args.arms),
+        args.mismatch or data.names,
+        args.seed_list,
+        args.steps,
+        parallel,
     )
     benchmark.run(file)
     print(tables([run for run in read_runs(file) if run["steps"] == benchmark.steps], titles))

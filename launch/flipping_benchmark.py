@@ -1,6 +1,6 @@
 """The flipping benchmark: data, a judge, and many trainings alike, which `launch/flipping.py` runs.
 
-OUT/data/{none,middle,strong}        street scenes; the strength is in the layout of the training targets alone
+OUT/data/{none,middle,strong}        street scenes (launch/flipping_data.py), where no data are given
 OUT/data/segmenter                   more scenes, whose target images train the judge
 OUT/segmenter                        its run
 OUT/source-segmenter                 the run of S, trained on the translators' sources, which all strengths have alike
@@ -24,21 +24,22 @@ from tqdm import tqdm
 from infra.config import as_arguments
 from infra.console import setup_logging
 from infra.errors import UserError
-from infra.storage import replacing
+from infra.storage import open_storage, replacing
 from launch.flipping_arms import MATCH, SEGMENTER, Arm
-from launch.flipping_results import STRENGTHS, Run, add_runs, run_of
+from launch.flipping_data import BenchmarkData
+from launch.flipping_results import Run, add_runs, run_of
 from launch.matching import matched
 from launch.runs.embedded import GUIDE, LARGE_SEGMENTER, OWN_SEED, QUIET, SMALL_SEGMENTER, Setup
 from launch.runs.folder import RunFolder, check_same
 from launch.runs.processes import one_at_a_time, run_all
 from launch.runs.rounds import Rounds
 from pipelines.dataset import ImageDataset
+from pipelines.manifest import load_manifest
 from trainer.samples import stack
 from trainer.translator import load_translator
 
 LAUNCH = Path(__file__).parent
-TASK = "gta2city"
-PICTURE_ROWS = 3  # scenes of each strength
+PICTURE_ROWS = 3  # test images of each root
 LONG = 4000  # steps from which on every quarter is evaluated, and not the half alone
 
 TIERS = {
@@ -74,11 +75,12 @@ class _Aids:
 
 
 class Benchmark:
-    """steps: of each training; None: as many as the tier's file says. parallel: trainings at once, which share the cores."""
+    """tier: options of all trainings, and of segmenters. mismatches: names of roots of the data, which exist. steps: of each
+    training; None: as many as the tier's file says. parallel: trainings at once, which share the cores."""
 
     def __init__(
-        self, tier: Setup, out: Path, arms: Sequence[Arm], mismatches: Sequence[str], seeds: Sequence[int],
-        steps: int | None, parallel: int,
+        self, tier: Setup, data: BenchmarkData, out: Path, arms: Sequence[Arm], mismatches: Sequence[str],
+        seeds: Sequence[int], steps: int | None, parallel: int,
     ) -> None:  # fmt: skip
         """UserError for arms whose options are impossible, and numbers that are."""
         if parallel < 1:
@@ -88,7 +90,7 @@ class Benchmark:
         for what, given in (("strengths of the mismatch", mismatches), ("seeds", seeds)):
             if len(set(given)) < len(given):
                 raise UserError(f"the {what} {' '.join(map(str, given))} name one twice: name each once")
-        self.tier, self.out, self.parallel = tier, out, parallel
+        self.tier, self.data, self.out, self.parallel = tier, data, out, parallel
         self.arms, self.mismatches, self.seeds = arms, mismatches, seeds
         self.cells = [Cell(arm, mismatch, seed) for seed in seeds for mismatch in mismatches for arm in arms]
         self.usual_steps = self._usual_steps()
@@ -99,14 +101,10 @@ class Benchmark:
 
     def _usual_steps(self) -> int:
         config = self.arms[0].config(self.tier.config, self.arms[0].options)
-        return round(config.optim.total_epochs * self.tier.counts[0] / config.optim.global_batch)
+        return round(config.optim.total_epochs * self.data.training_images / config.optim.global_batch)
 
     def run_dir(self, cell: Cell) -> Path:
         return self.out / "runs" / cell.name(self.steps)
-
-    @property
-    def judge(self) -> Path:
-        return self.out / "segmenter"
 
     def _options(self, cell: Cell) -> dict[str, Any]:
         """Of a training, over the tier's file; before the segmenter and the match are there, with words in their places."""
@@ -120,14 +118,12 @@ class Benchmark:
     def _shared(self, arm: Arm, mismatch: str, steps: int) -> dict[str, Any]:
         """Half of the steps have the full learning rate, half a falling one."""
         batch = arm.config(self.tier.config, arm.options).optim.global_batch
-        half = steps * batch / self.tier.counts[0] / 2
+        half = steps * batch / self.data.training_images / 2
         return {
-            "task": TASK, "data.root": str(self._root(mismatch)), "optim.epochs": half, "optim.decay_epochs": half,
-            "evaluation.every": half / 2 if steps >= LONG else half, "evaluation.segmenter": str(self.judge),
+            "task": self.data.task, "data.root": str(self.data.root(mismatch)), "optim.epochs": half,
+            "optim.decay_epochs": half, "evaluation.every": half / 2 if steps >= LONG else half,
+            "evaluation.segmenter": str(self.data.judge),
         }  # fmt: skip
-
-    def _root(self, mismatch: str) -> Path:
-        return self.out / "data" / mismatch
 
     # ---- doing it ---------------------------------------------------------------------------------------------------
 
@@ -154,9 +150,7 @@ class Benchmark:
             raise UserError(f"{name} failed{others}: {why}: run the same command again to continue")
 
     def _prepare(self) -> None:
-        for mismatch in self.mismatches:
-            self.tier.draw(self._root(mismatch), STRENGTHS[mismatch])
-        self.tier.train_segmenter(self.out / "data" / "segmenter", self.judge)
+        self.data.prepare(self.mismatches)
         setup_logging(None)
         for arm in self.arms:
             for mismatch in self.mismatches:
@@ -168,13 +162,11 @@ class Benchmark:
             return _Aids(segmenter)
         crop = arm.config(self.tier.config, arm.options).data.crop
         by = segmenter if arm.way == "segmenter" else None
-        return _Aids(segmenter, matched(str(self._root(mismatch)), arm.way, crop, by))
+        return _Aids(segmenter, matched(str(self.data.root(mismatch)), arm.way, crop, by))
 
     def _source_segmenter(self, arm: Arm, mismatch: str) -> Path:
-        """S of the arm's round. All strengths have the same sources, so the first S is one."""
-        alike = next(iter(STRENGTHS))
-        self.tier.draw(self._root(alike), STRENGTHS[alike])
-        first = self.tier.train_source_segmenter(self._root(alike), self.out / "source-segmenter")
+        """S of the arm's round. All roots have the same sources, so the first S is one."""
+        first = self.tier.train_source_segmenter(self.data.sources(), self.out / "source-segmenter")
         setup_logging(None)
         options = {**arm.options, **self._shared(arm, mismatch, self.usual_steps), "seed": OWN_SEED}
         translator = arm.config(self.tier.config, options)
@@ -200,16 +192,19 @@ class Benchmark:
     # ---- pictures ---------------------------------------------------------------------------------------------------
 
     def write_pictures(self) -> Path:
-        """Rows of scenes: source | each arm, by its first seed | the true target; a block for each strength."""
+        """Rows of test images: source | each arm, by its first seed | the true target where there is one; a block for each
+        root."""
         rows = []
         for mismatch in self.mismatches:
-            root = str(self.out / "data" / mismatch)
-            sources, targets = (ImageDataset(root, "test", domain) for domain in ("source", "target"))
+            root = str(self.data.root(mismatch))
+            sources = ImageDataset(root, "test", "source")
+            targets = ImageDataset(root, "test", "target") if load_manifest(open_storage(root)).paired else None
             translators = [load_translator(self.run_dir(Cell(arm, mismatch, self.seeds[0]))) for arm in self.arms]
-            for place in range(0, len(sources), len(sources) // PICTURE_ROWS)[:PICTURE_ROWS]:
+            for place in range(0, len(sources), max(1, len(sources) // PICTURE_ROWS))[:PICTURE_ROWS]:
                 source = sources.read(place)[0]
                 translations = [translator(source) for translator in translators]
-                rows.append(stack([source, *translations, targets.read(place)[0]], axis=1))
+                true = [targets.read(place)[0]] if targets else []
+                rows.append(stack([source, *translations, *true], axis=1))
         path = self.out / "pictures.png"
         with replacing(path) as file:
             Image.fromarray(stack(rows, axis=0)).save(file, format="png")

@@ -1,6 +1,6 @@
 """What the flipping benchmark found: a JSON list of runs, to which every command adds, and the tables made from it.
 
-Each run: {"arm", "mismatch", "seed", "steps"}, FIGURES as fractions (Dist in grey levels), "evaluations": the same at other
+Each run: {"arm", "mismatch", "seed", "steps"}, METRICS as fractions (Dist in grey levels), "evaluations": the same at other
 steps, and "baseline" and "ceiling": of the untranslated sources and of real images, by the same judge.
 """
 
@@ -19,7 +19,7 @@ Run = dict[str, Any]
 STRENGTHS = {"none": 0.0, "middle": 0.5, "strong": 1.0}  # of the mismatch
 KEY = ("arm", "mismatch", "seed", "steps")
 # Of each what a table calls it, and what it is multiplied by there.
-FIGURES = {
+METRICS = {
     "mIoU": ("mIoU", 100),
     "pxAcc": ("pxAcc", 100),
     "clsAcc": ("clsAcc", 100),
@@ -34,13 +34,13 @@ FIGURES = {
 def run_of(key: Sequence[Any], evaluations: Sequence[Mapping[str, Any]]) -> Run:
     """key: the values of KEY. evaluations: of the run folder, in order, the last at the end."""
     *before, last = evaluations
-    others = [{"steps": row["step"], **_figures(row)} for row in before]
-    references = {name: _figures(last[name]) for name in ("baseline", "ceiling") if name in last}
-    return {**dict(zip(KEY, key, strict=True)), **_figures(last), "evaluations": others, **references}
+    others = [{"steps": row["step"], **_metrics(row)} for row in before]
+    references = {name: _metrics(last[name]) for name in ("baseline", "ceiling") if name in last}
+    return {**dict(zip(KEY, key, strict=True)), **_metrics(last), "evaluations": others, **references}
 
 
-def _figures(row: Mapping[str, Any]) -> dict[str, float]:
-    return {name: row[name] for name in FIGURES if isinstance(row.get(name), float)}
+def _metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    return {name: row[name] for name in METRICS if isinstance(row.get(name), float)}
 
 
 def read_runs(file: Path) -> list[Run]:
@@ -89,9 +89,9 @@ def tables(runs: Sequence[Run], titles: Mapping[str, str]) -> str:
 
 
 def _table(runs: Sequence[Run], titles: Mapping[str, str]) -> str:
-    columns = {name: factor for name, (_, factor) in FIGURES.items() if any(name in run for run in runs)}
+    columns = {name: factor for name, (_, factor) in METRICS.items() if any(name in run for run in runs)}
     checkpoints = sorted({row["steps"] for run in runs for row in run["evaluations"]})
-    header = ["arm", "seeds", *(FIGURES[name][0] for name in columns), *(f"flip rate at {n:,}" for n in checkpoints)]
+    header = ["arm", "seeds", *(METRICS[name][0] for name in columns), *(f"flip rate at {n:,}" for n in checkpoints)]
     blank = [""] * len(checkpoints)
     rows = [
         [name, "", *(cell.replace("–", "") for cell in spreads([runs[0][part]], columns)), *blank]

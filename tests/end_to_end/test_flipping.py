@@ -19,6 +19,7 @@ from launch import flipping as cli
 from launch import flipping_benchmark
 from launch.flipping_arms import Arm, read_arms
 from launch.flipping_benchmark import Benchmark
+from launch.flipping_data import StreetScenes
 from launch.runs.embedded import Setup
 from tests.end_to_end.jobs import REPOSITORY, kill, wait_for_step
 
@@ -40,8 +41,9 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
     return Setup(tmp_path / "tiny.yaml", (64, 32), (4, 8, 4), segmenter)
 
 
-def flipping(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["flipping.py", "--out", "out", "--mismatch", "strong", *arguments])
+def flipping(monkeypatch: pytest.MonkeyPatch, *arguments: str, own: bool = False) -> None:
+    drawn = [] if own else ["--out", "out", "--mismatch", "strong"]
+    monkeypatch.setattr(sys, "argv", ["flipping.py", *drawn, *arguments])
     cli.main()
 
 
@@ -94,6 +96,22 @@ def test_the_benchmark_from_nothing_to_the_table(
     assert json.loads(Path("found.json").read_text()) == runs
     assert {path: path.stat().st_mtime_ns for path in Path("out").rglob("*.jsonl")} == before
 
+    # The same on data of one's own, with a judge of one's own.
+    monkeypatch.chdir("out")
+    options_of_own = "--arms best --seed-list 3 --steps 4 --data data/strong --judge segmenter --out own"
+    flipping(monkeypatch, *options_of_own.split(), own=True)
+    assert "Mismatch strong, 4 steps" in capsys.readouterr().out
+    (run,) = json.loads(Path("own/runs.json").read_text())
+    assert run["arm"] == "best" and run["mismatch"] == "strong"
+    assert run["ceiling"] == runs[0]["ceiling"]
+    config = yaml.safe_load(Path("own/runs/strong-best-3-4/config.yaml").read_text())
+    assert config["evaluation"]["segmenter"] == "segmenter" and config["data"]["root"] == "data/strong"
+    assert yaml.safe_load(Path("own/source-segmenter/config.yaml").read_text())["data"]["root"] == "data/strong"
+    assert {path.name for path in Path("own").iterdir()} >= {"pictures.png", "logs"} and not Path(
+        "own/segmenter"
+    ).exists()
+    monkeypatch.chdir("..")
+
     # The options of an arm have changed: its old run is not taken for one of the new.
     monkeypatch.setattr(cli, "read_arms", lambda: {"cut": Arm("cut", "CUT", {"method.name": "cut", "optim.lr": 0.5})})
     with pytest.raises(SystemExit, match="2"):
@@ -107,6 +125,7 @@ import sys
 from pathlib import Path
 from launch.flipping_arms import read_arms
 from launch.flipping_benchmark import Benchmark
+from launch.flipping_data import StreetScenes
 from launch.runs.embedded import Setup
 from infra.errors import exits_cleanly
 
@@ -118,7 +137,8 @@ Benchmark._options = (lambda options: lambda *a: options(*a) | {"evaluation.segm
 @exits_cleanly
 def main():
     setup = Setup(Path("tiny.yaml"), (64, 32), (4, 8, 4), {})
-    Benchmark(setup, Path("out"), [read_arms()["cut"]], ["strong"], [0], int(sys.argv[1]), 1).run(Path("out/runs.json"))
+    data = StreetScenes(setup, Path("out"))
+    Benchmark(setup, data, Path("out"), [read_arms()["cut"]], ["strong"], [0], int(sys.argv[1]), 1).run(Path("out/runs.json"))
 
 main()
 """
@@ -154,11 +174,12 @@ def test_a_training_that_fails_is_named_with_its_log_and_others_go_on(
     monkeypatch.setattr(Setup, "draw", lambda *_: None)
     monkeypatch.setattr(Setup, "train_segmenter", lambda *_: None)
     arms = [read_arms()["cut"], read_arms()["srunit"]]
+    data = StreetScenes(tiny, Path("out"))
     with pytest.raises(
         UserError,
         match=r"^strong-cut-0-4 failed, and 1 more: no prepared data at .* \(see .*strong-cut-0-4\.log\): run the same command",
     ):
-        Benchmark(tiny, Path("out"), arms, ["strong"], [0], 4, parallel=2).run(Path("out/runs.json"))
+        Benchmark(tiny, data, Path("out"), arms, ["strong"], [0], 4, parallel=2).run(Path("out/runs.json"))
     assert "no prepared data" in Path("out/logs/strong-srunit-0-4.log").read_text()
 
 
@@ -182,4 +203,23 @@ def test_what_cannot_be(tiny: Setup, change: dict[str, Any], message: str) -> No
         "parallel": 1,
     }
     with pytest.raises(UserError, match=message):
-        Benchmark(tiny, Path("out"), **usual | change)
+        Benchmark(tiny, StreetScenes(tiny, Path("out")), Path("out"), **usual | change)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--judge J", "--task and --judge belong to data of yours: give --data ROOT"),
+        ("--data ROOT", "--data needs a --judge: train one with"),
+        ("--data ROOT --judge J --mismatch none", "--mismatch is a strength of drawn scenes"),
+        ("--data ROOT --judge J", "no prepared data at ROOT"),
+    ],
+)
+def test_what_does_not_go_together(
+    options: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        flipping(monkeypatch, *options.split(), own=True)
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
