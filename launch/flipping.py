@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from infra.console import setup_logging
@@ -9,8 +10,10 @@ from infra.errors import UserError, exits_cleanly
 from launch.flipping_arms import choose, read_arms
 from launch.flipping_benchmark import TIERS, Benchmark
 from launch.flipping_data import BenchmarkData, OwnData, StreetScenes
-from launch.flipping_results import STRENGTHS, read_runs, tables
+from launch.flipping_results import STRENGTHS, Run, read_runs, tables
 from trainer.tasks import TASKS
+
+ARMS = ("cut", "best")  # where none are named
 
 DESCRIPTION = """Measure semantics flipping on street scenes, whose true labels and true translations are known.
 
@@ -36,11 +39,10 @@ def parser() -> argparse.ArgumentParser:
     option(
         "--arms",
         nargs="+",
-        default=["cut", "best"],
         metavar="NAME",
         help=f"among {', '.join(read_arms())} [cut best]",
     )
-    option("--mismatch", nargs="+", choices=STRENGTHS, metavar="STRENGTH", help="none, middle or strong [all three]")
+    option("--mismatch", nargs="+", metavar="STRENGTH", help="none, middle or strong [all three]")
     option(
         "--data",
         type=Path,
@@ -66,9 +68,15 @@ def parser() -> argparse.ArgumentParser:
         "--table",
         type=Path,
         metavar="FILE",
-        help="train nothing, and print the tables of such a list of runs in Markdown",
+        help="train nothing, and print the tables of such a list of runs in Markdown: those of --arms, --mismatch and --steps",
     )
     return result
+
+
+def _chosen(runs: Sequence[Run], args: argparse.Namespace) -> list[Run]:
+    """The runs of the arms, mismatches and steps that were named; all where none were."""
+    wanted = {"arm": args.arms, "mismatch": args.mismatch, "steps": args.steps and [args.steps]}
+    return [run for run in runs if all(names is None or run[key] in names for key, names in wanted.items())]
 
 
 def _data(args: argparse.Namespace, out: Path) -> BenchmarkData:
@@ -76,6 +84,9 @@ def _data(args: argparse.Namespace, out: Path) -> BenchmarkData:
     if args.data is None:
         if args.task or args.judge:
             raise UserError("--task and --judge belong to data of yours: give --data ROOT, too")
+        for name in args.mismatch or ():
+            if name not in STRENGTHS:
+                raise UserError(f"--mismatch {name} is no strength: choose among {', '.join(STRENGTHS)}")
         return StreetScenes(TIERS[args.tier], out)
     if args.mismatch:
         raise UserError(
@@ -95,7 +106,7 @@ def main() -> None:
     arms = read_arms()
     titles = {name: arm.title for name, arm in arms.items()}
     if args.table:
-        print(tables(read_runs(args.table), titles))
+        print(tables(_chosen(read_runs(args.table), args), titles))
         return
     out = args.out or Path(f"runs/flipping-{args.data.resolve().name if args.data else args.tier}")
     file = args.json or out / "runs.json"
@@ -106,7 +117,7 @@ def main() -> None:
         TIERS[args.tier],
         data,
         out,
-        choose(arms, args.arms),
+        choose(arms, args.arms or ARMS),
         args.mismatch or data.names,
         args.seed_list,
         args.steps,

@@ -10,6 +10,7 @@ import pytest
 from infra.config import flatten
 from launch.runs.config import make_config
 from launch.runs.segmenter import SegmenterConfig
+from tests.docs_tables import TABLE, refreshed
 from trainer.methods import METHODS
 from tuning.config import SearchConfig
 
@@ -58,3 +59,8 @@ def options() -> set[str]:
 def test_options_that_a_page_names_exist(page: Path) -> None:
     shown = set(re.findall(r"(?<![\w-])--[a-zA-Z][\w.-]*\w", page.read_text()))
     assert not shown - options() - OTHERS
+
+
+@pytest.mark.parametrize("page", [page for page in DOCS if TABLE.search(page.read_text())], ids=ids)
+def test_tables_are_what_their_commands_print(page: Path) -> None:
+    assert page.read_text() == refreshed(page.read_text()), "python -m tests.docs_tables writes them anew"

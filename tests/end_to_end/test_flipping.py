@@ -96,6 +96,10 @@ def test_the_benchmark_from_nothing_to_the_table(
     assert json.loads(Path("found.json").read_text()) == runs
     assert {path: path.stat().st_mtime_ns for path in Path("out").rglob("*.jsonl")} == before
 
+    # The table of some of them.
+    flipping(monkeypatch, *["--arms", "cut", "--table", "found.json"])
+    assert "| CUT | 3, 9 |" in (some := capsys.readouterr().out) and "second round" not in some
+
     # The same on data of one's own, with a judge of one's own.
     monkeypatch.chdir("out")
     options_of_own = "--arms best --seed-list 3 --steps 4 --data data/strong --judge segmenter --out own"
@@ -212,6 +216,7 @@ def test_what_cannot_be(tiny: Setup, change: dict[str, Any], message: str) -> No
         ("--judge J", "--task and --judge belong to data of yours: give --data ROOT"),
         ("--data ROOT", "--data needs a --judge: train one with"),
         ("--data ROOT --judge J --mismatch none", "--mismatch is a strength of drawn scenes"),
+        ("--mismatch weak", "--mismatch weak is no strength: choose among none, middle, strong"),
         ("--data ROOT --judge J", "no prepared data at ROOT"),
     ],
 )
