@@ -33,8 +33,8 @@ def run_all(
     """Run Python scripts, each with its arguments and a name; yields the names as they end, with what went wrong or None.
 
     logs: the folder of their output, NAME.log each, which goes on where there is one. parallel: how many at once; they share
-    the cores. each_poll: called several times a second. A signal that ends this process is handed on as SIGTERM, on which a
-    training saves a checkpoint, and raises Stopped once all have ended.
+    the cores, unless OMP_NUM_THREADS gives each a number of threads. each_poll: called several times a second. A signal that
+    ends this process is handed on as SIGTERM, on which a training saves a checkpoint, and raises Stopped once all have ended.
     """
     logs.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // parallel)
@@ -69,7 +69,7 @@ def _start(command: Sequence[object], log: Path, threads: int) -> subprocess.Pop
         except OSError:
             pass  # a file system without locks
         # In a session of its own, so that Ctrl-C reaches this process alone, which then asks for checkpoints.
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
         return subprocess.Popen(
             bound(command),
             stdout=output,

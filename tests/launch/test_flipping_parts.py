@@ -166,6 +166,21 @@ def test_processes_run_some_at_once_and_say_what_went_wrong(tmp_path: Path) -> N
     assert found == {"a": None, "b": f"too bad (see {tmp_path / 'logs' / 'b.log'})", "c": None}
 
 
+@pytest.mark.parametrize(("given", "found"), [({}, "2"), ({"OMP_NUM_THREADS": "1"}, "1")])
+def test_processes_share_the_cores_or_take_the_threads_they_are_given(
+    given: dict[str, str], found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    script = tmp_path / "script.py"
+    script.write_text("import os; print(os.environ['OMP_NUM_THREADS'])")
+    with closing(run_all({"a": [script]}, tmp_path / "logs", 2)) as ended:
+        assert dict(ended) == {"a": None}
+    assert (tmp_path / "logs/a.log").read_text() == f"{found}\n"
+
+
 def test_a_killed_command_ends_its_processes_which_until_then_are_not_started_twice(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
