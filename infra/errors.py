@@ -7,11 +7,16 @@ import os
 import sys
 from collections.abc import Callable
 
+import infra.signals  # noqa: F401  # first of all, since it notes who started this process
 from infra.redaction import redacted
 
+# Exit codes: docs/operations.md says what a restart policy makes of them.
+FAULT = 1  # of the program
 EXIT_USER_ERROR = 2
-OUTAGE = 75  # a store or a disk was away or full: the same command may go on later
-DIVERGED = 3  # the exit code of a training whose numbers are no longer finite
+DIVERGED = 3  # of a training whose numbers are no longer finite
+OUTAGE = 75  # a store, a disk or a rank was away: the same command may go on later
+INTERRUPTED = 130  # 128 + SIGINT: what was trained is saved
+TERMINATED = 143  # 128 + SIGTERM: the same
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # what a disk says that may be mended while a run waits
@@ -22,11 +27,21 @@ class UserError(ValueError):
 
 
 class Stopped(Exception):
-    """The program ends early for a reason that is no mistake of the user's; the message says how to go on."""
+    """The program ends early for a reason that is no mistake of the user's; the message says how to go on. said: whether it is
+    on the screen already, from another rank."""
 
-    def __init__(self, message: str, exit_code: int) -> None:
+    def __init__(self, message: str, exit_code: int, *, said: bool = False) -> None:
         super().__init__(message)
-        self.exit_code = exit_code
+        self.exit_code, self.said = exit_code, said
+
+
+def exit_code_of(error: BaseException) -> int:
+    """What a program ends with that this ends."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    if isinstance(error, OSError) and error.errno in FULL:
+        return OUTAGE
+    return int(getattr(error, "exit_code", EXIT_USER_ERROR if isinstance(error, UserError) else FAULT))
 
 
 def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
@@ -36,21 +51,29 @@ def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
     @functools.wraps(main)
     def wrapped() -> None:
         code = 0
+        several = int(os.environ.get("WORLD_SIZE", 1)) > 1
         try:
             main()
         except (UserError, Stopped) as error:
-            print(f"error: {redacted(str(error))}", file=sys.stderr, flush=True)
-            code = getattr(error, "exit_code", EXIT_USER_ERROR)
-        except OSError as error:
-            if error.errno not in FULL:
+            if not getattr(error, "said", False):
+                print(f"error: {redacted(str(error))}", file=sys.stderr, flush=True)
+            code = exit_code_of(error)
+        except KeyboardInterrupt as error:
+            print("error: interrupted", file=sys.stderr, flush=True)
+            code = exit_code_of(error)
+        except Exception as error:
+            code = exit_code_of(error)
+            if code == OUTAGE:
+                print(
+                    f"error: {redacted(str(error))}: make room or wait, the same command goes on",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            elif several:
+                sys.excepthook(type(error), error, error.__traceback__)
+            else:
                 raise
-            print(
-                f"error: {redacted(str(error))}: make room or wait, the same command goes on",
-                file=sys.stderr,
-                flush=True,
-            )
-            code = OUTAGE
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if several:
             # Everything is closed by now. The interpreter's own end would race with the communication threads of
             # the launcher's other ranks, which now and then turns the exit code into that of an abort.
             logging.shutdown()

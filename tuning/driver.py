@@ -15,7 +15,7 @@ from PIL import Image
 
 from infra.config import to_yaml
 from infra.console import setup_logging
-from infra.errors import Stopped, UserError
+from infra.errors import INTERRUPTED, Stopped, UserError
 from infra.storage import replacing
 from infra.tracking import MlflowRun, store_uri, ui_command
 from launch.runs.config import make_config
@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # importing it takes seconds
 
 log = logging.getLogger(__name__)
 
-NOTHING_FINISHED, INTERRUPTED = 1, 130  # exit codes; 128 + SIGINT
+NOTHING_FINISHED = 1  # exit code
 TRIAL_MEMORY = 200 * 2**20  # bytes, of the process that watches over a trial's ranks
 CHECKPOINTS = 4  # kept by Ray of each trial, for others to take over
 
