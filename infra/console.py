@@ -67,7 +67,7 @@ def setup_logging(log_file: Path | None, rank: int = 0) -> None:
     # Libraries speak from WARNING up, so none has to be quietened by name.
     root.setLevel(logging.WARNING)
     for package in PACKAGES:
-        logging.getLogger(package).setLevel(logging.INFO)
+        logging.getLogger(package).setLevel(logging.DEBUG)  # which is for files
 
 
 def _show_traceback(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

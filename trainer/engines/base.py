@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.util
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from infra.config import option
 from infra.errors import UserError
+from infra.signals import StopRequest
+from trainer.engines.peers import Peers
 from trainer.methods.base import Method, OptimiserSpec
 from trainer.networks.norm import InstanceNorm2d
 from trainer.optim import OptimConfig, make_optimiser
@@ -50,9 +53,21 @@ class EngineConfig:
     triton: bool = option(
         False, "on a GPU: instance norm by this project's Triton kernels (not measured yet)", resumable=True
     )
+    silence: float = option(
+        30.0,
+        "several ranks: seconds without a sign of life after which one counts as lost, and all end",
+        resumable=True,
+    )
+    longest_step: float = option(
+        45.0, "several ranks: seconds that a step may take, if none before took a tenth of that; the first two may ten times",
+        resumable=True,
+    )  # fmt: skip
     zero_stage: int = option(0, "DeepSpeed ZeRO stage: 1 spreads the optimiser state", choices=(0, 1), resumable=True)
 
     def __post_init__(self) -> None:
+        if not (5 <= self.silence < math.inf and 1 <= self.longest_step < math.inf):
+            raise UserError(f"engine.silence {self.silence:g} must be 5 seconds or more and engine.longest_step "
+                            f"{self.longest_step:g} 1 or more: 30 and 45 are usual")  # fmt: skip
         if self.graphs and not self.compile:
             raise UserError("engine.graphs replays what is compiled: give --engine.compile true as well")
         # ZeRO brings a loss scaler of its own, whose state no checkpoint of ours would hold.
@@ -108,6 +123,7 @@ class Engine:
         self.scalers: dict[str, torch.amp.GradScaler] = {}
         self.halts = True  # whether after a gradient that is not finite no weight is changed any more
         self._halted: Tensor | None = None  # a bool on the device: whether there was one
+        self.peers: Peers | None = None
         self._connect()
 
     def _check_used(self) -> None:
@@ -161,6 +177,13 @@ class Engine:
     def use_precision(self, precision: str) -> None:
         """Compute in "fp32", "bf16" or "fp16" from now on; only before `prepare`."""
         self.dtype = PRECISIONS[precision]
+
+    def watch(self, stop: StopRequest) -> None:
+        """Watch the other ranks, and be watched, from now on until `close`."""
+
+    def step(self, number: int) -> AbstractContextManager:
+        """While the training step of that number is under way."""
+        return self.peers.step(number) if self.peers else nullcontext()
 
     def begin_step(self) -> None:
         """Called before each training step: graphs may overwrite what they returned in the last one."""
@@ -250,6 +273,15 @@ class Engine:
     def broadcast(self, value: Any) -> Any:
         """Rank 0's value, everywhere."""
         return value
+
+    def remember(self, name: str, value: str) -> str:
+        """The value that was first given for this name, also in an earlier attempt of the same launcher's (torchrun
+        --max-restarts)."""
+        return value
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is true on some rank. The processes wait for each other here, and for no accelerator."""
+        return flag
 
     def optimiser_state(self, name: str) -> OptimiserState:
         """The optimiser's state by parameter name: of Adam exp_avg, exp_avg_sq (both like the parameter) and step

@@ -9,27 +9,44 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import PrefixStore
 from torch.nn.parallel import DistributedDataParallel
 
 from infra.errors import UserError
+from infra.signals import StopRequest
+from trainer.engines.attempts import of_this_attempt
 from trainer.engines.base import Engine, LossModule
+from trainer.engines.peers import Peers
 from trainer.methods.base import OptimiserSpec
 from trainer.optim import OptimConfig
+
+PATIENCE = timedelta(minutes=60)  # of ranks that wait for a rank 0 that draws or prepares data
 
 
 class DdpEngine(Engine):
     kind = "ddp"
+    _kept: dist.Store | None = None  # the launcher's, which outlives attempts; none where others have connected us
+    _store: dist.Store | None = None  # of this attempt
 
     def _connect(self) -> None:
-        if dist.is_initialized():  # a launcher such as Ray Train has connected its processes already
-            return
+        if not dist.is_initialized():  # a launcher such as Ray Train has connected its processes already
+            self._join()
+        # Hosts agree by themselves: through the accelerators' group they would have to wait for these.
+        alike = dist.get_backend() == "gloo"
+        self._hosts = None if alike else dist.new_group(backend="gloo", timeout=PATIENCE)
+
+    def _join(self) -> None:
         for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
             os.environ.setdefault(name, value)
         if "MASTER_PORT" not in os.environ:
             os.environ["MASTER_PORT"] = str(_free_port())
         try:
-            # Ranks wait here for a rank 0 that draws or prepares data, so the limit is generous.
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(minutes=60))
+            self._kept, rank, world_size = next(dist.rendezvous("env://", timeout=PATIENCE))
+            self._store = of_this_attempt(self._kept, rank, world_size, PATIENCE)
+            dist.init_process_group(
+                "nccl" if self.device.type == "cuda" else "gloo",
+                store=self._store, rank=rank, world_size=world_size, timeout=PATIENCE,
+            )  # fmt: skip
         except (RuntimeError, ValueError) as error:
             raise UserError(f"the {self.world_size} processes cannot reach each other ({error}): check the launcher's "
                             "--master_addr and number of nodes, or give it another --master_port") from None  # fmt: skip
@@ -47,6 +64,11 @@ class DdpEngine(Engine):
         dist.all_reduce(values)
         return values / self.world_size
 
+    def any(self, flag: bool) -> bool:
+        found = torch.tensor(float(flag))
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=self._hosts)
+        return bool(found)
+
     def all_ranks(self, rows: Tensor) -> tuple[Tensor, int]:
         gathered = [torch.empty_like(rows) for _ in range(self.world_size)]
         dist.all_gather(gathered, rows.detach().contiguous())
@@ -62,7 +84,21 @@ class DdpEngine(Engine):
         dist.broadcast_object_list(box, device=self.device)
         return box[0]
 
+    def remember(self, name: str, value: str) -> str:
+        return value if self._kept is None else self._kept.compare_set(f"kept/{name}", "", value).decode()
+
+    def watch(self, stop: StopRequest) -> None:
+        if self._store is not None and self.world_size > 1:
+            # With a connection of its own, since others may wait on theirs.
+            own = PrefixStore("peers", self._store).clone()  # type: ignore[attr-defined]
+            self.peers = Peers(
+                own, self.rank, self.world_size, stop, silence=self.config.silence, longest=self.config.longest_step
+            )
+            self.peers.begin()
+
     def close(self) -> None:
+        if self.peers:
+            self.peers.leave()
         if dist.is_initialized():
             dist.destroy_process_group()
 
