@@ -50,7 +50,7 @@ def _stop_ahead(thread: threading.Thread, ready: "queue.Queue[T | Exception]", s
     stopped.set()
     while not ready.empty():  # lets a waiting put through; there is room for the one after it
         ready.get()
-    # Not for ever: a shard that does not arrive may keep the thread waiting. It is a daemon.
-    thread.join(timeout=10)
+    # Not for long: a shard that does not arrive may keep the thread waiting, while there is a state to save. It is a daemon.
+    thread.join(timeout=2)
     with suppress(queue.Full):
         ready.put_nowait(StopIteration())  # lets a waiting get through

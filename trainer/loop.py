@@ -2,8 +2,6 @@
 
 import logging
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ from torch import nn
 
 from infra.config import option
 from infra.errors import DIVERGED, Stopped, UserError
+from infra.signals import GRACE_S, StopRequest, ToldToStop, listening
 from trainer.average import MovingAverage
 from trainer.checkpoint import Checkpoint
 from trainer.draws import Draws
@@ -29,7 +28,7 @@ from trainer.step import NORM, train_step
 log = logging.getLogger(__name__)
 
 SAMPLES = ("source_keys", "target_keys", "keys")  # of a batch that names its samples
-TERMINATED = 143  # exit code: SIGTERM (128 + 15) after a checkpoint
+_END: Any = object()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +52,17 @@ class LoopConfig:
     mirror: str | None = option(
         None, "s3://bucket/prefix of this run alone: checkpoints are copied there, and restored from it", resumable=True
     )
+    grace: float = option(
+        GRACE_S, "seconds from a signal to stop until the process ends in any case, saved or not", resumable=True
+    )
 
     def __post_init__(self) -> None:
         counts = (self.report_every, self.samples_every, self.samples, self.checkpoint_every, self.keep)
         if min(counts) < 1 or min(self.keep_logged, self.nonfinite_limit) < 0:
             raise UserError("loop.*_every, loop.samples and loop.keep must be 1 or more, loop.keep_logged and "
                             "loop.nonfinite_limit 0 or more")  # fmt: skip
+        if not 0 < self.grace < math.inf:
+            raise UserError(f"loop.grace {self.grace:g} is no time to save in: give seconds above 0, such as 30")
         if self.max_steps is not None and self.max_steps < 1:
             raise UserError(f"--max-steps {self.max_steps} trains nothing: give 1 or more")
 
@@ -138,8 +142,6 @@ class Trainer:
         )
         self._skipped = 0  # steps in a row, until now, that were not finite
         self._since = 0.0  # when the pending steps began, on the clock that measures them
-        self._told = False  # this process got SIGTERM
-        self._terminated = False  # some process did: known to all since the last synchronisation
 
     @property
     def total_steps(self) -> int:
@@ -178,15 +180,23 @@ class Trainer:
 
         sample, evaluate, save: draw what the network does, evaluate it, and keep a checkpoint (with the evaluation of the
         same step, if there was one) after so many steps. examine: told of the step that ends the run, with the state in which
-        it left the training. All are called on all ranks at once. Raises Stopped after SIGTERM (with a checkpoint saved, once
-        there was a step) and when a loss or gradient is no longer finite.
+        it left the training. All are called on all ranks at once. evaluate may raise ToldToStop, then on all ranks. Raises
+        Stopped when a rank is told to stop (all end after the same step, which is saved) and when a loss or gradient is no
+        longer finite.
         """
-        with self._on_terminate():
+        with listening() as stop, stop.deferred():
             if first_step == 0:
-                self._measure(steps, recorder)
+                self._measure(steps, recorder, stop)
             self._since = time.perf_counter()
-            for step, batches in zip(range(first_step, self.total_steps), steps, strict=False):
-                self._step(step, batches)
+            given, saved = iter(steps), first_step
+            for step in range(first_step, self.total_steps):
+                batches = self._next(given, stop)
+                # Ranks agree while no step is under way, so that one that waits for its data can stop with the others.
+                if self.engine.any(batches is None):
+                    self._flush(recorder, examine)
+                    self._stop(step, saved, save, stop)
+                if batches is None or batches is _END:
+                    break
                 done = step + 1
                 last = done == self.total_steps
                 samples = last or done % self.config.samples_every == 0
@@ -194,7 +204,9 @@ class Trainer:
                 evaluates = self.evaluate_every > 0 and (last or self.schedule.passes(done, self.evaluate_every))
                 # A checkpoint must find the line of every step before it written: a resumed run cuts the file there. And
                 # what takes its time here must not count as that of steps.
-                rows = self._rows(done, samples or saves or evaluates or done - first_step <= 2)
+                with self.engine.step(done):
+                    self._step(step, batches)
+                    rows = self._rows(done, samples or saves or evaluates or done - first_step <= 2)
                 recorder.record(rows)
                 if self._broken:
                     self._end(*self._broken, examine)
@@ -203,51 +215,67 @@ class Trainer:
                     recorder.estimate(pairs / rows[-1]["pairs_per_s"])
                 if samples:
                     sample(done)
-                evaluation = evaluate(done) if evaluate and evaluates and not self._terminated else None
-                if saves or self._terminated or (evaluation and evaluation.keep):
+                evaluation = self._evaluation(done, evaluate, stop) if evaluate and evaluates else None
+                if saves or (evaluation and evaluation.keep):
                     save(collect_state(self.method, self.engine, self.averaged, done), evaluation)
-                if self._terminated and not last:
-                    raise Stopped(
-                        f"terminated after step {done}, which is saved: the same command continues from there",
-                        TERMINATED,
-                    )
+                    saved = done
                 if rows:
                     self._since = time.perf_counter()
 
-    @contextmanager
-    def _on_terminate(self) -> Iterator[None]:
-        """Take note of SIGTERM instead of dying of it. (Python hears signals in the main thread only.)"""
-
-        def note(*_: Any) -> None:
-            self._told = True
-
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        previous = signal.signal(signal.SIGTERM, note)
+    def _next(self, given: Iterator[Sequence[Any]], stop: StopRequest) -> Sequence[Any] | None:
+        """The next step's batches, _END after the last; None if this rank was told to stop, before or while it waited."""
         try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, previous)
+            with stop.interruptible():
+                return next(given, _END)
+        except ToldToStop:
+            return None
+
+    def _evaluation(self, done: int, evaluate: Callable[[int], Evaluation], stop: StopRequest) -> Evaluation | None:
+        """None if some rank is told to stop."""
+        if self.engine.any(stop.told):
+            return None
+        try:
+            return evaluate(done)
+        except ToldToStop:
+            return None
+
+    def _flush(self, recorder: Recorder, examine: Callable[[TrainingState, Broken], None]) -> None:
+        """Write the lines of steps that no report has had yet."""
+        if self._pending:
+            recorder.record(self._synchronise())
+        if self._broken:
+            self._end(*self._broken, examine)
+
+    def _stop(
+        self, done: int, saved: int, save: Callable[[TrainingState, Evaluation | None], None], stop: StopRequest
+    ) -> None:
+        """Save what is not saved yet, on all ranks, and raise Stopped."""
+        stop.agree()
+        if done > saved:
+            save(collect_state(self.method, self.engine, self.averaged, done), None)
+        where = f"after step {done}, which is saved" if done else "before the first step"
+        raise Stopped(f"told to stop {where}: the same command goes on from there", stop.exit_code)
 
     def _context(self, step: int) -> StepContext:
         return StepContext(Draws(self.seed, step), self.schedule.progress(step), self.engine.all_ranks)
 
     @torch.no_grad()
-    def _measure(self, steps: Iterable[Sequence[Any]], recorder: Recorder) -> None:
+    def _measure(self, steps: Iterable[Sequence[Any]], recorder: Recorder, stop: StopRequest) -> None:
         """Show the method as many steps as it wants to measure. `steps` can then be iterated anew."""
-        if count := self.method.measured_steps():
-            for step, batches in zip(range(count), steps, strict=False):
-                self.method.measure(batches, self._context(step))
-                recorder.measured(step + 1, count)
-                if self._due(step + 1):
-                    told = torch.full((), float(self._told), device=self.engine.device)
-                    if bool(self.engine.mean(told)):
-                        raise Stopped(
-                            f"terminated after {step + 1} of {count} steps that are measured before the first, of which "
-                            "nothing is kept: the same command begins anew",
-                            TERMINATED,
-                        )
+        given = iter(steps)
+        for step in range(count := self.method.measured_steps()):
+            batches = self._next(given, stop)
+            if self.engine.any(batches is None):
+                stop.agree()
+                raise Stopped(
+                    f"told to stop after {step} of {count} steps that are measured before the first, of which nothing is "
+                    "kept: the same command begins anew",
+                    stop.exit_code,
+                )
+            if batches is None or batches is _END:
+                break
+            self.method.measure(batches, self._context(step))
+            recorder.measured(step + 1, count)
 
     def _step(self, step: int, batches: Sequence[Any]) -> None:
         self.engine.set_learning_rate(self.schedule.learning_rate(step))
@@ -258,12 +286,8 @@ class Trainer:
 
     def _rows(self, done: int, due: bool) -> list[dict[str, float]]:
         """The metrics of the steps since the last synchronisation, where one is due after so many steps; else nothing."""
-        return self._synchronise() if due or self._due(done) or self._is_seen_to_break() else []
-
-    def _due(self, done: int) -> bool:
-        """Whether all ranks synchronise after so many steps, whatever else they do."""
-        alone = self.engine.world_size == 1  # several ranks can only stop together, when they next synchronise
-        return done % self.config.report_every == 0 or (self._told and alone)
+        due = due or done % self.config.report_every == 0
+        return self._synchronise() if due or self._is_seen_to_break() else []
 
     def _is_seen_to_break(self) -> bool:
         """Whether the last step ends the run, where it costs nothing to know: on a CPU. All ranks have the same norms."""
@@ -293,19 +317,15 @@ class Trainer:
                       "leave such steps out with --on-nonfinite skip", DIVERGED)  # fmt: skip
 
     def _synchronise(self) -> list[dict[str, float]]:
-        """Metrics of the pending steps as plain numbers, averaged over ranks, up to one that ends the run; learns whether any
-        rank was told to stop."""
+        """Metrics of the pending steps as plain numbers, averaged over ranks, up to one that ends the run."""
         names = sorted({name for pending in self._pending for name in pending.losses})
         zero = torch.zeros((), device=self.engine.device)
-        told = zero + float(self._told)
         table = torch.stack(
-            [torch.stack([*(pending.losses.get(name, zero) for name in names), told]) for pending in self._pending]
+            [torch.stack([pending.losses.get(name, zero) for name in names]) for pending in self._pending]
         )
-        *columns, told_column = self.engine.mean(table).cpu().T.tolist()
+        columns = self.engine.mean(table).cpu().T.tolist()
         # Here, since the line above has waited for what an accelerator had still to do.
         seconds = time.perf_counter() - self._since
-        self._terminated = any(told_column)
-
         batch = self.schedule.optim.global_batch
         shared = {
             "pairs_per_s": len(self._pending) * batch / seconds,

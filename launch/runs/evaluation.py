@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from infra.errors import UserError
+from infra.signals import ToldToStop, current
 from infra.storage import open_storage
 from pipelines.dataset import ImageDataset
 from pipelines.labels import CLASSES, colourise
@@ -197,10 +199,12 @@ class Evaluator:
         return found[0]
 
     def __call__(self, translator: Translator) -> Outcome | None:
-        """Metrics and pictures on rank 0; None elsewhere."""
+        """Metrics and pictures on rank 0; None elsewhere. ToldToStop, on all ranks, if one of them is told to stop."""
         with exact_arithmetic():
             untranslated, real = self._references
-            parts = self.engine.gather(self._translate(translator))
+            part = self._translate(translator)
+            self._stop_if_told()
+            parts = self.engine.gather(part)
         if parts is None:
             return None
         whole, *others = parts
@@ -218,6 +222,7 @@ class Evaluator:
         for place in self._mine(self.images.target_places, "real target images"):
             image, label = self.images.target(place)
             real.update(self._example(place, image, None, label))
+        self._stop_if_told()
         others = (self.engine.gather((untranslated, real)) or [])[1:]
         for other_untranslated, other_real in others:
             untranslated.merge(other_untranslated)
@@ -250,7 +255,15 @@ class Evaluator:
     def _mine(self, places: list[int], what: str) -> Iterator[int]:
         mine: Iterable[int] = places[self.engine.rank :: self.engine.world_size]
         hidden = None if self.progress else True  # None: where stderr is no terminal
-        return iter(tqdm(mine, what, unit="image", leave=False, disable=hidden))
+        stop = current()
+        return itertools.takewhile(
+            lambda place: not stop.told, tqdm(mine, what, unit="image", leave=False, disable=hidden)
+        )
+
+    def _stop_if_told(self) -> None:
+        """ToldToStop, on all ranks, if one of them was told: what they have counted may lack images."""
+        if self.engine.any(current().told):
+            raise ToldToStop
 
     def _outcome(self, part: _Part, untranslated: MetricCollection, real: MetricCollection) -> Outcome:
         rows = tuple(tuple(part.rows[place]) for place in sorted(part.rows))

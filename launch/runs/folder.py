@@ -11,7 +11,10 @@ checkpoints/       see trainer/checkpoint.py
 postmortem/        of a step that was not finite and ended the run: step_N is like a checkpoint, and its state.json names
                    the samples and losses under "broken"
 model/             the final generator (or segmenter) as an MLflow model
-status             RUNNING, or how the run ended: FINISHED, KILLED (from outside, to be continued), FAILED
+logs/              rank_N.log of each rank above 0
+status.json        state: RUNNING, or how the run ended: FINISHED, KILLED (from outside, to be continued), FAILED; and more
+                   (launch/runs/status.py). Earlier versions had a file `status` with the state alone
+run.lock           held by the process that trains the run: host, pid, time (launch/runs/lock.py)
 mlflow_run_id      the MLflow run that this folder belongs to
 mlflow.json        what MLflow is told beside the options: experiment, tags, data set
 mlflow_sent.json   what MLflow has got so far (launch/runs/follower.py)
@@ -23,10 +26,12 @@ import json
 import logging
 import os
 import platform
+import secrets
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -40,6 +45,7 @@ from infra.json_lines import as_record, read_json, read_records
 from infra.redaction import redacted
 from infra.storage import replacing, why_unwritable
 from launch.runs.config import TrainingConfig
+from launch.runs.lock import is_held
 from trainer.methods.former import todays_names
 
 log = logging.getLogger(__name__)
@@ -53,7 +59,8 @@ PACKAGES = ("torch", "deepspeed", "nvidia-dali-cuda130", "webdataset", "mlflow",
 
 
 def default_run_dir(name: str) -> str:
-    return f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    """With a random part, since many runs may begin in one second."""
+    return f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
 class RunFolder:
@@ -70,7 +77,10 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.postmortem = path / "postmortem"
         self.model = path / "model"
-        self.status_file = path / "status"
+        self.logs = path / "logs"
+        self.status_file = path / "status.json"
+        self.lock_file = path / "run.lock"
+        self._former_status = path / "status"
         self.run_id_file = path / "mlflow_run_id"
         self.about_file = path / "mlflow.json"
         self.sent_file = path / "mlflow_sent.json"
@@ -96,14 +106,22 @@ class RunFolder:
             log.warning("%s is damaged: it is written anew, and a checkpoint says how the run began", self.config_file)
             return {}
         # Checkpoints alone: fetched from the mirror by a process that was killed before `open`.
-        if not self.path.is_dir() or {path.name for path in self.path.iterdir()} - {self.checkpoints.name}:
+        early = {self.checkpoints.name, self.lock_file.name}
+        if not self.path.is_dir() or {path.name for path in self.path.iterdir()} - early:
             raise UserError(f"{self.path} exists and is not a run folder: name another --run-dir")
         return {}
 
+    def make(self) -> None:
+        """UserError if that cannot be done."""
+        self._try(lambda: self.path.mkdir(parents=True, exist_ok=True))
+
     def open(self, config: TrainingConfig) -> None:
         """Make the folder and write down how the run was started. UserError if that cannot be done."""
+        self._try(lambda: self._open(config))
+
+    def _try(self, action: Callable[[], None]) -> None:
         try:
-            self._open(config)
+            action()
         except OSError as error:
             raise self._unusable(error.strerror) from None
         except ValueError as error:  # a zero byte in the name
@@ -119,9 +137,26 @@ class RunFolder:
         with replacing(environment) as file:
             file.write(json.dumps([*starts, _environment()], indent=1).encode())
 
-    def write_status(self, status: Status) -> None:
-        with replacing(self.status_file) as file:
-            file.write(f"{status}\n".encode())
+    def write_status(self, state: Status, **facts: Any) -> None:
+        """facts: see `StatusFile`. A disk that does not take it is no reason to end."""
+        with suppress(OSError):
+            with replacing(self.status_file, durable=False) as file:
+                file.write((json.dumps({"state": state, **facts}, indent=1) + "\n").encode())
+            self._former_status.unlink(missing_ok=True)
+
+    def status(self) -> str:
+        """The state; KILLED for a run that was running and whose process is gone; "" if it is not known."""
+        facts = read_json(self.status_file, dict)
+        if not facts and self._former_status.exists():
+            return self._former_status.read_text(errors="replace").strip("\0\n ")
+        state = str(facts.get("state", ""))
+        return "KILLED" if state == "RUNNING" and "pid" in facts and not is_held(self.lock_file) else state
+
+    def rank_log(self, rank: int) -> Path:
+        """Its folder is made."""
+        if rank:
+            self.logs.mkdir(exist_ok=True)
+        return self.log_file if rank == 0 else self.logs / f"rank_{rank}.log"
 
     def describe(self, about: Mapping[str, Any]) -> None:
         """Write down what MLflow gets to describe the run: experiment, tags, data_set (root, digest, about), model (its name)."""

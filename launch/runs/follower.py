@@ -22,6 +22,7 @@ from infra.config import read_yaml
 from infra.errors import UserError, first_line
 from infra.images import open_image
 from infra.json_lines import as_record, read_json
+from infra.signals import current
 from infra.storage import replacing
 from infra.tracking import METRICS_PER_REQUEST, MlflowRun, quiet_mlflow, read_run_id, store_uri
 from launch.runs.folder import RunFolder
@@ -265,10 +266,7 @@ class Sender:
         self._keep()
 
     def _status(self) -> None:
-        if (
-            self.folder.status_file.exists()
-            and (status := self.folder.status_file.read_text().strip()) != self._sent.status
-        ):
+        if (status := self.folder.status()) not in ("", self._sent.status):
             self._deliver("the status", MlflowRun.status, status)
             self._sent.status = status
             self._keep()
@@ -292,7 +290,7 @@ class Follower:
         self._closing.set()
         while self._thread.is_alive():
             arrived = self._sender.arrived
-            self._thread.join(PATIENCE_S)
+            self._thread.join(_patience())
             if self._sender.arrived == arrived:
                 break
         if not self._complete:
@@ -325,6 +323,12 @@ class Follower:
                 away, pause = True, RETRY_S
             if not closing:
                 self._closing.wait(pause)
+
+
+def _patience() -> float:
+    """Seconds. Of a process that is told to stop less, so that it ends by itself: the rest is sent by the next start."""
+    stop = current()
+    return min(PATIENCE_S, stop.time_left / 3) if stop.told else PATIENCE_S
 
 
 def is_sent(folder: RunFolder) -> bool:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from infra.console import ProgressLine
 from infra.json_lines import JsonLines
@@ -20,14 +20,16 @@ NAMED = 10  # names in the sentence about what was skipped
 class Recorder:
     """Of all ranks, which tell each other what happened to their data; rank 0 writes.
 
-    line: shows the progress. shorter: how to have a run of minutes.
+    line: shows the progress. shorter: how to have a run of minutes. progress: told, on rank 0, of each step that is done.
     """
 
     def __init__(
-        self, folder: RunFolder, engine: Engine, health: DataHealth, first_step: int, line: ProgressLine, shorter: str
-    ) -> None:
+        self, folder: RunFolder, engine: Engine, health: DataHealth, first_step: int, line: ProgressLine, shorter: str,
+        progress: Callable[[int], None] = lambda step: None,
+    ) -> None:  # fmt: skip
         self.engine, self.health, self.line, self.shorter = engine, health, line, shorter
         self._full = False
+        self.progress = progress
         self._file = JsonLines(folder.metrics_file) if engine.rank == 0 else None
         self._measuring: ProgressLine | None = None
         if self._file:
@@ -42,9 +44,13 @@ class Recorder:
             self._append({**row, **data, "time": now})
         shown = rows[-1].items() if rows else ()
         losses = {name: value for name, value in shown if name not in NOT_LOSSES and "/" not in name}
-        self.line.advance(losses or None)
+        if not rows or rows[-1]["step"] > self.line.n:  # else they come late, at a stop between two reports
+            self.line.advance(losses or None)
+        self.progress(self.line.n)
 
     def measured(self, done: int, count: int) -> None:
+        if self._file:
+            self.progress(0)
         if self._measuring:
             self._measuring.advance()
         else:

@@ -1,6 +1,7 @@
 """What every training run has in common, from the first line to the last: data -> method -> engine -> loop -> run folder."""
 
 import logging
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -11,14 +12,18 @@ from typing import Any, ClassVar, Generic
 from infra.background import Background
 from infra.config import flatten
 from infra.console import ProgressLine, setup_logging
-from infra.errors import OUTAGE, Stopped, UserError
+from infra.errors import OUTAGE, Stopped, UserError, exit_code_of
+from infra.signals import ToldToStop, current, listening
 from infra.views import View
 from launch.runs.data import data_identity, images_by_split
-from launch.runs.folder import Config, RunFolder, Status
+from launch.runs.folder import Config, RunFolder
 from launch.runs.follower import Follower, is_sent
+from launch.runs.lock import RunLock, check_shared
 from launch.runs.recorder import Recorder
-from launch.runs.resume import Start, find_start
+from launch.runs.resume import PARTS, Start, find_start
 from launch.runs.sampler import Draw, Sampler
+from launch.runs.status import StatusFile
+from launch.runs.together import judged, together
 from launch.runs.validation import Validation, Validator, best_of
 from pipelines.loader import Loader
 from trainer.checkpoint import step_of, write_checkpoint
@@ -60,6 +65,11 @@ class Job(ABC, Generic[Config]):
     @abstractmethod
     def find_data(config: Config, before: str | None) -> str:
         """The data root, which may have to be made first; before: see `launch.runs.data.find_data`."""
+
+    @staticmethod
+    def whole_batch(config: Config) -> bool:
+        """Whether the method needs the whole global batch of a rank at once."""
+        return False
 
     @property
     @abstractmethod
@@ -107,20 +117,30 @@ def run(
     end, each with its "step", once its checkpoint is saved; of those before this start first. Raises UserError before
     anything is written for what cannot work, Stopped for an early end.
     """
-    engine = make_engine(config.engine)
-    setup_logging(None, engine.rank)
-    try:
-        return _train(kind, config, engine, tags or {}, listener)
-    finally:
-        engine.close()
+    with listening(config.loop.grace) as stop:
+        try:
+            engine = make_engine(config.engine)
+            setup_logging(None, engine.rank)
+            engine.watch(stop)
+            try:
+                return together(engine, lambda lock: _train(kind, config, engine, lock, tags or {}, listener))
+            finally:
+                engine.close()
+        except ToldToStop:
+            others = int(os.environ.get("RANK", 0)) > 0
+            raise Stopped(f"told to stop while the run was set up; {stop.saved}: the same command goes on from there",
+                          stop.exit_code, said=others) from None  # fmt: skip
 
 
 def _train(
-    kind: type[Job[Config]], asked: Config, engine: Engine, tags: Mapping[str, str], listener: Listener | None
-) -> Path:
-    start = find_start(asked, engine, kind.run_name(asked), lambda before: kind.find_data(asked, before))
+    kind: type[Job[Config]], asked: Config, engine: Engine, lock: RunLock, tags: Mapping[str, str],
+    listener: Listener | None,
+) -> Path:  # fmt: skip
+    start = find_start(
+        asked, engine, lock, kind.run_name(asked), lambda before: kind.find_data(asked, before), kind.whole_batch(asked)
+    )
     engine.use_precision(start.config.engine.precision)
-    job, folder, optim = kind(start.config), start.folder, start.config.optim
+    job, folder, optim = kind(start.config), start.folder, start.optim
     loader = Loader(
         str(job.config.data.root), job.config.data, job.view, seed=job.config.seed, global_batch=optim.global_batch,
         accumulation=optim.accumulation, rank=engine.rank, world_size=engine.world_size, device=engine.device,
@@ -147,18 +167,22 @@ def _train(
             log.info("%s is complete: all %d steps are done", folder.path, trainer.total_steps)
             if engine.rank == 0:
                 start.checkpointer.finish()
+                if folder.status() != "FINISHED":  # killed after the model was left
+                    StatusFile(folder, start.step, trainer.total_steps).end(0)
                 if not is_sent(folder):
                     Follower(folder).finish()
             return folder.path
         if start.checkpoint:
             trainer.restore(start.checkpoint)
-        _fit(job, start, trainer, loader, validation, tags, listener)
+        current().saved = f"step {start.step} is saved" if start.step else "nothing is saved yet"
+        _fit(job, start, lock, trainer, loader, validation, tags, listener)
     return folder.path
 
 
 def _fit(
     job: Job[Config],
     start: Start[Config],
+    lock: RunLock,
     trainer: Trainer,
     loader: Loader,
     validation: Validation | None,
@@ -169,18 +193,34 @@ def _fit(
     engine, folder = trainer.engine, start.folder
     main = engine.rank == 0
     draw = job.sample_picture() if main else None
-    about = _open(job, start, trainer, tags) if main else {}
+    about = _open(job, start, lock, trainer, tags) if main else {}
+    check_shared(folder.lock_file, lock.sign() if main else "", engine)
+    if not main:
+        setup_logging(folder.rank_log(engine.rank), engine.rank)
+    status = StatusFile(folder, start.step, trainer.total_steps) if main else None
+    if status:
+        current().at_end.append(status.end)
+    if status and engine.peers:
+        engine.peers.at_end.append(status.end)
     line = ProgressLine(
         trainer.total_steps, start.step, batch=job.config.optim.global_batch, unit=job.unit, enabled=main
     )
-    recorder = Recorder(folder, engine, loader.health, start.step, line, job.shorter)
+    recorder = Recorder(
+        folder, engine, loader.health, start.step, line, job.shorter, status.progress if status else lambda step: None
+    )
     sample = Sampler(folder, trainer, draw)
     evaluate = Validator(folder, trainer, validation, start.state, listener is not None) if validation else None
 
     writing = Background()  # of checkpoints; a run that ends, however it does, waits for it
 
     def described(state: TrainingState, best: Mapping[str, Any] | None) -> dict[str, Any]:
-        facts = {"best": best, "data": start.data, "config": flatten(job.config), "given": trainer.method.given()}
+        facts = {
+            "best": best,
+            "data": start.data,
+            "config": flatten(job.config),
+            "given": trainer.method.given(),
+            PARTS: engine.world_size * start.accumulation,
+        }
         return {**job.facts(), **facts, "step": state.step, "scalers": state.scalers}
 
     def examine(state: TrainingState, broken: Broken) -> None:
@@ -207,13 +247,16 @@ def _fit(
         )  # fmt: skip
         if path is None:
             return
+        current().saved = f"step {state.step} is saved"
+        if status:
+            status.saved(state.step)
         log.info("saved %s%s", path, f", the best by {validation.metric} so far" if is_best and validation else "")
         if is_best and validation and best:
             found = {"best_step": str(best["step"]), f"best_{validation.metric}": f"{best[validation.metric]:.6g}"}
             folder.describe({**about, "tags": about["tags"] | found})
 
     follower = Follower(folder) if main else None
-    status: Status = "FAILED"
+    code = 0
     try:
         if start.step == 0:
             sample(0)
@@ -226,22 +269,34 @@ def _fit(
             job.publish(folder, complete[-1])
         if main:
             start.checkpointer.finish()
-        status = "FINISHED"
-    except (Stopped, KeyboardInterrupt, SystemExit) as stop:  # the last: Ray Tune ends a trial
-        status = "KILLED"
-        if main and isinstance(stop, Stopped) and stop.exit_code != OUTAGE:
-            start.checkpointer.finish(STOPPED_S)
+    except SystemExit:  # Ray Tune ends a trial
+        code = current().exit_code
         raise
+    except BaseException as error:
+        raised = judged(engine, error)
+        code = exit_code_of(raised)
+        if main and isinstance(raised, Stopped) and raised is error and code != OUTAGE:
+            kept, code = code, OUTAGE
+            start.checkpointer.finish(STOPPED_S)
+            code = kept
+        if raised is error:
+            raise
+        raise raised from None
     finally:
         recorder.close()
+        if status:
+            status.end(code)
         if follower:
-            folder.write_status(status)
             follower.finish()
 
 
-def _open(job: Job[Config], start: Start[Config], trainer: Trainer, tags: Mapping[str, str]) -> dict[str, Any]:
+def _open(
+    job: Job[Config], start: Start[Config], lock: RunLock, trainer: Trainer, tags: Mapping[str, str]
+) -> dict[str, Any]:
     """Make the run folder and log what begins; returns the description for MLflow (`RunFolder.describe`)."""
     folder = start.folder
+    folder.make()
+    lock.take(folder.lock_file)
     folder.open(job.config)
     setup_logging(folder.log_file)
     log.info("%s: %s", folder.path, _summary(job, trainer, start.step))
@@ -265,7 +320,6 @@ def _open(job: Job[Config], start: Start[Config], trainer: Trainer, tags: Mappin
         "data_set": {"root": root, "digest": start.data, "about": data},
     }  # fmt: skip
     folder.describe(about)
-    folder.write_status("RUNNING")
     return about
 
 

@@ -43,6 +43,10 @@ class TranslatorJob(Job[JobConfig]):
     def find_data(config: JobConfig, before: str | None) -> str:
         return find_data(config.task, config.data.root, before)
 
+    @staticmethod
+    def whole_batch(config: JobConfig) -> bool:
+        return bool(config.method.whole_batch)
+
     @property
     def experiment(self) -> str:
         return self.config.task

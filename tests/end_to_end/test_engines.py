@@ -80,7 +80,7 @@ def test_terminated_run_saves_its_step_and_exits_with_143(data: str, uninterrupt
     job = start("single", *options, cwd=tmp_path)
     wait_for_step(job, tmp_path / "run", 2)
     job.send_signal(signal.SIGTERM)
-    assert "the same command continues" in finish(job, expect=143)
+    assert "told to stop after step" in finish(job, expect=143)
     run("single", *options, cwd=tmp_path)
     assert_same_losses(tmp_path / "run", uninterrupted, tolerance=0)
     assert_same_weights(tmp_path / "run", uninterrupted)

@@ -166,7 +166,8 @@ def test_a_stopped_command_stops_its_trainings_with_a_checkpoint(tiny: Setup) ->
     assert command.returncode == 128 + signal.SIGTERM
     assert "stopped: the same command continues from here" in errors
     assert not training.is_running()
-    assert (run / "status").read_text() == "KILLED\n"
+    facts = json.loads((run / "status.json").read_text())
+    assert (facts["state"], facts["exit_code"], facts["pid"]) == ("KILLED", 143, training.pid)
     done = int(json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"])
     assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step_{done}"]
     assert not json.loads(Path("out/runs.json").read_text())  # finished runs alone

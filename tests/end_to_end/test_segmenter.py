@@ -61,7 +61,7 @@ def test_it_learns_and_leaves_what_a_run_leaves(workplace: Path) -> None:
     assert np.mean([row["CE"] for row in rows[-3:]]) < 0.7 * np.mean([row["CE"] for row in rows[:3]])
     assert {path.name for path in folder.iterdir()} == {
         "config.yaml", "environment.json", "train.log", "metrics.jsonl", "samples", "checkpoints", "model", "evaluation.json",
-        "status", "mlflow.json", "mlflow.lock", "mlflow_run_id", "mlflow_sent.json",
+        "status.json", "run.lock", "mlflow.json", "mlflow.lock", "mlflow_run_id", "mlflow_sent.json",
     }  # fmt: skip
     # Two rows of photo | predicted labels | true labels.
     assert Image.open(folder / "samples" / f"step_{STEPS}.png").size == (3 * 64 + 2 * 4, 2 * 32 + 4)

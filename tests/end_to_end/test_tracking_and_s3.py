@@ -28,8 +28,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_run_folder_describes_itself(workplace: Path) -> None:
     folder = workplace / "run"
     assert {path.name for path in folder.iterdir()} == {
-        "config.yaml", "environment.json", "train.log", "metrics.jsonl", "samples", "checkpoints", "model", "status",
-        "mlflow_run_id", "mlflow.json", "mlflow_sent.json", "mlflow.lock",
+        "config.yaml", "environment.json", "train.log", "metrics.jsonl", "samples", "checkpoints", "model", "status.json",
+        "run.lock", "mlflow_run_id", "mlflow.json", "mlflow_sent.json", "mlflow.lock",
     }  # fmt: skip
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 9))

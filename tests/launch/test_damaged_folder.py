@@ -26,7 +26,7 @@ OPTIONS = {
 }  # fmt: skip
 DOMAINS = ("source", "target")
 LINES = ("metrics.jsonl", "evaluations.jsonl")
-TEXTS = ("config.yaml", "environment.json", "train.log", "status", "mlflow.json", "mlflow_sent.json", "mlflow_run_id",
+TEXTS = ("config.yaml", "environment.json", "train.log", "status.json", "mlflow.json", "mlflow_sent.json", "mlflow_run_id",
          "evaluation.json")  # fmt: skip
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {

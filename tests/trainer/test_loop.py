@@ -1,9 +1,11 @@
 """The loop and its schedule, with a small method and pictures of noise."""
 
 import copy
+import itertools
 import math
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from infra.errors import Stopped
+from infra.signals import ToldToStop
 from tests.trainer.small import small_method
 from trainer.engines import Engine, EngineConfig
 from trainer.loop import Evaluation, LoopConfig, Trainer
@@ -213,20 +216,54 @@ def test_a_loss_that_is_no_number_stops_with_its_name_and_exit_code_3() -> None:
     assert len(recorder.rows) == 3 and not recorder.states
 
 
-@pytest.mark.parametrize(("ranks", "told_at", "ends_at"), [(1, 3, 4), (2, 3, 5), (2, 5, 10)])
-def test_sigterm_saves_and_stops_with_143(ranks: int, told_at: int, ends_at: int) -> None:
-    """One process after its step; several save at once, so they wait for the next report. No row is lost."""
-    before = signal.getsignal(signal.SIGTERM)
-    recorder = Recorder(lambda done: os.kill(os.getpid(), signal.SIGTERM) if done == told_at else None)
-    trainer = make(20, report_every=5)
-    trainer.engine.world_size = ranks
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_after_the_step_and_ends_with_its_code(number: int, code: int) -> None:
+    """Whatever the rhythm of reports and checkpoints is. No row is lost."""
+    before = signal.getsignal(number)
+    recorder = Recorder(lambda done: os.kill(os.getpid(), number) if done == 4 else None)
+    trainer = make(20, report_every=50)
     trainer.schedule = Schedule(trainer.schedule.optim, 40)
-    with pytest.raises(Stopped, match=f"terminated after step {ends_at}, which is saved: the same command") as stop:
+    with pytest.raises(Stopped, match="told to stop after step 4, which is saved: the same command") as stop:
         recorder.watch(trainer)
-    assert stop.value.exit_code == 143
-    assert [state.step for state in recorder.states] == [ends_at]
-    assert [row["step"] for row in recorder.rows] == list(range(1, ends_at + 1))
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert stop.value.exit_code == code
+    assert [state.step for state in recorder.states] == [4]
+    assert [row["step"] for row in recorder.rows] == [1, 2, 3, 4]
+    assert signal.getsignal(number) == before
+
+
+def test_a_step_that_is_saved_already_is_not_saved_again() -> None:
+    recorder = Recorder(lambda done: os.kill(os.getpid(), signal.SIGTERM) if done == 4 else None)
+    with pytest.raises(Stopped, match="after step 4"):
+        recorder.watch(make(7, checkpoint_every=4))
+    assert [state.step for state in recorder.states] == [4]
+
+
+def test_a_signal_while_it_waits_for_data_saves_the_step_before() -> None:
+    trainer, recorder = make(7, report_every=50), Recorder()
+
+    def three_steps_then_nothing() -> Iterator[list[Pairs]]:
+        yield from itertools.islice(steps_of_noise(), 3)
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        threading.Event().wait(30)
+        raise AssertionError("it waited on")
+
+    with pytest.raises(Stopped, match="after step 3, which is saved"):
+        trainer.fit(
+            three_steps_then_nothing(), 0, recorder=recorder, sample=recorder.sample, evaluate=None, save=recorder.save
+        )
+    assert [state.step for state in recorder.states] == [3]
+
+
+def test_an_evaluation_gives_way_to_a_signal() -> None:
+    class Evaluates(Recorder):
+        def evaluate(self, step: int) -> Evaluation:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise ToldToStop
+
+    recorder = Evaluates()
+    with pytest.raises(Stopped, match="after step 2, which is saved"):
+        recorder.watch(make(7, evaluate_every=0.5))
+    assert [state.step for state in recorder.states] == [2]
 
 
 def test_the_moving_average_is_one() -> None:
