@@ -54,9 +54,10 @@ def start(
 
 def spawn(command: Sequence[str], *, cwd: Path, **variables: str) -> subprocess.Popen[str]:
     """Start a command; one thread per rank, so that arithmetic is cut up alike in each. variables: of its environment."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"} | variables
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     environment["PATH"] = f"{BINARIES}{os.pathsep}{environment['PATH']}"
     environment.pop("MLFLOW_TRACKING_URI", None)
+    environment |= variables
     return subprocess.Popen(
         command, cwd=cwd, env=environment, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
