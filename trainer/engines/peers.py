@@ -155,7 +155,8 @@ class Peers:
                 return
             fault = Fault(**json.loads(text))
             log.debug("the main thread is here:\n%s", self._stack())
-            log.log(logging.ERROR if self.rank == fault.speaker else logging.INFO, "%s", fault.sentence)
+            with suppress(OSError):  # a screen that is gone
+                log.log(logging.ERROR if self.rank == fault.speaker else logging.INFO, "%s", fault.sentence)
             with suppress(Exception):
                 self._store.set(f"heard/{self.rank}", "")
             self.fault = fault
