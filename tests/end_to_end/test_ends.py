@@ -1,5 +1,6 @@
 """How a training of several ranks ends: told to, or since one of them is in trouble; and how it goes on."""
 
+import contextlib
 import json
 import signal
 import socket
@@ -30,6 +31,7 @@ from tests.end_to_end.jobs import (
 
 pytestmark = pytest.mark.slow
 
+SCRIPTS = ("train.py", "faulty_rank.py")
 SCRIPT = str(Path(__file__).with_name("faulty_rank.py"))
 ENDLESS = ["--max-steps", "100000", "--optim.epochs", "100000", "--loop.checkpoint-every", "100000",
            "--loop.report-every", "2", "--loop.samples-every", "100000", "--loop.keep-logged", "0"]  # fmt: skip
@@ -44,10 +46,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def ranks_of(job: Popen[str]) -> list[psutil.Process]:
     """By rank."""
-    found = [
-        process for process in psutil.Process(job.pid).children(recursive=True)
-        if "RANK" in process.environ() and any(part.endswith(("train.py", "faulty_rank.py")) for part in process.cmdline())
-    ]  # fmt: skip
+    found = []
+    for process in psutil.Process(job.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it ends at this moment
+            if "RANK" in process.environ() and any(part.endswith(SCRIPTS) for part in process.cmdline()):
+                found.append(process)
     return sorted(found, key=lambda process: int(process.environ()["RANK"]))
 
 
