@@ -96,11 +96,12 @@ class Broken:
 
 @dataclass(frozen=True)
 class _Pending:
-    """A step that is not reported yet, with the samples of its micro-batches."""
+    """A step that is not reported yet, with the samples of its micro-batches. waited: seconds for them."""
 
     step: int
     losses: Losses
     samples: list[dict[str, list[str]]]
+    waited: float
 
 
 class Recorder(Protocol):
@@ -142,6 +143,8 @@ class Trainer:
         )
         self._skipped = 0  # steps in a row, until now, that were not finite
         self._since = 0.0  # when the pending steps began, on the clock that measures them
+        self._waited = 0.0  # seconds for the batches of the step that begins
+        self._pause: float | None = None  # seconds of the last save, if no report has had them yet
 
     @property
     def total_steps(self) -> int:
@@ -217,18 +220,28 @@ class Trainer:
                     sample(done)
                 evaluation = self._evaluation(done, evaluate, stop) if evaluate and evaluates else None
                 if saves or (evaluation and evaluation.keep):
-                    save(collect_state(self.method, self.engine, self.averaged, done), evaluation)
+                    self._save(done, evaluation, save)
                     saved = done
                 if rows:
                     self._since = time.perf_counter()
 
+    def _save(
+        self, done: int, evaluation: Evaluation | None, save: Callable[[TrainingState, Evaluation | None], None]
+    ) -> None:
+        began = time.perf_counter()
+        save(collect_state(self.method, self.engine, self.averaged, done), evaluation)
+        self._pause = time.perf_counter() - began
+
     def _next(self, given: Iterator[Sequence[Any]], stop: StopRequest) -> Sequence[Any] | None:
         """The next step's batches, _END after the last; None if this rank was told to stop, before or while it waited."""
+        began = time.perf_counter()
         try:
             with stop.interruptible():
                 return next(given, _END)
         except ToldToStop:
             return None
+        finally:
+            self._waited = time.perf_counter() - began
 
     def _evaluation(self, done: int, evaluate: Callable[[int], Evaluation], stop: StopRequest) -> Evaluation | None:
         """None if some rank is told to stop."""
@@ -280,7 +293,7 @@ class Trainer:
     def _step(self, step: int, batches: Sequence[Any]) -> None:
         self.engine.set_learning_rate(self.schedule.learning_rate(step))
         losses = train_step(self.method, self.engine, batches, self._context(step))
-        self._pending.append(_Pending(step, losses, [_samples(batch) for batch in batches]))
+        self._pending.append(_Pending(step, losses, [_samples(batch) for batch in batches], self._waited))
         if self.averaged is not None:
             self.averaged.update(self.method.product)
 
@@ -321,9 +334,12 @@ class Trainer:
         names = sorted({name for pending in self._pending for name in pending.losses})
         zero = torch.zeros((), device=self.engine.device)
         table = torch.stack(
-            [torch.stack([pending.losses.get(name, zero) for name in names]) for pending in self._pending]
+            [
+                torch.stack([*(pending.losses.get(name, zero) for name in names), zero + pending.waited])
+                for pending in self._pending
+            ]
         )
-        columns = self.engine.mean(table).cpu().T.tolist()
+        *columns, waited = self.engine.mean(table).cpu().T.tolist()
         # Here, since the line above has waited for what an accelerator had still to do.
         seconds = time.perf_counter() - self._since
         batch = self.schedule.optim.global_batch
@@ -346,6 +362,10 @@ class Trainer:
                 self._skipped = 0
             position = {"step": step + 1, "epoch": self.schedule.epoch(step), "lr": self.schedule.learning_rate(step)}
             rows.append({**position, **named, **shared})
+        if rows:  # what belongs to no step of the report alone stands in its last row
+            rows[-1]["data/wait"] = sum(waited) / seconds
+            if self._pause is not None:
+                rows[-1]["save/pause"], self._pause = self._pause, None
         self._pending = []
         return rows
 

@@ -17,19 +17,38 @@ NOT_LOSSES = ("step", "epoch", "lr", "pairs_per_s", "memory_gib", "time")
 NAMED = 10  # names in the sentence about what was skipped
 
 
+class Saves:
+    """How long the thread takes to write a checkpoint, and how old the last one is, on the host's steady clock."""
+
+    def __init__(self) -> None:
+        self._taken = time.monotonic()  # of the state that a kill now would go back to; at first, of the start
+        self._writing: float | None = None
+
+    def written(self, began: float) -> None:
+        """A checkpoint is complete (and in the mirror), whose writing began when `time.monotonic()` was so much."""
+        self._taken, self._writing = began, time.monotonic() - began
+
+    def metrics(self) -> dict[str, float]:
+        writing, self._writing = self._writing, None
+        return {"save/age": time.monotonic() - self._taken} | ({} if writing is None else {"save/write": writing})
+
+
 class Recorder:
     """Of all ranks, which tell each other what happened to their data; rank 0 writes.
 
     line: shows the progress. shorter: how to have a run of minutes. progress: told, on rank 0, of each step that is done.
+    watch: is shown the rows there.
     """
 
     def __init__(
         self, folder: RunFolder, engine: Engine, health: DataHealth, first_step: int, line: ProgressLine, shorter: str,
         progress: Callable[[int], None] = lambda step: None,
+        watch: Callable[[Sequence[Mapping[str, float]]], None] = lambda rows: None,
     ) -> None:  # fmt: skip
         self.engine, self.health, self.line, self.shorter = engine, health, line, shorter
         self._full = False
-        self.progress = progress
+        self.progress, self.watch = progress, watch
+        self.saves = Saves()
         self._file = JsonLines(folder.metrics_file) if engine.rank == 0 else None
         self._measuring: ProgressLine | None = None
         if self._file:
@@ -41,7 +60,9 @@ class Recorder:
             return
         now = time.time()
         for row in rows:
-            self._append({**row, **data, "time": now})
+            last = self.saves.metrics() if row is rows[-1] else {}
+            self._append({**row, **data, **last, "time": now})
+        self.watch(rows)
         shown = rows[-1].items() if rows else ()
         losses = {name: value for name, value in shown if name not in NOT_LOSSES and "/" not in name}
         if not rows or rows[-1]["step"] > self.line.n:  # else they come late, at a stop between two reports

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -15,6 +16,7 @@ from infra.console import ProgressLine, setup_logging
 from infra.errors import OUTAGE, Stopped, UserError, exit_code_of
 from infra.signals import ToldToStop, current, listening
 from infra.views import View
+from launch.runs.collapse import CollapseWarnings
 from launch.runs.data import data_identity, images_by_split
 from launch.runs.folder import Config, RunFolder
 from launch.runs.follower import Follower, is_sent
@@ -205,11 +207,16 @@ def _fit(
     line = ProgressLine(
         trainer.total_steps, start.step, batch=job.config.optim.global_batch, unit=job.unit, enabled=main
     )
+    metric = validation.metric if validation else None
+    collapse = CollapseWarnings(folder, start.checkpointer, trainer.method.guesses(), metric)
     recorder = Recorder(
-        folder, engine, loader.health, start.step, line, job.shorter, status.progress if status else lambda step: None
-    )
+        folder, engine, loader.health, start.step, line, job.shorter, status.progress if status else lambda step: None,
+        collapse.see,
+    )  # fmt: skip
     sample = Sampler(folder, trainer, draw)
-    evaluate = Validator(folder, trainer, validation, start.state, listener is not None) if validation else None
+    evaluate = None
+    if validation:
+        evaluate = Validator(folder, trainer, validation, start.state, listener is not None, collapse.evaluated)
 
     writing = Background()  # of checkpoints; a run that ends, however it does, waits for it
 
@@ -240,7 +247,7 @@ def _fit(
             listener({"step": evaluation.step, **evaluation.metrics})
 
     def write(state: TrainingState, evaluation: Evaluation | None, best: Mapping[str, Any] | None) -> None:
-        is_best = evaluation is not None and evaluation.best
+        is_best, began = evaluation is not None and evaluation.best, time.monotonic()
         path = start.checkpointer.save_if_possible(
             state.step, state.tensors, described(state, best), best=is_best,
             patience=PATIENCE_S if state.step == trainer.total_steps else 0.0,
@@ -250,6 +257,7 @@ def _fit(
         current().saved = f"step {state.step} is saved"
         if status:
             status.saved(state.step)
+        recorder.saves.written(began)
         log.info("saved %s%s", path, f", the best by {validation.metric} so far" if is_best and validation else "")
         if is_best and validation and best:
             found = {"best_step": str(best["step"]), f"best_{validation.metric}": f"{best[validation.metric]:.6g}"}

@@ -32,13 +32,21 @@ class Validation:
 class Validator:
     """Of all ranks; rank 0 writes evaluations.jsonl and evaluations/step_N/.
 
-    keep_all: every evaluation is to have its checkpoint. state: of the checkpoint that the run goes on from, if any.
+    keep_all: every evaluation is to have its checkpoint. state: of the checkpoint that the run goes on from, if any. told: on
+    rank 0, the metrics after so many steps, once they are written.
     """
 
     def __init__(
-        self, folder: RunFolder, trainer: Trainer, validation: Validation, state: Mapping[str, Any], keep_all: bool
-    ) -> None:
-        self.folder, self.trainer, self.validation, self.keep_all = folder, trainer, validation, keep_all
+        self, folder: RunFolder, trainer: Trainer, validation: Validation, state: Mapping[str, Any], keep_all: bool,
+        told: Callable[[int, Mapping[str, Any]], None] = lambda step, metrics: None,
+    ) -> None:  # fmt: skip
+        self.folder, self.trainer, self.validation, self.keep_all, self.told = (
+            folder,
+            trainer,
+            validation,
+            keep_all,
+            told,
+        )
         if trainer.engine.rank == 0:
             file = JsonLines(folder.evaluations_file)
             file.truncate_after(state.get("step", 0))
@@ -62,6 +70,7 @@ class Validator:
         file.append({"step": step, "time": time.time(), **outcome.metrics})
         file.close()
         log.info("step %d: %s", step, summary(outcome.metrics))
+        self.told(step, outcome.metrics)
         best = best_of(self.folder, self.validation.metric)
         return best is not None and best["step"] == step
 

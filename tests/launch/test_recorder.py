@@ -1,5 +1,6 @@
 """What a run writes down of its data, whose ranks tell each other what happened to it."""
 
+import json
 import logging
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,6 +67,25 @@ def test_what_is_measured_before_the_first_step_has_a_line_of_its_own(
         "100.0%  measured 4/4  0.05 steps/s  00:00 left",
         " 10.0%  step 1/10  G 2.000  0.2 pairs/s  01:30 left",  # the time before is none of the step's
     ]
+
+
+def test_the_last_row_of_a_report_says_how_old_the_last_checkpoint_is_and_once_how_long_it_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 50.0
+    monkeypatch.setattr("launch.runs.recorder.time", SimpleNamespace(monotonic=lambda: now, time=lambda: 1e9 + now))
+    engine: Any = SimpleNamespace(rank=0, gather=lambda own: [own])
+    own = Recorder(RunFolder(tmp_path), engine, DataHealth(), 0, ProgressLine(10, enabled=False), "")
+    now = 60.0
+    own.record([{"step": 1, "G": 2.0}, {"step": 2, "G": 2.0}])
+    now = 65.0
+    own.saves.written(62.0)
+    for step in (3, 4):
+        own.record([{"step": step, "G": 2.0}])
+    own.close()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    saves = [{name: row[name] for name in row if name.startswith("save/")} for row in rows]
+    assert saves == [{}, {"save/age": 10.0}, {"save/age": 3.0, "save/write": 3.0}, {"save/age": 3.0}]
 
 
 def test_the_end_names_what_was_skipped() -> None:

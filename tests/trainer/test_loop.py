@@ -105,12 +105,12 @@ def test_every_step_has_a_row_whatever_the_rhythm() -> None:
         assert [row["step"] for row in recorder.rows] == list(range(1, 8)) and recorder.calls == 7
         assert [row["epoch"] for row in recorder.rows] == [1, 1, 1, 1, 2, 2, 2]
         assert [row["lr"] for row in recorder.rows] == pytest.approx([2e-4] * 4 + [1e-4] * 3)
-    timed = ("pairs_per_s", "memory_gib")
+    timed = ("pairs_per_s", "memory_gib", "data/wait", "save/pause")
     one, *others = ([{k: v for k, v in row.items() if k not in timed} for row in r.rows] for r in recorders.values())
     assert all(other == one for other in others)
     assert {"D_fake", "D_real", "G", "G_GAN", "NCE", "NCE_Y"} <= one[0].keys() and "robust" not in one[1]
     assert "robust" in one[2]  # 8 steps in all: from a quarter on
-    assert all(row[name] > 0 for row in recorders[4].rows for name in timed)
+    assert all(row[name] > 0 for row in recorders[4].rows for name in timed[:2])
 
 
 class Clock:
@@ -161,6 +161,34 @@ def test_pairs_per_s_counts_the_wait_for_the_accelerator_and_nothing_that_is_no_
     recorder.watch(trainer)
     assert [row["pairs_per_s"] for row in recorder.rows] == pytest.approx([1.0] * 12)
     assert recorder.estimates == pytest.approx([10.0])  # steps of a second each
+
+
+def test_a_report_has_the_share_of_time_spent_waiting_for_data_and_the_pause_of_the_save_before_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first of three seconds of each step goes by in the loader; a save's does not count. Each report has one of them."""
+    clock = Clock(monkeypatch)
+    trainer = make(8, report_every=3, checkpoint_every=4)
+
+    def slow_loader() -> Iterator[list[Pairs]]:
+        for batches in steps_of_noise():
+            clock.now += 1.0
+            yield batches
+
+    def train_step(*_: Any) -> dict[str, Tensor]:
+        clock.now += 2.0
+        return {"G": torch.zeros(())}
+
+    class Slow(Recorder):
+        def save(self, state: TrainingState, evaluation: Evaluation | None) -> None:
+            clock.now += 60.0
+
+    monkeypatch.setattr("trainer.loop.train_step", train_step)
+    recorder = Slow()
+    trainer.fit(slow_loader(), 0, recorder=recorder, sample=recorder.sample, evaluate=None, save=recorder.save)
+    waits = {int(row["step"]): row["data/wait"] for row in recorder.rows if "data/wait" in row}
+    assert waits == pytest.approx(dict.fromkeys([1, 2, 3, 4, 6, 8], 1 / 3), rel=1e-6)
+    assert {int(row["step"]): row["save/pause"] for row in recorder.rows if "save/pause" in row} == {6: 60.0}
 
 
 def test_the_rate_that_is_logged_is_the_rate_in_use() -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from infra.errors import UserError
 from trainer.losses import (
+    accuracy,
     adversarial_loss,
     mean_inverse,
     patch_nce,
@@ -66,6 +67,14 @@ def test_adversarial_loss_falls_towards_its_target(kind: str, real: bool) -> Non
     towards = 1.0 if real else 0.0
     near, far = torch.full((2, 1, 3, 3), towards), torch.full((2, 1, 3, 3), 1 - towards)
     assert adversarial_loss(kind, near, real) < adversarial_loss(kind, far, real)
+
+
+@pytest.mark.parametrize(("kind", "scores"), [("lsgan", (0.4, 0.6, 0.7, 3.0)), ("vanilla", (-0.1, 0.1, 0.2, 5.0))])
+def test_accuracy_counts_scores_on_the_right_side(kind: str, scores: tuple[float, ...]) -> None:
+    score = torch.tensor(scores, dtype=torch.bfloat16).view(1, 1, 2, 2).requires_grad_()
+    assert accuracy(kind, score, real=True).item() == 0.75 and accuracy(kind, score, real=False).item() == 0.25
+    found = accuracy(kind, score, real=True)
+    assert found.dtype == torch.float32 and not found.requires_grad
 
 
 def draws(channels: int) -> tuple[Tensor, Tensor]:

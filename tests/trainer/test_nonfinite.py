@@ -160,7 +160,7 @@ def test_where_the_host_does_not_wait_the_state_is_kept_until_it_knows(
     assert changed(watcher.seen[3], Watcher.state_of(trainer)) == {D}
     plain, other = make(3), Recorder()
     other.watch(plain)
-    timed = ("pairs_per_s", "memory_gib")
+    timed = ("pairs_per_s", "memory_gib", "data/wait", "save/pause")
 
     def steady(rows: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
         return [{name: value for name, value in row.items() if name not in timed} for row in rows]

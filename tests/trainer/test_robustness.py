@@ -133,7 +133,8 @@ def test_g_rests_until_robustness_begins_and_d_does_not(micro_batches: int) -> N
     rests: dict[str, Any] = {"robust__rest": True, "robust__start": 0.5}
     before = dict(make().named_parameters())
     plain, resting, awake = train(0.4), train(0.4, **rests), train(0.5, **rests)
-    assert [sorted(losses) for losses in resting[0]] == [["D_fake", "D_real", "norm/discriminator"]] * 2
+    alone = ["D_fake", "D_real", "acc/D_fake", "acc/D_real", "norm/discriminator"]
+    assert [sorted(losses) for losses in resting[0]] == [alone] * 2
     for name, parameter in resting[1].named_parameters():
         still = name.split(".")[0] in ("generator", "heads", "product")
         assert torch.equal(parameter, before[name]) == still, name

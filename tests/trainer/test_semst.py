@@ -185,7 +185,7 @@ def test_a_step_is_what_the_definition_says() -> None:
         for branch, losses in (("global", of_coarse), ("local", of_fine)):
             for kind, value in losses.items():
                 expected.setdefault(f"{kind}_{branch}", []).append(value)
-    assert set(named) == {*expected, "G"}
+    assert set(named) == {*expected, "G", "acc/D_fake", "acc/D_real"}
     for name, values in expected.items():
         assert float(named[name]) == pytest.approx(float(torch.stack(values).mean().detach()), rel=1e-9), name
     total = torch.stack([torch.stack(values).mean() for name, values in expected.items() if name[:2] != "D_"]).sum()
@@ -224,7 +224,8 @@ def test_options_of_the_objective() -> None:
     usual, _ = play(make("semst"), batch, at())
     assert {"SRC_global", "SRC_local", "TS_global", "TS_local"} <= usual.keys()
     bare, _ = play(make("semst", lambda_src=0.0, ts__weight=0.0), batch, at())
-    assert set(bare) == {"D_fake", "D_real", "G", "G_GAN", "hDCE_global", "hDCE_local"}
+    judged = {"D_fake", "D_real", "acc/D_fake", "acc/D_real"}
+    assert set(bare) == judged | {"G", "G_GAN", "hDCE_global", "hDCE_local"}
     changes: list[dict[str, Any]] = [
         {"ts__space": "pixels"}, {"ts__kernel": "published"}, {"ts__numerator": "joint"}, {"ts__spread": 0.4},
         {"ts__taps": (12, 16)}, {"ts__weight": 1.0},

@@ -1,6 +1,6 @@
 """The losses of the methods as plain functions of tensors: every random draw comes from outside."""
 
-from trainer.losses.adversarial import adversarial_loss, confusion_loss, multi_scale_loss
+from trainer.losses.adversarial import accuracy, adversarial_loss, confusion_loss, multi_scale_loss
 from trainer.losses.constraints import gradient_norms, smoothness_loss
 from trainer.losses.distances import distance_changes, pair_distances, self_distance_loss, self_distances
 from trainer.losses.information import mutual_information
@@ -16,6 +16,7 @@ from trainer.losses.robustness import (
 )
 
 __all__ = [
+    "accuracy",
     "adversarial_loss",
     "confusion_loss",
     "consistency_loss",

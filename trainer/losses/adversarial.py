@@ -1,5 +1,6 @@
 """Adversarial losses on the raw scores of a discriminator."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -28,6 +29,19 @@ def adversarial_loss(kind: str, score: Tensor, real: bool, weights: Tensor | Non
         case _:
             raise UserError(f"adversarial loss {kind} does not exist: choose lsgan, vanilla, nonsaturating or wgangp")
     return (each if weights is None else each * weights).mean()
+
+
+def guess(kind: str) -> float:
+    """`adversarial_loss` of a discriminator that knows nothing, with 1/2 (lsgan) or 0 everywhere. wgangp has no such value."""
+    return {"lsgan": 0.25, "vanilla": math.log(2), "nonsaturating": math.log(2)}[kind]
+
+
+@torch.no_grad()
+def accuracy(kind: str, score: Tensor, real: bool) -> Tensor:
+    """The share of raw scores (B, ...) that are on the right side, as a scalar, float32 or wider: of real images above 1/2
+    (lsgan) or 0 (vanilla, nonsaturating), of fake ones not. A critic of wgangp has no sides."""
+    side = {"lsgan": 0.5, "vanilla": 0.0, "nonsaturating": 0.0}[kind]
+    return ((score > side) == real).to(torch.promote_types(score.dtype, torch.float32)).mean()
 
 
 def confusion_loss(score: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What every method gives: forward passes, a loss for each phase of a step, and the networks that each optimiser trains."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -85,6 +85,15 @@ class Phase:
         return context.draws.step % self.every in self.at and context.progress >= self.start
 
 
+@dataclass(frozen=True, kw_only=True)
+class Guesses:
+    """What reported losses are where a network knows nothing and only guesses, by their names: of each discriminator, and of
+    PatchNCE (times its weight)."""
+
+    discriminators: Sequence[Mapping[str, float]] = ()
+    contrasts: Mapping[str, float] = field(default_factory=dict)
+
+
 class Method(nn.Module, ABC, Generic[Data, Outputs]):
     """What is trained, and how. A method knows nothing of engines, devices, loggers or files.
 
@@ -122,6 +131,10 @@ class Method(nn.Module, ABC, Generic[Data, Outputs]):
     def sizes(self, images: int) -> Sizes:
         """The sizes of images that it can be trained on, with so many images in a micro-batch."""
         return Sizes()
+
+    def guesses(self) -> Guesses:
+        """By which a collapse is told (trainer/collapse.py); what is not named is not watched."""
+        return Guesses()
 
     def amount(self, batch: Data) -> Tensor | None:
         """How much a micro-batch counts for: a scalar on its device, what its losses are means over, such as labelled

@@ -10,7 +10,7 @@ from infra.config import option
 from infra.errors import UserError
 from infra.views import Crop, View
 from trainer.draws import generator
-from trainer.methods.base import Batch, Losses, Method, OptimiserSpec, Phase, StepContext
+from trainer.methods.base import Batch, Guesses, Losses, Method, OptimiserSpec, Phase, StepContext
 from trainer.methods.config import MethodConfig
 from trainer.methods.parts.adversary import Adversary
 from trainer.methods.parts.contrast import Contrast, ContrastConfig, IdentityConfig, PatchContrast
@@ -146,6 +146,10 @@ class Cut(Method[Batch, Outputs]):
     def notes(self) -> list[str]:
         return [note for part in self.parts if (note := part.note())]
 
+    def guesses(self) -> Guesses:
+        of_d = dict.fromkeys(("D_fake", "D_real"), self.adversary.guess)
+        return Guesses(discriminators=[of_d], contrasts=self.contrast.guesses())
+
     def slot_state(self) -> dict[str, Tensor]:
         return self.adversary.buffers.state()
 
@@ -178,8 +182,8 @@ class Cut(Method[Batch, Outputs]):
 
     def discriminator_loss(self, outputs: Outputs, batch: Batch, context: StepContext) -> tuple[Tensor, Losses]:
         outputs.shown = self.adversary.shown(outputs.fake, batch.slots, context.draws)
-        d_fake, d_real = self.adversary.discriminator_losses(outputs.shown, batch.target)
-        return (d_fake + d_real) / 2, {"D_fake": d_fake, "D_real": d_real}
+        d_fake, d_real, right = self.adversary.discriminator_losses(outputs.shown, batch.target)
+        return (d_fake + d_real) / 2, {"D_fake": d_fake, "D_real": d_real, **right.named("D")}
 
     def generator_loss(self, outputs: Outputs, batch: Batch, context: StepContext) -> tuple[Tensor, Losses]:
         g_gan = self.adversary.generator_loss(outputs.fake)

@@ -11,7 +11,7 @@ from infra.config import option
 from infra.errors import UserError
 from trainer.draws import generator
 from trainer.losses import l1_distance
-from trainer.methods.base import Batch, Losses, Method, OptimiserSpec, Phase, StepContext
+from trainer.methods.base import Batch, Guesses, Losses, Method, OptimiserSpec, Phase, StepContext
 from trainer.methods.config import MethodConfig
 from trainer.methods.parts.adversary import Adversary
 from trainer.methods.parts.image_buffers import ImageBuffers
@@ -126,6 +126,9 @@ class CycleGan(Method[Batch, list[Translated]]):
         (discriminator, *_) = (side.adversary.discriminator for side in self.sides)
         return self.product.sizes & discriminator.sizes
 
+    def guesses(self) -> Guesses:
+        return Guesses(discriminators=[{f"D_{side.letter}": side.adversary.guess} for side in self.sides])
+
     def slot_state(self) -> dict[str, Tensor]:
         return {name: kept for side in self.sides for name, kept in side.adversary.buffers.state().items()}
 
@@ -151,6 +154,10 @@ class CycleGan(Method[Batch, list[Translated]]):
         total = torch.stack(list(named.values())).sum()
         if phase == "generator":
             named["G"] = total
+        else:
+            for side, translated in zip(self.sides, outputs, strict=True):
+                assert translated.right is not None
+                named |= translated.right.named(f"D_{side.letter}")
         return total, {name: value.detach() for name, value in named.items()}
 
     def generator_terms(
@@ -168,5 +175,5 @@ class CycleGan(Method[Batch, list[Translated]]):
     ) -> Iterator[tuple[str, Tensor]]:
         _, real = side.images(batch)
         shown = side.adversary.shown(translated.fake, batch.slots, context.draws)
-        d_fake, d_real = side.adversary.discriminator_losses(shown, real)
+        d_fake, d_real, translated.right = side.adversary.discriminator_losses(shown, real)
         yield "D", (d_fake + d_real) / 2

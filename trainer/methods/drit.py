@@ -18,6 +18,7 @@ from trainer.losses import adversarial_loss, confusion_loss, l1_distance, multi_
 from trainer.losses.attributes import mode_seeking_loss, normal_divergence
 from trainer.methods.base import Batch, Losses, Method, OptimiserSpec, Phase, StepContext, frozen
 from trainer.methods.config import MethodConfig
+from trainer.methods.parts.adversary import ACCURACY, Right
 from trainer.networks import init_weights
 from trainer.networks.config import MultiScaleConfig
 from trainer.networks.drit import (
@@ -294,16 +295,20 @@ class Drit(Method[Batch, Outputs]):
             assert made.other is not None
             for which, real, fakes in (("", images[::2], [made.other]), ("2", images[1::2], made.drawn)):
                 network = self.get_submodule(f"discriminator_{domain}{which}")
-                of_real = multi_scale_loss("vanilla", network(real), True)
-                of_fake = [multi_scale_loss("vanilla", network(fake.detach()), False) for fake in fakes]
-                terms[f"D_{domain.upper()}{which}"] = len(fakes) * of_real + torch.stack(of_fake).sum()
+                name, score_real = f"D_{domain.upper()}{which}", network(real)
+                score_fakes = [network(fake.detach()) for fake in fakes]
+                of_real = multi_scale_loss("vanilla", score_real, True)
+                of_fake = [multi_scale_loss("vanilla", score, False) for score in score_fakes]
+                terms[name] = len(fakes) * of_real + torch.stack(of_fake).sum()
+                terms |= Right.of("vanilla", [each for score in score_fakes for each in score], score_real).named(name)
         return terms
 
     def _content_terms(self, outputs: Outputs, batch: Batch) -> Losses:
         """Eqn. 1: contents of the target domain are real, those of the source fake."""
         scores = {domain: self.content_discriminator(made.content.detach()) for domain, made in outputs.domains.items()}
         losses = [adversarial_loss("vanilla", score, domain == "b") for domain, score in scores.items()]
-        return {"D_content": torch.stack(losses).sum()}
+        right = Right.of("vanilla", [scores["a"]], [scores["b"]])
+        return {"D_content": torch.stack(losses).sum(), **right.named("D_content")}
 
     def _generator_terms(self, outputs: Outputs, batch: Batch) -> Losses:
         """Eqn. 5 without the reconstruction of drawn attributes, which is the other update's."""
@@ -341,7 +346,7 @@ class Drit(Method[Batch, Outputs]):
 
 
 def _sum(terms: Losses) -> Tensor:
-    return torch.stack([*terms.values()]).sum()
+    return torch.stack([term for name, term in terms.items() if not name.startswith(ACCURACY)]).sum()
 
 
 def _initialise(network: nn.Module, draws: torch.Generator) -> None:

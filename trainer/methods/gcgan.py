@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from infra.config import option
 from trainer.draws import generator
 from trainer.losses import l1_distance
-from trainer.methods.base import Batch, Losses, Method, OptimiserSpec, Phase, StepContext
+from trainer.methods.base import Batch, Guesses, Losses, Method, OptimiserSpec, Phase, StepContext
 from trainer.methods.cyclegan import CYCLEGAN, StridedConfig
+from trainer.methods.parts.adversary import Right
 from trainer.methods.parts.sides import Translated, translate
 from trainer.networks import init_weights
 from trainer.networks.sizes import Sizes
@@ -90,6 +91,9 @@ class GcGan(Method[Batch, list[Translated]]):
     def sizes(self, images: int) -> Sizes:
         return self.product.sizes & self.adversaries[0].discriminator.sizes
 
+    def guesses(self) -> Guesses:
+        return Guesses(discriminators=[{"D_B": sum(adversary.guess for adversary in self.adversaries)}])
+
     def slot_state(self) -> dict[str, Tensor]:
         return {name: kept for adversary in self.adversaries for name, kept in adversary.buffers.state().items()}
 
@@ -116,12 +120,14 @@ class GcGan(Method[Batch, list[Translated]]):
         """The terms, with their weights, under the names of the published code; G is their sum."""
         targets = batch.target, self.f(batch.target)
         if phase == "discriminator":
-            losses: list[Tensor] = []
+            losses, rights = list[Tensor](), list[Right]()
             for adversary, translated, real in zip(self.adversaries, outputs, targets, strict=True):
                 shown = adversary.shown(translated.fake, batch.slots, context.draws)
-                losses += adversary.discriminator_losses(shown, real)
+                *both, right = adversary.discriminator_losses(shown, real)
+                losses += both
+                rights.append(right)
             total = torch.stack(losses).sum() / 2
-            return total, {"D_B": total.detach()}
+            return total, {"D_B": total.detach(), **Right.mean(rights).named("D_B")}
         plain, turned = outputs
         named = {
             "G_AB": self.adversaries[0].generator_loss(plain.fake),

@@ -17,6 +17,7 @@ from trainer.draws import generator
 from trainer.losses import l1_distance, multi_scale_loss
 from trainer.methods.base import Batch, Losses, Method, OptimiserSpec, Phase, StepContext, frozen
 from trainer.methods.config import MethodConfig
+from trainer.methods.parts.adversary import Right
 from trainer.networks import init_weights
 from trainer.networks.blocks import LayerNorm2d
 from trainer.networks.config import MultiScaleConfig
@@ -205,7 +206,7 @@ class Munit(Method[Batch, Outputs]):
 
     def _discriminator_loss(self, outputs: Outputs, images: dict[str, Tensor]) -> tuple[Tensor, Losses]:
         """Sec. 5.1: of both discriminators, real and fake added and not halved."""
-        named = {}
+        named, rights = Losses(), Losses()
         for domain, image in images.items():
             network = self.get_submodule(f"discriminator_{domain}")
             fakes, reals = zip(
@@ -213,7 +214,8 @@ class Munit(Method[Batch, Outputs]):
             )
             fake, real = (multi_scale_loss(self.config.gan, each, each is reals) for each in (fakes, reals))
             named[f"D_{domain.upper()}"] = fake + real
-        return torch.stack([*named.values()]).sum(), named
+            rights |= Right.of(self.config.gan, fakes, reals).named(f"D_{domain.upper()}")
+        return torch.stack([*named.values()]).sum(), named | rights
 
     def _generator_loss(self, outputs: Outputs, images: dict[str, Tensor]) -> tuple[Tensor, Losses]:
         """Eqn. 5, with the adversarial loss of the published code and its cycle loss."""

@@ -17,9 +17,9 @@ from infra.errors import UserError
 from infra.views import CropWithBox
 from trainer.draws import generator
 from trainer.losses import mutual_information
-from trainer.methods.base import Losses, Method, OptimiserSpec, Phase, StepContext
+from trainer.methods.base import Guesses, Losses, Method, OptimiserSpec, Phase, StepContext
 from trainer.methods.config import MethodConfig
-from trainer.methods.parts.adversary import Adversary
+from trainer.methods.parts.adversary import Adversary, Right
 from trainer.methods.parts.image_buffers import ImageBuffers
 from trainer.methods.parts.part import patch_ids
 from trainer.methods.parts.relation import RelationConfig, mean_hdce, mean_relation, projected
@@ -260,6 +260,9 @@ class Semst(Method[BoxedBatch, Outputs]):
             return [batch.target]
         return [halved(batch.target), cut(batch.target, batch.target_boxes.tolist(), self.config.local)]
 
+    def guesses(self) -> Guesses:
+        return Guesses(discriminators=[dict.fromkeys(("D_fake", "D_real"), self.adversaries[0].guess)])
+
     def loss(self, phase: str, outputs: Outputs, batch: BoxedBatch, context: StepContext) -> tuple[Tensor, Losses]:
         evaluate = {"discriminator": self._discriminator_loss, "generator": self._generator_loss}[phase]
         total, named = evaluate(outputs, batch, context)
@@ -268,8 +271,9 @@ class Semst(Method[BoxedBatch, Outputs]):
     def _discriminator_loss(self, outputs: Outputs, batch: BoxedBatch, context: StepContext) -> tuple[Tensor, Losses]:
         pairs = zip(self.adversaries, self._judged(outputs, batch), self._real(batch), strict=True)
         each = [adversary.discriminator_losses(made.detach(), real) for adversary, made, real in pairs]
-        fake, real = (torch.stack(kind).mean() for kind in zip(*each, strict=True))
-        return (fake + real) / 2, {"D_fake": fake, "D_real": real}
+        fakes, reals, rights = zip(*each, strict=True)
+        fake, real = torch.stack(fakes).mean(), torch.stack(reals).mean()
+        return (fake + real) / 2, {"D_fake": fake, "D_real": real, **Right.mean(rights).named("D")}
 
     def _generator_loss(self, outputs: Outputs, batch: BoxedBatch, context: StepContext) -> tuple[Tensor, Losses]:
         judged = zip(self.adversaries, self._judged(outputs, batch), strict=True)

@@ -2,6 +2,7 @@
 ablation study has (its Appendix C.1 and C.5)."""
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -115,6 +116,10 @@ class PatchContrast(Owner, ABC):
         self.networks = {"heads": self.heads}
         init_weights(self.heads, generator("cpu", seed, "init", "heads"))
 
+    def guesses(self) -> dict[str, float]:
+        """See `Guesses.contrasts`."""
+        return {}
+
     @abstractmethod
     def losses(self, outputs: Outputs, batch: Batch, context: StepContext) -> tuple[Tensor, Losses]:
         """What is added to G's loss, and the named scalars to report."""
@@ -173,6 +178,13 @@ class Contrast(PatchContrast):
         if nce_identity is None:
             return nce, {"NCE": nce}
         return (nce + nce_identity) / 2, {"NCE": nce, "NCE_Y": nce_identity}
+
+    def guesses(self) -> dict[str, float]:
+        """A guess among the keys that a patch is compared with: as many as asked for, though small maps have fewer, and one
+        image's, though `all_negatives` has those of all."""
+        keys = self.config.patches if self.config.bank.internal else 1
+        value = self.config.lambda_nce * math.log(keys + self.config.bank.size)
+        return dict.fromkeys(("NCE", "NCE_Y") if self.config.identity else ("NCE",), value)
 
     def values(self, outputs: Outputs, batch: Batch, context: StepContext) -> tuple[Tensor, Tensor | None]:
         """Both, each times its weight; the second None if not asked for."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.methods.base import Batch
-from trainer.methods.parts.adversary import Adversary
+from trainer.methods.parts.adversary import Adversary, Right
 from trainer.networks.split import split_batch
 
 
@@ -15,19 +15,21 @@ class Translated:
     """What a generator makes of a batch, (b, 3, h, w) each.
 
     fake: of the images that it translates. identity: of those of the other domain, or None. cycle: `fake`, translated back by
-    the other generator, or None.
+    the other generator, or None. right: how often the discriminator of `fake` was, once it has seen it.
     """
 
     fake: Tensor
     identity: Tensor | None = None
     cycle: Tensor | None = None
+    right: Right | None = None
 
 
 def translate(generator: nn.Module, images: Tensor, others: Tensor | None) -> Translated:
     """Images, and others of the domain that they are translated to, in one pass."""
     if others is None:
         return Translated(generator(images))
-    return Translated(*split_batch(generator(torch.cat([images, others])), [len(images), len(others)]))
+    fake, identity = split_batch(generator(torch.cat([images, others])), [len(images), len(others)])
+    return Translated(fake, identity)
 
 
 @dataclass(frozen=True)
