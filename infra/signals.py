@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
@@ -17,8 +17,9 @@ import psutil
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 POLL_S = 0.5
-LAUNCHER_WINDOW_S, WINDOW_S = 5.0, 0.5  # signals so soon after the first are copies of it, such as a launcher's
+LAUNCHER_WINDOW_S, WINDOW_S = 5.0, 1.0  # signals so soon after the first are copies of it, such as a launcher's
 GRACE_S = 30.0
+LAST_WORDS_S = 5.0  # for a disk or a screen that does not take what is said before a process is ended
 _PR_SET_PDEATHSIG = 1  # of sys/prctl.h
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class ToldToStop(BaseException):
 
 
 class StopRequest:
-    """Whether this process was told to stop, and what that may interrupt: everything, unless `deferred`.
+    """Whether this process was told to stop, and whether that interrupts what it does: inside `interruptible`.
 
     number: of the signal, None until there is one. saved: words on what is kept, for the case that time runs out. at_end:
     called, with the exit code, before the process is ended by force.
@@ -48,7 +49,9 @@ class StopRequest:
         self.saved = "nothing is saved"
         self.at_end: list[Callable[[int], object]] = []
         self._since = 0.0
-        self._interrupts = True
+        self._interrupts = False
+        self._heard = False  # by the main thread
+        self._over = False
 
     @property
     def told(self) -> bool:
@@ -89,14 +92,19 @@ class StopRequest:
             self._interrupts = before
 
     def settle(self) -> None:
-        """What is under way is the way out, which nothing interrupts any more but the end of the grace period."""
+        """What is under way is the way out, which only a second signal or the end of the grace period cuts short."""
         self._interrupts = False
 
+    def over(self) -> None:
+        """All is done, and a launcher's signals, which come when the first rank has ended, mean nothing any more."""
+        self._interrupts, self._over = False, True
+
     def hear(self, number: int, frame: FrameType | None = None) -> None:
-        """The handler of the signals."""
+        """The handler of the signals. Only the first interrupts: its copies would cut short the saving that follows."""
         self.note(number)
-        if self._interrupts:
-            self._interrupts = False  # once: what comes now is the way out
+        first, self._heard = not self._heard, True
+        if first and self._interrupts:
+            self._interrupts = False
             raise ToldToStop
 
     def note(self, number: int) -> None:
@@ -107,7 +115,7 @@ class StopRequest:
     def _watch(self, heard: socket.socket) -> None:
         """The thread. heard: has a byte for each signal as soon as it comes."""
         window = LAUNCHER_WINDOW_S if STARTED_BY else WINDOW_S
-        orphan = False
+        first: float | None = None  # when it was heard here, which on a busy machine may be long after it came
         while True:
             numbers: list[int] = []
             if select.select([heard], [], [], POLL_S)[0]:
@@ -115,30 +123,42 @@ class StopRequest:
                     heard.close()
                     return
                 numbers = [number for number in received if number in STOP_SIGNALS]
-            if self.told and numbers and time.monotonic() - self._since > window:
-                self.end("ended at once by a second signal", self.exit_code)
             for number in numbers:
                 self.note(number)
+            if numbers and first is None:
+                first = time.monotonic()
+            elif numbers and first is not None and time.monotonic() - first > window and not self._over:
+                self.end("ended at once by a second signal", self.exit_code)
             if self.told and self.time_left == 0:
                 self.end(
                     f"ended {self.grace:g} s after the signal (--loop.grace) in the middle of its work", self.exit_code
                 )
-            if not orphan and is_orphan():
-                orphan = True
+            if not self.told and is_orphan():
                 os.kill(os.getpid(), signal.SIGTERM)
 
     def end(self, why: str, exit_code: int) -> None:
         """End this process now."""
         # One of the ranks is enough on the screen.
         level = logging.INFO if int(os.environ.get("RANK", 0)) else logging.ERROR
-        log.log(level, "%s; %s: the same command goes on from there", why, self.saved)
-        for action in self.at_end:
-            with suppress(Exception):
-                action(exit_code)
+
+        def say(_: int) -> None:
+            log.log(level, "%s; %s: the same command goes on from there", why, self.saved)
+
+        end_process(exit_code, [say, *self.at_end])
+
+
+def end_process(exit_code: int, actions: Sequence[Callable[[int], object]]) -> None:
+    """End this process now, whatever its threads do. actions: called with the exit code before, for LAST_WORDS_S at most."""
+    limit = threading.Timer(LAST_WORDS_S, os._exit, (exit_code,))
+    limit.daemon = True
+    limit.start()
+    for action in actions:
         with suppress(Exception):
-            logging.shutdown()
-            sys.stdout.flush()
-        os._exit(exit_code)
+            action(exit_code)
+    with suppress(Exception):
+        logging.shutdown()
+        sys.stdout.flush()
+    os._exit(exit_code)
 
 
 _current: StopRequest | None = None
@@ -176,7 +196,10 @@ def listening(grace: float = GRACE_S) -> Iterator[StopRequest]:
     finally:
         _current = None
         for number in taken:
-            signal.signal(number, before[number])
+            # A rank that is done ends with its own exit code, though the launcher of one that was faster sends a signal. (A
+            # handler that is not Python's own, None here, cannot be put back.)
+            former = signal.SIG_IGN if request._over and STARTED_BY else before[number]
+            signal.signal(number, signal.SIG_DFL if former is None else former)
         signal.set_wakeup_fd(wakeup)
         signalled.close()
         thread.join(POLL_S)

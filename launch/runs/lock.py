@@ -10,13 +10,20 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from infra.errors import UserError
+from infra.errors import OUTAGE, UserError
 from infra.json_lines import read_json
 from trainer.engines import Engine
 
 WAIT_S = 5.0  # for a process that is about to end, or that only looks
 LEASE_S = 60.0  # without locks: how long a sign of life of the holder counts
 SEEN_S = 10.0  # in which a new file shows on the other machines
+
+
+class Held(UserError):
+    """Another process trains the run. That passes, also where the machine that holds the lock has died, which a file server
+    may learn a minute later."""
+
+    exit_code = OUTAGE
 
 
 class RunLock:
@@ -31,7 +38,7 @@ class RunLock:
         self._released = threading.Event()
 
     def take(self, path: Path) -> None:
-        """UserError if another process holds it. path: of the file, in a folder that is there."""
+        """Held if another process has it. path: of the file, in a folder that is there."""
         if self._descriptor is not None:
             return
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -50,8 +57,8 @@ class RunLock:
                 break
             if time.monotonic() > deadline:
                 os.close(descriptor)
-                raise UserError(f"the run in {path.parent} is being trained{_by(path)}: wait for it or stop it, or name another "
-                                "--run-dir")  # fmt: skip
+                raise Held(f"the run in {path.parent} is being trained{_by(path)}: wait for it or stop it, or name another "
+                           "--run-dir")  # fmt: skip
             time.sleep(0.1)
         self._descriptor, self._path = descriptor, path
 
@@ -101,6 +108,9 @@ def check_shared(path: Path, token: str, engine: Engine) -> None:
     deadline = time.monotonic() + SEEN_S
     while not (seen := read_json(path, dict).get("token") == token) and time.monotonic() < deadline:
         time.sleep(0.2)
+        with suppress(OSError):
+            os.listdir(path.parent.parent)  # has a network file system ask its server anew what is there
+            os.listdir(path.parent)
     lack = engine.gather(None if seen else f"rank {engine.rank} on {socket.gethostname()}")
     if without := engine.broadcast([one for one in lack or () if one]):
         raise UserError(f"the run folder {path.parent} of rank 0 is not there for {', '.join(without)}: name a --run-dir on "

@@ -24,11 +24,13 @@ def together(engine: Engine, work: Callable[[RunLock], Path]) -> Path:
         if raised is error:
             raise
         raise raised from None
+    else:
+        current().settle()
+        _meet(engine)
+        return result
     finally:
         lock.release()
-    current().settle()
-    _meet(engine)
-    return result
+        current().over()
 
 
 def judged(engine: Engine, error: BaseException) -> BaseException:

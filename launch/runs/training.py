@@ -121,16 +121,17 @@ def run(
     """
     with listening(config.loop.grace) as stop:
         try:
-            engine = make_engine(config.engine)
-            setup_logging(None, engine.rank)
-            engine.watch(stop)
-            try:
-                return together(engine, lambda lock: _train(kind, config, engine, lock, tags or {}, listener))
-            finally:
-                engine.close()
+            with stop.interruptible():
+                engine = make_engine(config.engine)
+                setup_logging(None, engine.rank)
+                engine.watch(stop)
+                try:
+                    return together(engine, lambda lock: _train(kind, config, engine, lock, tags or {}, listener))
+                finally:
+                    engine.close()
         except ToldToStop:
             others = int(os.environ.get("RANK", 0)) > 0
-            raise Stopped(f"told to stop while the run was set up; {stop.saved}: the same command goes on from there",
+            raise Stopped(f"told to stop while no step was under way; {stop.saved}: the same command goes on from there",
                           stop.exit_code, said=others) from None  # fmt: skip
 
 
@@ -268,7 +269,7 @@ def _fit(
     try:
         if start.step == 0:
             sample(0)
-        with writing:
+        with current().deferred(), writing:  # a signal does not keep what is being written from its end
             trainer.fit(
                 loader, start.step, recorder=recorder, sample=sample, evaluate=evaluate, save=save, examine=examine
             )

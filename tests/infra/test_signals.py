@@ -2,13 +2,17 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
+
+from infra.signals import StopRequest
 
 pytestmark = pytest.mark.slow
 
@@ -50,9 +54,34 @@ with listening() as stop, stop.deferred():
 """
 
 
-def begin(code: str, *arguments: str, cwd: Path) -> subprocess.Popen[str]:
+WAY_OUT = """
+import time
+from infra.signals import listening
+with listening() as stop, stop.interruptible():
+    with stop.deferred():
+        print("ready", flush=True)
+        while not stop.told:
+            time.sleep(0.05)
+    print("told", flush=True)
+    time.sleep(1)  # the state is written by a thread, which the main thread waits for
+    open("saved", "w").close()
+"""
+
+DONE = """
+import os, signal
+from infra.signals import listening
+with listening() as stop, stop.interruptible():
+    print("ready", flush=True)
+    stop.over()
+    os.kill(os.getpid(), signal.SIGTERM)
+os.kill(os.getpid(), signal.SIGTERM)
+os._exit(75)
+"""
+
+
+def begin(code: str, *arguments: str, cwd: Path, **variables: str) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], cwd=cwd, env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        [sys.executable, "-c", code, *arguments], cwd=cwd, env=os.environ | {"PYTHONPATH": str(REPOSITORY)} | variables,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     assert process.stdout and process.stdout.readline() == "ready\n"
@@ -61,24 +90,55 @@ def begin(code: str, *arguments: str, cwd: Path) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("code", [BUSY, NATIVE])
 def test_the_grace_period_ends_what_does_not_end_itself(code: str, tmp_path: Path) -> None:
-    process = begin(code, "1.5", cwd=tmp_path)
+    process = begin(code, "3", cwd=tmp_path)
+    told = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    time.sleep(0.7)
-    assert process.poll() is None
-    output, _ = process.communicate(timeout=30)
-    assert process.returncode == 143
-    assert "ended 1.5 s after the signal (--loop.grace) in the middle of its work; nothing is saved" in output
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143 and time.monotonic() - told > 2.9
+    assert "ended 3 s after the signal (--loop.grace) in the middle of its work; nothing is saved" in output
 
 
 def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     process = begin(BUSY, "300", cwd=tmp_path)
-    process.send_signal(signal.SIGINT)
-    time.sleep(1.5)
-    assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=30)
+    for _ in range(20):
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(1.5)
+            break
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "ended at once by a second signal" in output
     assert "Traceback" not in output
+
+
+def test_copies_of_a_signal_leave_the_way_out_alone(tmp_path: Path) -> None:
+    """As where a cluster tells all processes of a step, and torchrun its ranks once more."""
+    process = begin(WAY_OUT, cwd=tmp_path, RANK="0")
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGUSR1)
+    assert process.stdout and process.stdout.readline() == "told\n"
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 0 and (tmp_path / "saved").exists()
+
+
+def test_one_signal_is_not_two_however_late_it_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The main thread may have noted it long before the thread that listens gets a turn."""
+    request, ends = StopRequest(60), list[str]()
+    monkeypatch.setattr(request, "end", lambda why, exit_code: ends.append(why))
+    request.note(signal.SIGTERM)
+    monkeypatch.setattr(request, "_since", time.monotonic() - 10)
+    heard, signalled = socket.socketpair()
+    signalled.send(bytes([signal.SIGTERM]))
+    signalled.close()
+    request._watch(heard)
+    assert not ends
+
+
+def test_a_rank_that_is_done_ends_with_its_own_exit_code(tmp_path: Path) -> None:
+    """Its launcher sends a signal as soon as another rank has ended."""
+    process = begin(DONE, cwd=tmp_path, RANK="0")
+    process.communicate(timeout=60)
+    assert process.returncode == 75
 
 
 def test_what_was_ignored_stays_ignored(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from infra.errors import UserError
+from infra.errors import OUTAGE, UserError, exit_code_of
 from launch.runs import lock as module
 from launch.runs.folder import RunFolder, default_run_dir
 from launch.runs.lock import RunLock, is_held
@@ -47,8 +47,11 @@ def test_a_second_writer_is_refused_until_the_first_has_ended(tmp_path: Path) ->
     holder = subprocess.Popen([sys.executable, "-c", HOLDS, str(path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout and holder.stdout.readline() == "held\n"
     assert is_held(path)
-    with pytest.raises(UserError, match=rf"is being trained by process {holder.pid} on \S+ since \d+-.*--run-dir"):
+    with pytest.raises(
+        UserError, match=rf"is being trained by process {holder.pid} on \S+ since \d+-.*--run-dir"
+    ) as refused:
         RunLock().take(path)
+    assert exit_code_of(refused.value) == OUTAGE  # which passes, as where a file server has yet to learn of a death
     holder.kill()
     holder.wait()
     assert not is_held(path)

@@ -9,12 +9,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import pytest
 import torch.distributed as dist
 
 from infra.errors import Stopped, UserError
 from infra.signals import StopRequest, ToldToStop
+from trainer.engines import EngineConfig, ddp
 from trainer.engines import peers as module
 from trainer.engines.attempts import of_this_attempt
 from trainer.engines.ddp import PATIENCE
@@ -139,12 +141,52 @@ def test_what_one_is_told_all_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
         assert zero.judge(error) is error and zero.fault is None
 
 
+def test_who_is_told_while_it_is_set_up_waits_until_all_have_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its end may take the store with it."""
+    heard: list[int] = []
+    with two() as (zero, one):
+        monkeypatch.setattr(module.os, "kill", lambda pid, number: heard.append(number))
+        zero._stop.note(signal.SIGTERM)
+        zero.judge(ToldToStop())
+        assert one._stop.told and heard == [signal.SIGTERM]
+
+
+@pytest.mark.parametrize("why", ["told", "orphan", ""])
+def test_a_store_that_goes_with_the_launcher_is_no_fault(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rank is told to stop then, and has time to save."""
+    monkeypatch.setattr(module, "is_orphan", lambda: why == "orphan")
+    server = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+    store = dist.PrefixStore("attempt", dist.TCPStore("127.0.0.1", server.port, None, False))
+    one = Peers(store, 1, 2, StopRequest(30), silence=60, longest=60)
+    one.begin()
+    until(lambda: store.check(["beat/1"]))
+    if why == "told":
+        one._stop.note(signal.SIGTERM)
+    del server
+    one._thread.join(20)
+    assert not one._thread.is_alive()
+    assert fault_of(one).startswith("the store of the ranks is gone") == (not why)
+    assert one.fault is None or one.fault.exit_code == 75
+
+
 def test_a_rank_that_has_left_is_not_missed() -> None:
     with two(silence=0.5) as (zero, one):
         time.sleep(0.3)
         one.leave()
         time.sleep(1.5)
         assert zero.fault is None
+
+
+def test_ranks_that_do_not_find_each_other_are_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "here"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    server = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(server, 1, 2)]))
+    monkeypatch.setattr(ddp, "PATIENCE", timedelta(seconds=0.2))
+    with pytest.raises(Stopped, match=r"the 2 processes cannot reach each other \(not all of 2 ranks") as stop:
+        ddp.DdpEngine(EngineConfig(device="cpu"))
+    assert stop.value.exit_code == 75
 
 
 def test_each_attempt_has_a_store_of_its_own_whatever_was_asked_before() -> None:

@@ -17,20 +17,25 @@ def of_this_attempt(store: Store, rank: int, world_size: int, patience: timedelt
     asked in an earlier attempt is answered as well, and nobody reads it. RuntimeError if not all ask in time.
     """
     own = uuid.uuid4().hex
+    deadline = time.monotonic() + patience.total_seconds()
+
+    def pause() -> None:  # not the store's own waiting, which no signal interrupts
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"not all of {world_size} ranks were there within {patience}")
+        time.sleep(POLL_S)
+
     if rank > 0:
         store.set(f"asks/{rank}", own)
-        store.wait([f"answer/{own}"], patience)
+        while not store.check([f"answer/{own}"]):
+            pause()
         name = store.get(f"answer/{own}").decode()
         store.add(f"joined/{name}", 1)
         return PrefixStore(name, store)
     answered: set[str] = set()
-    deadline = time.monotonic() + patience.total_seconds()
     while store.add(f"joined/{own}", 0) < world_size - 1:
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"not all of {world_size} ranks were there within {patience}")
         for other in range(1, world_size):
             if store.check([f"asks/{other}"]) and (asked := store.get(f"asks/{other}").decode()) not in answered:
                 store.set(f"answer/{asked}", own)
                 answered.add(asked)
-        time.sleep(POLL_S)
+        pause()
     return PrefixStore(own, store)

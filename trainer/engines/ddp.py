@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed import PrefixStore
 from torch.nn.parallel import DistributedDataParallel
 
-from infra.errors import UserError
+from infra.errors import OUTAGE, Stopped
 from infra.signals import StopRequest
 from trainer.engines.attempts import of_this_attempt
 from trainer.engines.base import Engine, LossModule
@@ -48,8 +48,10 @@ class DdpEngine(Engine):
                 store=self._store, rank=rank, world_size=world_size, timeout=PATIENCE,
             )  # fmt: skip
         except (RuntimeError, ValueError) as error:
-            raise UserError(f"the {self.world_size} processes cannot reach each other ({error}): check the launcher's "
-                            "--master_addr and number of nodes, or give it another --master_port") from None  # fmt: skip
+            raise Stopped(
+                f"the {self.world_size} processes cannot reach each other ({error}): a machine is away, or the launcher's "
+                "--master_addr, its number of nodes or its --master_port is wrong", OUTAGE,
+            ) from None  # fmt: skip
 
     def _wrap(self, module: LossModule, spec: OptimiserSpec, optim: OptimConfig) -> nn.Module:
         # Every network of an optimiser takes part in its losses. Buffers are constants (blur kernels), or batch norm's running

@@ -19,7 +19,7 @@ import psutil
 import torch.distributed as dist
 
 from infra.errors import FAULT, OUTAGE, Stopped, UserError, exit_code_of, first_line
-from infra.signals import StopRequest, ToldToStop
+from infra.signals import LAST_WORDS_S, StopRequest, ToldToStop, end_process, is_orphan
 
 BEAT_S = 1.0
 HEARD_S = 5.0  # until a rank that raises has been heard by the others
@@ -70,6 +70,7 @@ class Peers:
         self._step: tuple[int, float] | None = None  # in which this process is, and since when
         self._slowest = 0.0
         self._steps = 0
+        self._late = 0  # beats since a step was seen to take too long
         self._seen = {other: _Seen() for other in range(world_size) if other != rank}
         self._answered = 0.0  # when the store last did
         self._learning = threading.Lock()
@@ -88,9 +89,14 @@ class Peers:
         if not self._left.is_set():
             self._left.set()
             with suppress(Exception):
-                if self._stop.number is not None:
-                    self._store.set("told", str(self._stop.number))
+                self._tell()
                 self._store.set(f"left/{self.rank}", "")
+
+    def _tell(self) -> None:
+        """If this rank is to stop, so are all."""
+        if self._stop.number is not None:
+            self._store.set("told", str(self._stop.number))
+            self._store.set(f"stops/{self.rank}", "")
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
@@ -122,8 +128,14 @@ class Peers:
             ):
                 time.sleep(0.1)
             if self.fault is None and self._stop.told:
-                return ToldToStop()
+                error = ToldToStop()
         if self.fault is None and self._stop.told and isinstance(error, ToldToStop | Stopped):
+            if isinstance(
+                error, ToldToStop
+            ):  # the others may not have heard, and would take this one's end for a fault
+                with suppress(Exception):
+                    self._tell()
+                    self._is_on_all("stops")
             return error  # all do so
         log.debug("%s", "".join(traceback.format_exception(error)))
         if self.rank > 0:  # what all ranks raise is for rank 0 to say
@@ -154,6 +166,9 @@ class Peers:
             if self.fault is not None:
                 return
             fault = Fault(**json.loads(text))
+            limit = threading.Timer(LEAVE_S + LAST_WORDS_S, os._exit, (fault.exit_code,))
+            limit.daemon = True
+            limit.start()  # in case that a disk or the screen does not take what is said now
             log.debug("the main thread is here:\n%s", self._stack())
             with suppress(OSError):  # a screen that is gone
                 log.log(logging.ERROR if self.rank == fault.speaker else logging.INFO, "%s", fault.sentence)
@@ -164,12 +179,18 @@ class Peers:
     def _is_said(self, fault: Fault) -> bool:
         """Whether it is on the screen. Waits until all have heard of it, for a while: a rank that ends takes others with it, and
         perhaps the store."""
-        deadline = time.monotonic() + HEARD_S
         with suppress(Exception):
-            while not self._store.check([f"heard/{rank}" for rank in range(self.world_size)]):
-                if time.monotonic() > deadline:
-                    return self.rank == fault.speaker or self._store.check([f"heard/{fault.speaker}"])
-                time.sleep(0.1)
+            if not self._is_on_all("heard"):
+                return self.rank == fault.speaker or self._store.check([f"heard/{fault.speaker}"])
+        return True
+
+    def _is_on_all(self, what: str) -> bool:
+        """Whether all ranks have a key of this name, if need be after a while."""
+        deadline = time.monotonic() + HEARD_S
+        while not self._store.check([f"{what}/{rank}" for rank in range(self.world_size)]):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
         return True
 
     def _stack(self) -> str:
@@ -193,7 +214,8 @@ class Peers:
                 self._answered = time.monotonic()
             except Exception as error:
                 gone = isinstance(error, dist.DistNetworkError)
-                if self._left.is_set():
+                # With its launcher the store may go as well: this rank is told to stop then, and has its grace period.
+                if self._left.is_set() or (gone and (self._stop.told or is_orphan())):
                     return
                 if gone or time.monotonic() - self._answered > self.silence:
                     what = "is gone" if gone else f"has not answered for {self.silence:g} s"
@@ -208,15 +230,16 @@ class Peers:
                 break
         if self.fault is not None:
             time.sleep(LEAVE_S)
-            self._end(self.fault)
+            end_process(self.fault.exit_code, self.at_end)  # whatever the main thread does
 
     def _exchange(self, beats: int) -> None:
         facts = {"place": self._place, "pid": os.getpid(), "beat": beats, "overdue": self._overdue()}
         self._store.set(f"beat/{self.rank}", json.dumps(facts))
-        if self._stop.number is not None:
-            self._store.set("told", str(self._stop.number))
+        if self._stop.told:
+            self._tell()
         elif self._store.check(["told"]):
             self._stop.note(int(self._store.get("told")))
+            self._tell()
             os.kill(os.getpid(), signal.SIGTERM)  # which interrupts what may be
         if self._store.check(["fault"]):
             self._learn(self._store.get("fault").decode())
@@ -258,22 +281,13 @@ class Peers:
         }
         if own := self._overdue():
             late[0] = own
-        if late:
+        self._late = self._late + 1 if late else 0
+        if self._late > 2:  # those that began a moment later have said so, too
             ranks = ", ".join(map(str, sorted(late)))
             words = (
                 f"{late[min(late)]} on rank {ranks} (--engine.longest-step): the logs of the ranks say where each is"
             )
             self._accuse(Fault(0, f"{words}; the same command goes on from the last checkpoint", FAULT))
-
-    def _end(self, fault: Fault) -> None:
-        """End this process now, whatever its main thread does."""
-        for action in self.at_end:
-            with suppress(Exception):
-                action(fault.exit_code)
-        with suppress(Exception):
-            logging.shutdown()
-            sys.stdout.flush()
-        os._exit(fault.exit_code)
 
 
 def _namespace() -> str:
