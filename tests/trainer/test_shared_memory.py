@@ -1,6 +1,7 @@
 """/dev/shm of 64 MB, Docker's default: said in a sentence before anything is trained."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,14 @@ def test_deepspeed_asks_for_what_it_uses() -> None:
     assert "#define MAX_BUF_SIZE 1048576 * 32\n#define NAIVE_ALLREDUCE_THRESHOLD 1048576\n" in source
     assert "char buffer[2 * NAIVE_ALLREDUCE_THRESHOLD + 2 * MAX_BUF_SIZE]" in source
     assert 66 * 2**20 < shared_memory.BUFFER_BYTES <= 67 * 2**20
+
+
+def test_each_installation_compiles_its_own_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    before = shared_memory.folder()
+    assert shared_memory.folder() == before
+    monkeypatch.setattr(sys, "prefix", "/elsewhere/.venv")
+    assert shared_memory.folder() != before
 
 
 @pytest.mark.parametrize("name", ["LOCAL_WORLD_SIZE", "LOCAL_SIZE"])

@@ -1,7 +1,9 @@
 """DeepSpeed's exchange of gradients between the CPU ranks of a node: an extension that it compiles, and a shared buffer."""
 
+import hashlib
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ BUFFER_BYTES = 67 * 2**20  # of each rank, in DeepSpeed 0.19: two times 32 + 1 M
 
 
 def folder() -> Path:
-    """Where the extension is compiled."""
-    versions = f"torch{torch.__version__}_python{platform.python_version()}"
+    """Where the extension is compiled: anew for each installation, of whose headers it is made; two that shared a folder would
+    compile it at every other start."""
+    place = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]
+    versions = f"torch{torch.__version__}_python{platform.python_version()}_{place}"
     return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cache_home() / "extensions" / versions) / OP
 
 
