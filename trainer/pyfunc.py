@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.checkpoint import NETWORK, Checkpoint, write_checkpoint
+from infra.disk import flush
+from infra.json_lines import read_json
+from trainer.checkpoint import NETWORK, STATE, Checkpoint, write_checkpoint
 
 NEEDED = ("torch", "numpy", "pillow", "safetensors", "pyyaml")  # by the code that a model carries
 FACTS = ("step", "image_size", "label_space")  # of a checkpoint, beside the options of its model
@@ -19,7 +21,7 @@ Apply = Callable[[np.ndarray], np.ndarray]
 
 def save_pyfunc_model(folder: Path, checkpoint: Path, networks: Sequence[str], load: Callable[[Path], Apply]) -> None:
     """Write some networks of a checkpoint, their moving averages where there are any, as a folder that
-    `mlflow.pyfunc.load_model` loads.
+    `mlflow.pyfunc.load_model` loads, which is complete or absent: it gets its name when all is on disk.
 
     load: see `trainer.image_model.ImageModel`, whose `predict` says what the model takes and gives.
     """
@@ -30,7 +32,8 @@ def save_pyfunc_model(folder: Path, checkpoint: Path, networks: Sequence[str], l
 
     from trainer.image_model import ImageModel, encoded
 
-    shutil.rmtree(folder, ignore_errors=True)
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
     packages = [str(Path(__file__).parents[1] / package) for package in ("trainer", "infra")]
     # Named here, since MLflow would find them out by loading the model in another process, which takes many seconds.
     needed = [f"{name}=={version(name).split('+')[0]}" for name in NEEDED]
@@ -42,7 +45,7 @@ def save_pyfunc_model(folder: Path, checkpoint: Path, networks: Sequence[str], l
         network = Path(scratch) / NETWORK
         _write_networks(network, Checkpoint(checkpoint), networks)
         mlflow.pyfunc.save_model(
-            folder,
+            draft,
             python_model=ImageModel(load),
             artifacts={NETWORK: str(network)},
             code_paths=packages,
@@ -50,6 +53,17 @@ def save_pyfunc_model(folder: Path, checkpoint: Path, networks: Sequence[str], l
             signature=ModelSignature(inputs=anything, outputs=anything),
             input_example=np.array([encoded(gradient)], dtype=object),
         )
+    for path in (*draft.rglob("*"), draft):
+        flush(path)
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier end of the same run
+    draft.rename(folder)
+    flush(folder.parent)
+
+
+def is_published(folder: Path, step: int) -> bool:
+    """Whether the folder is the model of that step. (Of models of earlier versions the step may not be known.)"""
+    known = read_json(folder / "artifacts" / NETWORK / STATE, dict).get("step")
+    return folder.is_dir() and known in (None, step)
 
 
 def _write_networks(folder: Path, checkpoint: Checkpoint, networks: Sequence[str]) -> None:

@@ -34,6 +34,7 @@ from trainer.engines import Engine, make_engine
 from trainer.loop import Broken, Evaluation, Trainer
 from trainer.methods import Method
 from trainer.networks.sizes import Sizes
+from trainer.pyfunc import is_published
 from trainer.state import TrainingState
 
 log = logging.getLogger(__name__)
@@ -166,7 +167,8 @@ def _train(
                 if row["step"] <= min(start.step, trainer.total_steps - 1):
                     listener(row)
         # The model is the last thing a run leaves: without it, a start that was killed at the end is still to publish it.
-        if start.step >= trainer.total_steps and folder.model.is_dir():
+        published = engine.broadcast(engine.rank == 0 and is_published(folder.model, start.step))
+        if start.step >= trainer.total_steps and published:
             log.info("%s is complete: all %d steps are done", folder.path, trainer.total_steps)
             if engine.rank == 0:
                 start.checkpointer.finish()

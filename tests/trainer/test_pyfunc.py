@@ -23,7 +23,7 @@ from trainer.checkpointer import Checkpointer
 from trainer.image_model import ImageModel, decoded, encoded
 from trainer.methods import SrunitConfig
 from trainer.networks.config import DiscriminatorConfig, GeneratorConfig
-from trainer.pyfunc import save_pyfunc_model
+from trainer.pyfunc import is_published, save_pyfunc_model
 from trainer.segmentation.config import SegmenterModelConfig
 from trainer.segmentation.trained import load_trained
 from trainer.translator import load_translator
@@ -74,6 +74,23 @@ def test_it_holds_the_network_alone(model: Path, checkpoint: Path) -> None:
     state = Checkpoint(network).state
     assert state["step"] == 7 and all(name.startswith("method.") for name in state["config"])
     assert "private" not in "".join(path.read_text() for path in model.rglob("*.json"))
+
+
+def test_a_model_is_complete_or_absent(
+    model: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert is_published(model, 7) and not is_published(model, 8)  # where it is of an earlier end
+    assert [path.name for path in model.parent.iterdir()] == ["model"]
+
+    def killed(folder: Path, **_: Any) -> None:
+        (folder / "artifacts").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mlflow.pyfunc, "save_model", killed)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            save_pyfunc_model(tmp_path / "model", checkpoint, ["generator"], load_translator)
+        assert not is_published(tmp_path / "model", 7) and not (tmp_path / "model").exists()
 
 
 # The application that `mlflow models serve` runs, without the repository and without the S3 client.
