@@ -4,9 +4,9 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn, Protocol
 
 import psutil
 import torch
@@ -104,6 +104,9 @@ class _Pending:
     waited: float
 
 
+Save = Callable[[TrainingState, Evaluation | None], None]
+
+
 class Recorder(Protocol):
     """Writes down what a training measures."""
 
@@ -176,10 +179,11 @@ class Trainer:
         recorder: Recorder,
         sample: Callable[[int], None],
         evaluate: Callable[[int], Evaluation] | None,
-        save: Callable[[TrainingState, Evaluation | None], None],
+        save: Save,
         examine: Callable[[TrainingState, Broken], None] = lambda state, broken: None,
+        owed: bool = False,
     ) -> None:
-        """Train from `first_step` (the number of steps already done) to the end.
+        """Train from `first_step` (the number of steps already done) to the end. owed: the evaluation after it is made first.
 
         sample, evaluate, save: draw what the network does, evaluate it, and keep a checkpoint (with the evaluation of the
         same step, if there was one) after so many steps. examine: told of the step that ends the run, with the state in which
@@ -190,6 +194,8 @@ class Trainer:
         with listening() as stop, stop.deferred():
             if first_step == 0:
                 self._measure(steps, recorder, stop)
+            if owed and evaluate:
+                self._save(first_step, self._evaluation(first_step, first_step, evaluate, save, stop), save)
             self._since = time.perf_counter()
             given, saved = iter(steps), first_step
             for step in range(first_step, self.total_steps):
@@ -218,16 +224,14 @@ class Trainer:
                     recorder.estimate(pairs / rows[-1]["pairs_per_s"])
                 if samples:
                     sample(done)
-                evaluation = self._evaluation(done, evaluate, stop) if evaluate and evaluates else None
+                evaluation = self._evaluation(done, saved, evaluate, save, stop) if evaluate and evaluates else None
                 if saves or (evaluation and evaluation.keep):
                     self._save(done, evaluation, save)
                     saved = done
                 if rows:
                     self._since = time.perf_counter()
 
-    def _save(
-        self, done: int, evaluation: Evaluation | None, save: Callable[[TrainingState, Evaluation | None], None]
-    ) -> None:
+    def _save(self, done: int, evaluation: Evaluation | None, save: Save) -> None:
         began = time.perf_counter()
         save(collect_state(self.method, self.engine, self.averaged, done), evaluation)
         self._pause = time.perf_counter() - began
@@ -243,14 +247,14 @@ class Trainer:
         finally:
             self._waited = time.perf_counter() - began
 
-    def _evaluation(self, done: int, evaluate: Callable[[int], Evaluation], stop: StopRequest) -> Evaluation | None:
-        """None if some rank is told to stop."""
-        if self.engine.any(stop.told):
-            return None
-        try:
-            return evaluate(done)
-        except ToldToStop:
-            return None
+    def _evaluation(
+        self, done: int, saved: int, evaluate: Callable[[int], Evaluation], save: Save, stop: StopRequest
+    ) -> Evaluation:
+        """Gives way, on all ranks, if one is told to stop."""
+        if not self.engine.any(stop.told):
+            with suppress(ToldToStop):
+                return evaluate(done)
+        self._stop(done, saved, save, stop, owed=True)
 
     def _flush(self, recorder: Recorder, examine: Callable[[TrainingState, Broken], None]) -> None:
         """Write the lines of steps that no report has had yet."""
@@ -259,13 +263,12 @@ class Trainer:
         if self._broken:
             self._end(*self._broken, examine)
 
-    def _stop(
-        self, done: int, saved: int, save: Callable[[TrainingState, Evaluation | None], None], stop: StopRequest
-    ) -> None:
+    def _stop(self, done: int, saved: int, save: Save, stop: StopRequest, *, owed: bool = False) -> NoReturn:
         """Save what is not saved yet, on all ranks, and raise Stopped."""
         stop.agree()
         if done > saved:
-            save(collect_state(self.method, self.engine, self.averaged, done), None)
+            state = collect_state(self.method, self.engine, self.averaged, done)
+            save(replace(state, owed=owed), None)
         where = f"after step {done}, which is saved" if done else "before the first step"
         raise Stopped(f"told to stop {where}: the same command goes on from there", stop.exit_code)
 

@@ -22,11 +22,13 @@ SLOTS = "slots"
 
 @dataclass(frozen=True)
 class TrainingState:
-    """After `step` steps: tensors by file and name, and the loss scalers of all optimisers."""
+    """After `step` steps: tensors by file and name, and the loss scalers of all optimisers. owed: whether the evaluation that is
+    due after this step has given way to a signal, and is still to be made."""
 
     step: int
     tensors: dict[str, dict[str, Tensor]]
     scalers: dict[str, Any]
+    owed: bool = False
 
 
 def collect_state(method: Method[Any, Any], engine: Engine, averaged: MovingAverage | None, step: int) -> TrainingState:

@@ -15,7 +15,9 @@ from trainer.checkpointer import Checkpointer
 from trainer.engines import Engine, resolve_precision
 from trainer.optim import OptimConfig
 
-PARTS = "parts"  # of a checkpoint's state: into how many micro-batches the ranks cut a step
+# Of a checkpoint's state:
+PARTS = "parts"  # into how many micro-batches the ranks cut a step
+OWED = "owed"  # whether the evaluation of its step is still to be made
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from launch.runs.folder import Config, RunFolder
 from launch.runs.follower import Follower, is_sent
 from launch.runs.lock import RunLock, check_shared
 from launch.runs.recorder import Recorder
-from launch.runs.resume import PARTS, Start, find_start
+from launch.runs.resume import OWED, PARTS, Start, find_start
 from launch.runs.sampler import Draw, Sampler
 from launch.runs.status import StatusFile
 from launch.runs.together import judged, together
@@ -230,6 +230,7 @@ def _fit(
             "config": flatten(job.config),
             "given": trainer.method.given(),
             PARTS: engine.world_size * start.accumulation,
+            OWED: state.owed,
         }
         return {**job.facts(), **facts, "step": state.step, "scalers": state.scalers}
 
@@ -273,8 +274,9 @@ def _fit(
             sample(0)
         with current().deferred(), writing:  # a signal does not keep what is being written from its end
             trainer.fit(
-                loader, start.step, recorder=recorder, sample=sample, evaluate=evaluate, save=save, examine=examine
-            )
+                loader, start.step, recorder=recorder, sample=sample, evaluate=evaluate, save=save, examine=examine,
+                owed=bool(start.state.get(OWED)),
+            )  # fmt: skip
         complete = start.checkpointer.all() if main else []
         if complete and step_of(complete[-1]) == trainer.total_steps:
             job.publish(folder, complete[-1])

@@ -282,16 +282,27 @@ def test_a_signal_while_it_waits_for_data_saves_the_step_before() -> None:
     assert [state.step for state in recorder.states] == [3]
 
 
-def test_an_evaluation_gives_way_to_a_signal() -> None:
+@pytest.mark.parametrize("steps", [7, 2], ids=["in the middle", "at the end"])
+def test_an_evaluation_gives_way_to_a_signal_and_is_made_by_the_next_start(steps: int) -> None:
     class Evaluates(Recorder):
         def evaluate(self, step: int) -> Evaluation:
             os.kill(os.getpid(), signal.SIGTERM)
             raise ToldToStop
 
-    recorder = Evaluates()
+    stopped, whole, recorder = Evaluates(), Recorder(), Recorder()
     with pytest.raises(Stopped, match="after step 2, which is saved"):
-        recorder.watch(make(7, evaluate_every=0.5))
-    assert [state.step for state in recorder.states] == [2]
+        stopped.watch(make(steps, evaluate_every=0.5))
+    assert [(state.step, state.owed) for state in stopped.states] == [(2, True)]
+
+    whole.watch(make(steps, evaluate_every=0.5))
+    trainer = make(steps, evaluate_every=0.5)
+    recorder.rows = [*stopped.rows]
+    trainer.fit(
+        steps_of_noise(2), 2, recorder=recorder, sample=recorder.sample, evaluate=recorder.evaluate, save=recorder.save,
+        owed=True,
+    )  # fmt: skip
+    assert recorder.evaluated == whole.evaluated
+    assert recorder.states[0].step == 2 and not recorder.states[0].owed
 
 
 def test_the_moving_average_is_one() -> None:
