@@ -59,7 +59,9 @@ class EngineConfig:
         resumable=True,
     )
     longest_step: float = option(
-        45.0, "several ranks: seconds that a step may take, if none before took a tenth of that; the first two may ten times",
+        45.0,
+        "several ranks: seconds that a step may take, if none before took a tenth of that; the first two may take ten times "
+        "as long, and with engine.compile all",
         resumable=True,
     )  # fmt: skip
     zero_stage: int = option(0, "DeepSpeed ZeRO stage: 1 spreads the optimiser state", choices=(0, 1), resumable=True)

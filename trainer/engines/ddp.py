@@ -16,7 +16,7 @@ from infra.errors import OUTAGE, Stopped
 from infra.signals import StopRequest
 from trainer.engines.attempts import of_this_attempt
 from trainer.engines.base import Engine, LossModule
-from trainer.engines.peers import Peers
+from trainer.engines.peers import SLOW, Peers
 from trainer.methods.base import OptimiserSpec
 from trainer.optim import OptimConfig
 
@@ -93,9 +93,9 @@ class DdpEngine(Engine):
         if self._store is not None and self.world_size > 1:
             # With a connection of its own, since others may wait on theirs.
             own = PrefixStore("peers", self._store).clone()  # type: ignore[attr-defined]
-            self.peers = Peers(
-                own, self.rank, self.world_size, stop, silence=self.config.silence, longest=self.config.longest_step
-            )
+            # A loss that begins late is compiled in the middle of the run.
+            longest = self.config.longest_step * (SLOW if self.config.compile else 1)
+            self.peers = Peers(own, self.rank, self.world_size, stop, silence=self.config.silence, longest=longest)
             self.peers.begin()
 
     def close(self) -> None:
