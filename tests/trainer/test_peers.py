@@ -52,7 +52,12 @@ def two(silence: float = 60.0, longest: float = 60.0, begin: tuple[int, ...] = (
         for each in ranks:
             each.leave()
         for number in begin:
-            ranks[number]._thread.join(20)
+            join(ranks[number])
+
+
+def join(rank: Peers) -> None:
+    for thread in rank._threads:
+        thread.join(20)
 
 
 def fault_of(rank: Peers) -> str:
@@ -163,10 +168,37 @@ def test_a_store_that_goes_with_the_launcher_is_no_fault(why: str, monkeypatch: 
     if why == "told":
         one._stop.note(signal.SIGTERM)
     del server
-    one._thread.join(20)
-    assert not one._thread.is_alive()
+    one._threads[0].join(20)
+    assert not one._threads[0].is_alive()
     assert fault_of(one).startswith("the store of the ranks is gone") == (not why)
     assert one.fault is None or one.fault.exit_code == 75
+
+
+STORE = """
+import time
+import torch.distributed as dist
+server = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+print(server.port, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_store_that_is_stopped_is_noticed(ends: list[int]) -> None:
+    """As where rank 0, which keeps it under deepspeed, is stopped."""
+    keeper = subprocess.Popen([sys.executable, "-c", STORE], stdout=subprocess.PIPE, text=True)
+    try:
+        assert keeper.stdout
+        store = dist.PrefixStore("attempt", dist.TCPStore("127.0.0.1", int(keeper.stdout.readline()), None, False))
+        one = Peers(store, 1, 2, StopRequest(30), silence=2, longest=60)
+        one.begin()
+        until(lambda: one._seen[0].at)
+        keeper.send_signal(signal.SIGSTOP)
+        until(lambda: ends, 40)
+        assert fault_of(one).startswith("the store of the ranks has not answered for 2 s: rank 0, or the launcher, is")
+        assert set(ends) == {75}
+    finally:
+        keeper.kill()
+        keeper.wait()
 
 
 def test_a_rank_that_has_left_is_not_missed() -> None:
@@ -198,7 +230,7 @@ def test_what_is_compiled_in_the_middle_of_a_run_may_take_its_time(compiles: boo
     engine.watch(StopRequest(30))
     assert engine.peers and engine.peers.longest == longest
     engine.peers.leave()
-    engine.peers._thread.join(20)
+    join(engine.peers)
 
 
 def test_each_attempt_has_a_store_of_its_own_whatever_was_asked_before() -> None:

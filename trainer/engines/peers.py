@@ -52,6 +52,7 @@ class _Seen:
 class Peers:
     """A thread tells the others once a second that this process runs, and how its step goes; rank 0 watches all, all watch
     rank 0. What goes wrong is written into the store, first come first served, where every rank finds it within seconds.
+    Another thread sees whether the store answers, which the first one may wait for without end.
 
     silence: seconds without a sign of life after which a rank counts as lost. longest: seconds that a step may take, if the
     slowest before it did not take a tenth of that. fault: why this run ends, once it is known. at_end: called before the
@@ -76,21 +77,29 @@ class Peers:
         self._learning = threading.Lock()
         self._left = threading.Event()
         self._main = threading.get_ident()
-        self._thread = threading.Thread(target=self._work, name="peers", daemon=True)
+        self._threads = [
+            threading.Thread(target=work, name="peers", daemon=True) for work in (self._work, self._keep_time)
+        ]
 
     def begin(self) -> None:
         self._store.set_timeout(timedelta(seconds=self.silence / 2))
         self._answered = time.monotonic()
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         self._stop.at_end.append(lambda code: self.leave())
 
     def leave(self) -> None:
         """Tell the others that this rank ends as it should, and stop watching them."""
         if not self._left.is_set():
             self._left.set()
-            with suppress(Exception):
-                self._tell()
-                self._store.set(f"left/{self.rank}", "")
+            telling = threading.Thread(target=self._say_goodbye, daemon=True)
+            telling.start()
+            telling.join(HEARD_S)
+
+    def _say_goodbye(self) -> None:
+        with suppress(Exception):
+            self._tell()
+            self._store.set(f"left/{self.rank}", "")
 
     def _tell(self) -> None:
         """If this rank is to stop, so are all."""
@@ -160,6 +169,7 @@ class Peers:
             self._learn(self._store.compare_set("fault", "", mine).decode())
         except Exception:  # the store is away
             self._learn(mine)
+        self._confirm()
 
     def _learn(self, text: str) -> None:
         with self._learning:
@@ -172,9 +182,11 @@ class Peers:
             log.debug("the main thread is here:\n%s", self._stack())
             with suppress(OSError):  # a screen that is gone
                 log.log(logging.ERROR if self.rank == fault.speaker else logging.INFO, "%s", fault.sentence)
-            with suppress(Exception):
-                self._store.set(f"heard/{self.rank}", "")
             self.fault = fault
+
+    def _confirm(self) -> None:
+        with suppress(Exception):
+            self._store.set(f"heard/{self.rank}", "")
 
     def _is_said(self, fault: Fault) -> bool:
         """Whether it is on the screen. Waits until all have heard of it, for a while: a rank that ends takes others with it, and
@@ -197,40 +209,44 @@ class Peers:
         frame = sys._current_frames().get(self._main)
         return "".join(traceback.format_stack(frame)) if frame else ""
 
-    # ---- the thread -----------------------------------------------------------------------------------------------------
+    # ---- the threads ----------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
         beats = 0
-        before = time.monotonic()
-        while not self._left.wait(BEAT_S):
+        while not self._left.wait(BEAT_S) and self.fault is None:
             beats += 1
+            try:
+                self._exchange(beats)
+                self._answered = time.monotonic()
+            except dist.DistNetworkError as error:
+                # With its launcher the store may go as well: this rank is told to stop then, and has its grace period.
+                if self._left.is_set() or self._stop.told or is_orphan():
+                    return
+                self._miss_store(f"is gone: rank 0 has ended, or its machine is away ({first_line(error)})")
+            except Exception:  # it may answer yet
+                log.debug("the store does not answer", exc_info=True)
+
+    def _keep_time(self) -> None:
+        before = time.monotonic()
+        while not self._left.wait(BEAT_S) and self.fault is None:
             now = time.monotonic()
             if now - before > BEAT_S + HEARD_S:  # this process was stopped itself, and cannot say so of others
                 self._answered = now
                 for seen in self._seen.values():
                     seen.at = now
-            try:
-                self._exchange(beats)
-                self._answered = time.monotonic()
-            except Exception as error:
-                gone = isinstance(error, dist.DistNetworkError)
-                # With its launcher the store may go as well: this rank is told to stop then, and has its grace period.
-                if self._left.is_set() or (gone and (self._stop.told or is_orphan())):
-                    return
-                if gone or time.monotonic() - self._answered > self.silence:
-                    what = "is gone" if gone else f"has not answered for {self.silence:g} s"
-                    words = (
-                        f"the store of the ranks {what}: rank 0 has ended, or its machine is away ({first_line(error)}); "
-                        "the same command goes on from the last checkpoint"
-                    )
-                    # Of all that notice at once one speaks.
-                    self._learn(json.dumps(asdict(Fault(self.rank, words, OUTAGE, speaker=min(self.rank, 1)))))
+            elif now - self._answered > self.silence:
+                self._miss_store(
+                    f"has not answered for {self.silence:g} s: rank 0, or the launcher, is stopped or its machine away"
+                )
             before = time.monotonic()
-            if self.fault is not None:
-                break
         if self.fault is not None:
             time.sleep(LEAVE_S)
             end_process(self.fault.exit_code, self.at_end)  # whatever the main thread does
+
+    def _miss_store(self, what: str) -> None:
+        words = f"the store of the ranks {what}; the same command goes on from the last checkpoint"
+        # Of all that notice at once one speaks.
+        self._learn(json.dumps(asdict(Fault(self.rank, words, OUTAGE, speaker=min(self.rank, 1)))))
 
     def _exchange(self, beats: int) -> None:
         facts = {"place": self._place, "pid": os.getpid(), "beat": beats, "overdue": self._overdue()}
@@ -243,6 +259,7 @@ class Peers:
             os.kill(os.getpid(), signal.SIGTERM)  # which interrupts what may be
         if self._store.check(["fault"]):
             self._learn(self._store.get("fault").decode())
+            self._confirm()
             return
         for other in self._seen if self.rank == 0 else (0,):
             self._look_at(other)
