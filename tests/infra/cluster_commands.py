@@ -11,6 +11,7 @@ from typing import Any
 from deepspeed.launcher import runner
 from torch.distributed.run import parse_args, parse_min_max_nnodes
 
+from launch.alive import parser as alive_parser
 from launch.prepare import parser as prepare_parser
 from launch.runs.config import parse_arguments as parse_training
 from tuning.config import parse_arguments as parse_search
@@ -19,6 +20,7 @@ REPOSITORY = Path(__file__).parents[2]
 CLUSTERS = REPOSITORY / "infra" / "clusters"
 PARSERS = {
     "launch/train.py": parse_training,
+    "launch/alive.py": lambda arguments: alive_parser().parse_args(arguments),
     "launch/prepare.py": lambda arguments: prepare_parser().parse_args(arguments),
     "tuning/search.py": parse_search,
 }

@@ -78,6 +78,14 @@ def check_job(job: dict[str, Any]) -> None:
     ranks = int(launcher.nnodes) * int(container["resources"]["limits"].get("nvidia.com/gpu", 1))
     assert config.optim.global_batch % ranks == 0
     assert [restarts(spec["podFailurePolicy"], code) for code in (75, 143, 137, 2, 3)] == [True] * 3 + [False] * 2
+    check_probe(container, config)
+
+
+def check_probe(container: dict[str, Any], config: Any) -> None:
+    """The liveness probe looks at the run that is trained; one that ends a pod lets it start again."""
+    probe = container["livenessProbe"]
+    (asked,) = parse(probe["exec"]["command"])
+    assert str(asked.run) == config.run_dir and probe["periodSeconds"] >= probe["timeoutSeconds"] >= 30
 
 
 @pytest.mark.slow
@@ -132,6 +140,8 @@ def test_kubeflow_takes_the_runtime_and_the_job() -> None:
     launcher, config = parse([*trainer["command"], *trainer["args"]], {**places, "PET_MASTER_ADDR": "node-0-0"})
     assert (launcher.nnodes, launcher.node_rank, launcher.master_addr) == ("2", 1, "node-0-0")
     assert config.optim.global_batch % (2 * int(trainer["resourcesPerNode"]["limits"]["nvidia.com/gpu"])) == 0
+    (container,) = node["template"]["spec"]["template"]["spec"]["containers"]
+    check_probe(container, config)
 
 
 def test_the_ray_job_has_pods_that_kubernetes_takes_and_a_search_that_starts() -> None:
@@ -158,9 +168,10 @@ def test_what_compose_starts_parses_and_fits_together() -> None:
     (services,) = (document["services"] for document in documents(COMPOSE / "compose.yaml"))
     (over,) = (document["services"] for document in documents(COMPOSE / "gpu.yaml"))
     (data,) = parse(shlex.split(services["data"]["command"]))
+    (asked,) = parse(services["trainer"]["healthcheck"]["test"][1:])
     for command in (services["trainer"]["command"], over["trainer"]["command"]):
         config = parse(shlex.split(command))[-1]
-        assert config.data.root == data.out
+        assert config.data.root == data.out and config.run_dir == str(asked.run)
     # The bucket is a folder of the server, which has to be there.
     bucket = data.out.removeprefix("s3://").split("/")[0]
     root = services["s3"]["command"][-1]

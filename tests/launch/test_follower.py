@@ -19,6 +19,8 @@ from launch import track
 from launch.runs import follower
 from launch.runs.folder import RunFolder, write_png
 from launch.runs.follower import Follower, grouped, is_sent, send
+from launch.runs.lock import RunLock
+from launch.runs.status import StatusFile
 from trainer.checkpoint import write_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -163,6 +165,20 @@ def test_a_kill_as_soon_as_the_run_has_an_id_loses_nothing(
     assert training.folder.run_id_file.exists()
     send(training.folder, create=True)
     assert steps_of(client, training, "eval/Dist") == [2]
+
+
+def test_a_run_that_was_killed_without_a_word_is_killed_in_mlflow_until_it_goes_on(
+    client: MlflowClient, tmp_path: Path
+) -> None:
+    training, lock = Training(tmp_path / "run"), RunLock()
+    for held, status in ((True, "RUNNING"), (False, "KILLED"), (True, "RUNNING")):
+        if held:
+            lock.take(training.folder.lock_file)
+            StatusFile(training.folder, 0, 10)
+        else:
+            lock.release()
+        send(training.folder, create=True)
+        assert client.get_run(training.id).info.status == status
 
 
 def test_the_newest_checkpoints_stay_and_older_ones_go(client: MlflowClient, tmp_path: Path) -> None:
