@@ -46,10 +46,12 @@ def exit_code_of(error: BaseException) -> int:
 
 def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
     """Wrap the main function of an entry script: a UserError becomes one line on stderr and exit code 2, Stopped one
-    line and its own code."""
+    line and its own code. Names are UTF-8 in it, whatever the locale."""
 
     @functools.wraps(main)
     def wrapped() -> None:
+        if main.__module__ == "__main__":
+            _begin_in_utf8()
         code = 0
         several = int(os.environ.get("WORLD_SIZE", 1)) > 1
         try:
@@ -83,6 +85,14 @@ def exits_cleanly(main: Callable[[], None]) -> Callable[[], None]:
             sys.exit(code)
 
     return wrapped
+
+
+def _begin_in_utf8() -> None:
+    """Where Python has another encoding from the environment, such as LC_ALL=C, begin this program anew without that: names in
+    options, of files and in what is written would be others than on other machines."""
+    if sys.getfilesystemencoding() != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"  # for programs that this one starts
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def first_line(error: BaseException) -> str:
