@@ -292,7 +292,8 @@ class Keeper:
         pass
 
     def record(self, rows: Any) -> None:
-        self.rows += [{k: v for k, v in row.items() if k not in ("pairs_per_s", "memory_gib")} for row in rows]
+        timed = ("pairs_per_s", "memory_gib", "data/wait", "save/pause")
+        self.rows += [{k: v for k, v in row.items() if k not in timed} for row in rows]
 
     def save(self, state: TrainingState, evaluation: Evaluation | None) -> None:
         self.checkpointer.save(state.step, state.tensors, {"step": state.step, "scalers": state.scalers})
