@@ -1,41 +1,91 @@
-"""launch/train.py with something wrong with rank 1: faulty_rank.py FAULT OPTION..."""
+"""launch/train.py with something wrong with one of its two ranks: faulty_rank.py FAULT OPTION..."""
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from infra.errors import exits_cleanly
+from launch.runs import lock, training
 from launch.runs.config import parse_arguments
 from launch.runs.recorder import Recorder
 from launch.runs.translator import train
 from trainer.loop import Trainer
 
+RANK = int(os.environ["RANK"])
+ATTEMPT = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def raises() -> None:
+    record = Recorder.record
+
+    def record_and_raise(self: Recorder, rows: Any) -> None:
+        record(self, rows)
+        if rows and rows[-1]["step"] == 3 and RANK == 1:
+            raise ValueError("a shard in flames")
+
+    Recorder.record = record_and_raise  # type: ignore[method-assign]
+
+
+def hangs() -> None:
+    do = Trainer._step
+
+    def hang(self: Trainer, step: int, batches: Any) -> None:
+        if step == 4 and RANK == 1:
+            time.sleep(3600)
+        do(self, step, batches)
+
+    Trainer._step = hang  # type: ignore[method-assign]
+
+
+def dies() -> None:
+    """In each of the first three attempts another rank, once a step of its own after a checkpoint."""
+    do = Trainer._step
+
+    def die(self: Trainer, step: int, batches: Any) -> None:
+        if ATTEMPT < 3 and RANK == ATTEMPT % 2 and step == (1, 4, 7)[ATTEMPT]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        do(self, step, batches)
+
+    Trainer._step = die  # type: ignore[method-assign]
+
+
+def is_slow() -> None:
+    """After step 4 of its first attempt, so that it can be met there."""
+    do, again = Trainer._step, Path("begun").exists()
+    Path("begun").touch()
+
+    def sleep(self: Trainer, step: int, batches: Any) -> None:
+        time.sleep(20 if step > 3 and not again else 0)
+        do(self, step, batches)
+
+    Trainer._step = sleep  # type: ignore[method-assign]
+
+
+def elsewhere() -> None:
+    lock.SEEN_S = 1.0
+    if RANK == 1:
+        Path("elsewhere").mkdir()
+        os.chdir("elsewhere")
+
+
+def told() -> None:
+    find = training.find_start
+
+    def find_and_be_told(*given: Any) -> Any:
+        if RANK == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return find(*given)
+
+    training.find_start = find_and_be_told  # type: ignore[assignment]
+
 
 @exits_cleanly
 def main() -> None:
     fault, *options = [given for given in sys.argv[1:] if not given.startswith("--local_rank")]
-    if os.environ["RANK"] == "1":
-        record, do = Recorder.record, Trainer._step
-
-        def record_and_raise(self: Recorder, rows: Any) -> None:
-            record(self, rows)
-            if rows and rows[-1]["step"] == 3:
-                raise ValueError("a shard in flames")
-
-        def hang(self: Trainer, step: int, batches: Any) -> None:
-            if step == 4:
-                time.sleep(3600)
-            do(self, step, batches)
-
-        if fault == "raises":
-            Recorder.record = record_and_raise  # type: ignore[method-assign]
-        if fault == "hangs":
-            Trainer._step = hang  # type: ignore[method-assign]
-        if fault == "elsewhere":
-            Path("elsewhere").mkdir()
-            os.chdir("elsewhere")
+    {each.__name__: each for each in (raises, hangs, dies, is_slow, elsewhere, told)}[fault]()
     train(parse_arguments(options))
 
 

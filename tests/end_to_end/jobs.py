@@ -34,6 +34,13 @@ OPTIONS = [
 LAUNCHERS = {
     "single": [sys.executable],
     "ddp": [str(BINARIES / "torchrun"), "--standalone", "--nproc_per_node", "2"],
+    "torchrun.py": [
+        sys.executable,
+        str(REPOSITORY / "launch" / "torchrun.py"),
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ],
     "deepspeed": [str(BINARIES / "deepspeed"), "--num_accelerators", "2", "--master_port"],
 }
 
@@ -72,9 +79,9 @@ def free_port() -> int:
 def finish(job: subprocess.Popen[str], expect: int = 0) -> str:
     """Wait for a job; returns what it printed. One that hangs is killed and fails the test with what it printed."""
     try:
-        output, _ = job.communicate(timeout=300)
+        output, _ = job.communicate(timeout=600)
     except subprocess.TimeoutExpired:
-        raise AssertionError(f"no end after 300 s: {kill(job)}") from None
+        raise AssertionError(f"no end after 600 s: {kill(job)}") from None
     assert job.returncode == expect, output
     return output
 
@@ -85,7 +92,7 @@ def run(launcher: str, *arguments: str, cwd: Path, expect: int = 0) -> str:
 
 def wait_for_step(job: subprocess.Popen[str], run_dir: Path, step: int) -> None:
     """Until the job has written the metrics of a step."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         metrics = run_dir / "metrics.jsonl"
         if metrics.exists() and f'"step": {step},' in metrics.read_text():
@@ -107,7 +114,7 @@ def kill(job: subprocess.Popen[str]) -> str:
 def losses(run_dir: Path) -> list[dict[str, Any]]:
     """The metrics of every step, without what depends on the machine's speed and on where the data lies."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    others = ("pairs_per_s", "memory_gib", "data/", "time")
+    others = ("pairs_per_s", "memory_gib", "data/", "save/", "time")
     return [{k: v for k, v in row.items() if not k.startswith(others)} for row in rows]
 
 
