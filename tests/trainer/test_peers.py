@@ -170,6 +170,8 @@ def test_a_store_that_goes_with_the_launcher_is_no_fault(why: str, monkeypatch: 
     del server
     one._threads[0].join(20)
     assert not one._threads[0].is_alive()
+    one.leave()
+    join(one)
     assert fault_of(one).startswith("the store of the ranks is gone") == (not why)
     assert one.fault is None or one.fault.exit_code == 75
 
@@ -193,7 +195,7 @@ def test_a_store_that_is_stopped_is_noticed(ends: list[int]) -> None:
         one.begin()
         until(lambda: one._seen[0].at)
         keeper.send_signal(signal.SIGSTOP)
-        until(lambda: ends, 40)
+        until(lambda: one.fault and ends, 40)
         assert fault_of(one).startswith("the store of the ranks has not answered for 2 s: rank 0, or the launcher, is")
         assert set(ends) == {75}
     finally:
