@@ -52,18 +52,6 @@ def dies() -> None:
     Trainer._step = die  # type: ignore[method-assign]
 
 
-def is_slow() -> None:
-    """After step 4 of its first attempt, so that it can be met there."""
-    do, again = Trainer._step, Path("begun").exists()
-    Path("begun").touch()
-
-    def sleep(self: Trainer, step: int, batches: Any) -> None:
-        time.sleep(20 if step > 3 and not again else 0)
-        do(self, step, batches)
-
-    Trainer._step = sleep  # type: ignore[method-assign]
-
-
 def elsewhere() -> None:
     lock.SEEN_S = 1.0
     if RANK == 1:
@@ -85,7 +73,7 @@ def told() -> None:
 @exits_cleanly
 def main() -> None:
     fault, *options = [given for given in sys.argv[1:] if not given.startswith("--local_rank")]
-    {each.__name__: each for each in (raises, hangs, dies, is_slow, elsewhere, told)}[fault]()
+    {each.__name__: each for each in (raises, hangs, dies, elsewhere, told)}[fault]()
     train(parse_arguments(options))
 
 
