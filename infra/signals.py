@@ -231,3 +231,12 @@ def _launcher() -> tuple[int, ...]:
 
 STARTED_BY = _launcher()
 """As it was when this module was imported, which entry scripts do first: the imports of torch take seconds."""
+
+
+def _forked() -> None:
+    """A process that a rank forks is no rank, and its parent is no launcher."""
+    global STARTED_BY
+    STARTED_BY = ()
+
+
+os.register_at_fork(after_in_child=_forked)

@@ -54,7 +54,7 @@ def test_rounds_stopped_at_every_stage_and_continued(
 
             stopping.setattr(rounds, stage, stop)
             before = written()
-            with pytest.raises(KeyboardInterrupt):
+            with pytest.raises(SystemExit, match="130"):
                 start(stopping, options)
             assert before.items() <= written().items(), stage
     start(monkeypatch, options)
