@@ -1,7 +1,10 @@
-"""What it takes for files to be there after a crash of the machine."""
+"""What it takes for files to be there after a crash of the machine, and whether a folder takes any."""
 
 import os
+import uuid
 from pathlib import Path
+
+from infra.errors import FULL
 
 
 def flush(path: Path) -> None:
@@ -11,3 +14,21 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def why_unwritable(folder: Path) -> str | None:
+    """What keeps files from being made in a folder, or the folder from being made; None if nothing does, or a full disk, which
+    may pass. Leaves nothing there."""
+    try:
+        nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        if not nearest.is_dir():
+            return f"{nearest} is a file"
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            return f"no right to write in {nearest}"
+        if nearest != folder:  # a right alone does not say that it can be made: in /proc, or by root on a file server
+            probe = nearest / f".probe-{uuid.uuid4().hex}"
+            probe.mkdir()
+            probe.rmdir()
+    except OSError as error:  # also for a name that is too long
+        return None if error.errno in FULL else error.strerror
+    return None

@@ -116,17 +116,6 @@ def open_storage(url: str) -> Storage:
     return S3Storage(parts.netloc, parts.path)
 
 
-def why_unwritable(folder: Path) -> str | None:
-    """What keeps files from being made in a folder, or the folder from being made; None if nothing does. Makes nothing."""
-    try:
-        nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    except OSError as error:  # a name that is too long
-        return error.strerror
-    if not nearest.is_dir():
-        return f"{nearest} is a file"
-    return None if os.access(nearest, os.W_OK | os.X_OK) else f"no right to write in {nearest}"
-
-
 @contextmanager
 def replacing(path: Path, durable: bool = True) -> Iterator[BufferedRandom]:
     """Open a file for writing that takes the place of `path` only once it is complete, and on disk if it is durable.

@@ -40,10 +40,11 @@ import numpy as np
 from PIL import Image
 
 from infra.config import completed, differing, flatten, read_yaml, to_yaml
+from infra.disk import why_unwritable
 from infra.errors import UserError
 from infra.json_lines import as_record, read_json, read_records
 from infra.redaction import redacted
-from infra.storage import replacing, why_unwritable
+from infra.storage import replacing
 from launch.runs.config import TrainingConfig
 from launch.runs.lock import is_held
 from trainer.methods.former import todays_names

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic
 
+from infra.disk import why_unwritable
 from infra.errors import UserError
-from infra.storage import LocalStorage, Storage, open_storage, why_unwritable
+from infra.storage import LocalStorage, Storage, open_storage
 from launch.runs.data import data_identity
 from launch.runs.folder import PRECISION, Config, RunFolder, check_same, default_run_dir, resolved
 from launch.runs.lock import RunLock

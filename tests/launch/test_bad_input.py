@@ -280,12 +280,15 @@ def test_a_run_folder_that_cannot_be_made(root: Path, name: str, why: str) -> No
     )
 
 
+@pytest.mark.parametrize(
+    ("mirror", "why"),
+    [("file/x", "file is a file"), ("/proc/x", "No such file or directory|no right to write in /proc")],
+)
 @pytest.mark.usefixtures("place")
-def test_a_mirror_that_cannot_be_made(root: Path) -> None:
+def test_a_mirror_that_cannot_be_made(root: Path, mirror: str, why: str) -> None:
     Path("file").write_text("text")
-    refused(
-        "--loop.mirror file/x cannot be written .*file is a file.: name", "--data", str(root), "--loop.mirror", "file/x"
-    )
+    words = f"--loop.mirror {mirror} cannot be written .*({why}).*: name"
+    refused(words, "--data", str(root), "--loop.mirror", mirror)
 
 
 def test_a_run_folder_without_rights_is_refused_before_scenes_are_drawn(
