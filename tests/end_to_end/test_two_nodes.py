@@ -1,13 +1,15 @@
 """One training on two nodes, which are two names of this machine: by two agents of torchrun, and by the deepspeed launcher over
 ssh. Both end like one process that takes the two pairs of a step one after the other."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,14 +22,17 @@ from tests.end_to_end.jobs import (
     TRAIN,
     finish,
     free_port,
+    kill,
     losses,
     run,
     small_data,
     spawn,
+    wait_for_step,
     weights,
 )
 
 STEPS = 8
+FAULTY = str(Path(__file__).with_name("faulty_rank.py"))
 TORCHRUN = str(REPOSITORY / "launch" / "torchrun.py")
 
 
@@ -53,13 +58,23 @@ def assert_same(run_dir: Path, reference: Path) -> None:
         assert torch.equal(value, theirs[name]), name
 
 
-def start_node(number: int, port: int, arguments: list[str], cwd: Path, restarts: int = 0) -> subprocess.Popen[str]:
-    """An agent of torchrun with one rank. The first node keeps the store by which they find each other."""
+def start_node(
+    number: int,
+    port: int,
+    arguments: list[str],
+    cwd: Path,
+    restarts: int = 0,
+    patience: int = 60,
+    script: Sequence[str] = (TRAIN,),
+) -> subprocess.Popen[str]:
+    """An agent of torchrun with one rank. The first node keeps the store by which they find each other. patience: seconds for
+    the store to answer."""
     launcher = [
         "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}",
-        "--rdzv-conf", f"is_host={int(number == 0)}", "--local-addr", "127.0.0.1", "--max-restarts", str(restarts),
+        "--rdzv-conf", f"is_host={int(number == 0)},read_timeout={patience}", "--local-addr", "127.0.0.1",
+        "--max-restarts", str(restarts),
     ]  # fmt: skip
-    return spawn([sys.executable, TORCHRUN, *launcher, TRAIN, *OPTIONS, *arguments], cwd=cwd)
+    return spawn([sys.executable, TORCHRUN, *launcher, *script, *OPTIONS, *arguments], cwd=cwd)
 
 
 def test_two_agents_of_torchrun(data: str, one_process: Path, tmp_path: Path) -> None:
@@ -68,6 +83,20 @@ def test_two_agents_of_torchrun(data: str, one_process: Path, tmp_path: Path) ->
     for node in nodes:
         finish(node)
     assert_same(tmp_path / "run", one_process)
+
+
+def test_a_node_that_dies_and_comes_back_goes_on(data: str, one_process: Path, tmp_path: Path) -> None:
+    """It is back before torchrun has missed it. The first node, which keeps the store, goes on with both."""
+    port, run_dir = free_port(), tmp_path / "run"
+    own = partial(start_node, port=port, arguments=["--data", data, "--run-dir", "run"], cwd=tmp_path, restarts=3,
+                  script=(FAULTY, "on_a_node_of_its_own"))  # fmt: skip
+    first, second = own(0), own(1)
+    wait_for_step(first, run_dir, 4)
+    kill(second)
+    for node in (first, own(1)):
+        finish(node)
+    assert_same(run_dir, one_process)
+    assert len(json.loads((run_dir / "environment.json").read_text())) > 1
 
 
 def test_a_mistake_on_two_nodes_has_its_exit_code(tmp_path: Path) -> None:
@@ -80,7 +109,7 @@ def test_a_mistake_on_two_nodes_has_its_exit_code(tmp_path: Path) -> None:
 
 
 def test_an_agent_that_is_alone_ends_with_an_outage(tmp_path: Path) -> None:
-    node = start_node(1, free_port(), ["--method", "nothing"], tmp_path)
+    node = start_node(1, free_port(), ["--method", "nothing"], tmp_path, patience=5)
     assert "error: another machine is not there" in finish(node, expect=75)
 
 
