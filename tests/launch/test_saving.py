@@ -1,4 +1,4 @@
-"""Checkpoints of a whole training: written while it goes on, and also where the folder takes none for a while."""
+"""Checkpoints of a whole training: written while it goes on, and where the folder or the mirror takes none for a while."""
 
 import statistics
 import subprocess
@@ -11,16 +11,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from botocore.config import Config
 
 from infra.errors import OUTAGE, Stopped
 from infra.json_lines import read_records
-from infra.storage import LocalStorage
+from infra.storage import LocalStorage, S3Storage
 from launch.runs import training, translator
 from launch.runs.config import parse_arguments
 from launch.runs.folder import RunFolder
+from tests.conftest import S3Server
+from tests.faulty_s3 import FaultyS3
 from tests.launch.test_bad_input import SMALL
 from tests.pipelines.shardmaker import write_root
 from trainer import checkpointer
+from trainer.checkpointer import Checkpointer
 from trainer.loop import Trainer
 
 pytestmark = pytest.mark.slow
@@ -37,8 +41,8 @@ def folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     return RunFolder(place / "run")
 
 
-def train() -> None:
-    own = ["--max-steps", str(STEPS), "--loop.checkpoint-every", str(EVERY), "--loop.report-every", "1"]
+def train(*options: str) -> None:
+    own = [*options, "--max-steps", str(STEPS), "--loop.checkpoint-every", str(EVERY), "--loop.report-every", "1"]
     translator.train(parse_arguments([*SMALL, "--data", "data", "--run-dir", "run", *own]))
 
 
@@ -63,6 +67,10 @@ def until_it_says(folder: RunFolder, words: str) -> None:
 
 def saved(folder: RunFolder) -> list[str]:
     return sorted(path.name for path in folder.checkpoints.glob("step_*"))
+
+
+def in_mirror(mirror: S3Storage) -> set[str]:
+    return {name.split("/")[0] for name in mirror.list("step_")}
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,3 +146,30 @@ def test_a_folder_that_stays_read_only_is_an_outage_at_the_end(
     own_disk("rw")
     train()
     assert saved(folder) == ["step_6", "step_9"] and folder.status() == "FINISHED"
+
+
+def test_a_mirror_that_dies_gets_what_it_lacks_from_the_same_command(
+    folder: RunFolder, s3_server: S3Server, faulty_server: FaultyS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training goes on to its end, and the exit code says that the last checkpoint is here alone."""
+    mirror = S3Storage(s3_server.make_bucket(), "run")
+    monkeypatch.setattr(S3Storage, "_CONFIG", S3Storage._CONFIG.merge(Config(retries={"total_max_attempts": 1})))
+
+    def die(step: int) -> None:
+        if step == 5:
+            until_it_says(folder, "saved run/checkpoints/step_3")
+            faulty_server.faults = lambda request: "reset"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "PATIENCE_S", 0.5)
+        patch.setattr(Checkpointer.finish, "__defaults__", (0.5,))
+        patch.setattr(checkpointer, "WAIT_S", (0.1, 0.1))
+        each_step(patch, die)
+        with pytest.raises(Stopped, match=r"step_9 is not in s3://.* the same command copies it") as stop:
+            train("--loop.mirror", mirror.url)
+    assert stop.value.exit_code == OUTAGE and saved(folder) == ["step_6", "step_9"] and folder.status() == "KILLED"
+    assert folder.log_file.read_text().count("cannot be copied to") == 1
+    faulty_server.faults = []
+    assert in_mirror(mirror) == {"step_3"}
+    train("--loop.mirror", mirror.url)
+    assert in_mirror(mirror) == {"step_6", "step_9"} and folder.status() == "FINISHED"
