@@ -3,10 +3,12 @@
 import json
 import logging
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -53,6 +55,24 @@ def test_a_sign_comes_again_only_if_it_was_gone() -> None:
 def test_rows_without_the_losses_and_methods_without_guesses_are_not_judged() -> None:
     assert list(Watch(GUESSES).see([{"step": step, "G": 0.0} for step in range(1, 900)])) == []
     assert list(Watch(Guesses()).see(list(rows((900, 0.0, 1.0))))) == []
+
+
+# D's losses on fake and real images together, of each step of the runs in docs/operations.md ("another 1" to "another 7" are
+# "the seven others").
+RECORDED = Path(__file__).with_name("recorded_collapses.npz")
+
+
+def test_the_rule_says_of_the_recorded_runs_what_docs_say() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    cells = [[cell.strip() for cell in line.split("|")] for line in page.splitlines() if line.startswith("| ")]
+    stated = {cell[1]: re.findall(r"(?:step|again) (\d+)", cell[4]) for cell in cells if len(cell) == 7}
+    recorded = np.load(RECORDED)
+    assert len(recorded.files) == 13
+    for name in recorded.files:
+        watch = Watch(Guesses(discriminators=[{"D": 0.5}]))
+        losses = [{"step": step, "D": float(loss)} for step, loss in enumerate(recorded[name], 1)]
+        found = [str(row["step"]) for row in losses for _ in watch.see([row])]
+        assert found == stated["the seven others" if name.startswith("another") else name], name
 
 
 class Run:
