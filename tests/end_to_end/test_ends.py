@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -116,7 +117,7 @@ def test_a_signal_to_the_launcher_saves_the_step_and_leaves_no_rank(
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(
     begun: Callable[..., tuple[Popen[str], list[psutil.Process]]], tmp_path: Path
 ) -> None:
-    job, ranks = begun("deepspeed", "--loop.report-every", "4", "--loop.grace", "120")
+    job, ranks = begun("torchrun.py", "--loop.report-every", "4", "--loop.grace", "120")
     ranks[1].send_signal(signal.SIGUSR1)
     output = finish(job, expect=143)
     assert output.count("error: told to stop after step") == 1 and "Traceback" not in output
@@ -186,30 +187,20 @@ def test_a_signal_to_one_rank_that_is_set_up_ends_all(data: str, tmp_path: Path)
 def test_torchrun_restarts_it_again_and_again_in_its_own_folder(
     data: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torchrun = [str(BINARIES / "torchrun"), "--standalone", "--nproc_per_node", "2", "--max-restarts", "3"]
+    torchrun = [str(BINARIES / "torchrun"), "--standalone", "--nproc_per_node", "2", "--max-restarts", "2"]
     monkeypatch.setitem(LAUNCHERS, "restarting", torchrun)
     finish(start("restarting", "--data", data, cwd=tmp_path, script=SCRIPT, options=["dies", *OPTIONS]))
     (folder,) = (tmp_path / "runs").glob("*")
     assert losses(folder) == losses(whole)
     assert status_of(folder) == ("FINISHED", 0)
-    assert len(json.loads((folder / "environment.json").read_text())) == 4
+    assert len(json.loads((folder / "environment.json").read_text())) == 3
 
 
 def test_mlflow_that_never_answers_does_not_keep_a_told_run(data: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as hole:
-        command = [
-            *LAUNCHERS["single"],
-            TRAIN,
-            *OPTIONS,
-            "--data",
-            data,
-            "--run-dir",
-            "run",
-            *ENDLESS,
-            "--loop.grace",
-            "20",
-        ]
-        job = spawn(command, cwd=tmp_path, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{hole.getsockname()[1]}")
+        options = [*OPTIONS, "--data", data, "--run-dir", "run", *ENDLESS, "--loop.grace", "20"]
+        uri = f"http://127.0.0.1:{hole.getsockname()[1]}"
+        job = spawn([*LAUNCHERS["single"], TRAIN, *options], cwd=tmp_path, MLFLOW_TRACKING_URI=uri)
         wait_for_step(job, tmp_path / "run", 4)
         job.send_signal(signal.SIGINT)
         output = finish(job, expect=130)
@@ -219,7 +210,9 @@ def test_mlflow_that_never_answers_does_not_keep_a_told_run(data: str, tmp_path:
 
 
 def test_fewer_ranks_take_more_micro_batches_and_give_the_same_numbers(data: str, whole: Path, tmp_path: Path) -> None:
-    run("ddp", "--data", data, "--run-dir", "run", "--max-steps", "4", cwd=tmp_path)
+    ours = tmp_path / "run"
+    shutil.copytree(whole, ours, symlinks=True, ignore=shutil.ignore_patterns("mlflow*", "model", "step_8"))
     output = run("single", "--data", data, "--run-dir", "run", cwd=tmp_path)
+    assert "from step 6" in output
     assert "--optim.accumulation 2 (micro-batches no larger than before, on 1 ranks)" in output
-    assert losses(tmp_path / "run") == losses(whole)
+    assert losses(ours) == losses(whole)
