@@ -1,4 +1,4 @@
-"""L_sem and balanced target patches: against direct computations, with a segmenter that stays as it is."""
+"""L_sem, masks and balanced target patches: against direct computations, with a segmenter that stays as it is."""
 
 import copy
 from collections.abc import Iterator
@@ -154,12 +154,15 @@ def test_it_asks_for_labels_where_it_reads_them_alone(run: str) -> None:
 
     assert view(semantic__weight=1.0).source_labels
     assert not view(semantic__weight=1.0, semantic__labels="predicted").source_labels
+    assert view(semantic__mask=True).source_labels
+    assert not view(semantic__mask=True, semantic__labels="predicted").source_labels
     assert not view().source_labels and not view(semantic__balance=2.0).source_labels
 
 
 OPTIONS = [
     {"semantic__weight": 1.0},
     {"semantic__weight": 1.0, "semantic__labels": "predicted", "semantic__sure": SEEN, "semantic__balance": 3.0},
+    {"semantic__mask": True},
 ]
 
 
@@ -257,6 +260,7 @@ def test_a_run_goes_on_with_the_same_segmenter_wherever_it_lies_and_with_no_othe
         ({"balance": 1.0}, "balance = 1.0 is the largest weight: give 0 .without. or more than 1"),
         ({"weight": 1.0}, "needs a segmenter: give method.semantic.segmenter"),
         ({"balance": 2.0}, "needs a segmenter"),
+        ({"mask": True}, "needs a segmenter"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options: dict[str, Any], words: str) -> None:
@@ -269,6 +273,35 @@ def test_a_path_that_is_no_segmenter_is_refused(tmp_path: Path) -> None:
         prepared(str(tmp_path))
     with pytest.raises(UserError, match="sincut trains on tiles without any: leave out method.semantic"):
         method_config("sincut", semantic__weight=1.0, semantic__segmenter="x")
+
+
+# ---- masks --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("labels", ["true", "predicted"])
+@pytest.mark.parametrize("side", [True, False])
+def test_d_sees_both_where_the_target_has_the_class_of_the_source(run: str, labels: str, side: bool) -> None:
+    batch, step = labelled(3), step_with_coin(side)
+    options = {"semantic__mask": True, "semantic__labels": labels, "semantic__sure": SEEN}
+    method = network_of(with_segmenter(run, "fastcut", **options))
+    outputs = method(batch, at(step))
+    seen, mirrored = scores_of(batch.target).argmax(1), batch.source.flip(3) if side else batch.source
+    if labels == "true":
+        assert batch.source_labels is not None
+        classes = batch.source_labels.flip(2) if side else batch.source_labels
+    else:
+        likeliest, found = scores_of(mirrored).softmax(1).max(1)
+        classes = torch.where(likeliest < SEEN, 255, found)
+    mask = torch.zeros_like(batch.target)
+    for image, y, x in (seen == classes).nonzero().tolist():
+        mask[image, :, y, x] = 1
+    assert 0.005 < mask.mean() < 0.95
+    _, named = method.loss("discriminator", outputs, batch, at(step))
+    fake, real = (method.discriminator(images * mask) for images in (outputs.fake, batch.target))
+    assert named["D_fake"].item() == pytest.approx(fake.square().mean().item(), rel=1e-9)
+    assert named["D_real"].item() == pytest.approx((real - 1).square().mean().item(), rel=1e-9)
+    _, named = method.loss("generator", outputs, batch, at(step))
+    assert named["G_GAN"].item() == pytest.approx((fake - 1).square().mean().item(), rel=1e-9)
 
 
 # ---- balanced patches ---------------------------------------------------------------------------------------------------

@@ -93,11 +93,13 @@ class Cut(Method[Batch, Outputs]):
         for name in ("generator", "discriminator"):
             init_weights(getattr(self, name), generator("cpu", seed, "init", name))
         self.contrast = self.make_contrast(seed)
-        semantics, balance = config.semantic.build(self.discriminator, global_batch)
+        segmenter = config.semantic.build(self.discriminator, global_batch)
+        self.mask = segmenter.mask
         buffers = ImageBuffers("buffer", config.buffer, global_batch)
-        self.adversary = Adversary(self.discriminator, config.gan, config.lambda_gan, buffers, balance)
-        self.parts = [*self.added_parts(), *semantics]
-        self._owners: list[Owner] = [*self.parts, self.contrast, *([balance] if balance else [])]
+        self.adversary = Adversary(self.discriminator, config.gan, config.lambda_gan, buffers, segmenter.balance)
+        self.parts = [*self.added_parts(), *([segmenter.semantics] if segmenter.semantics else [])]
+        others = [each for each in (segmenter.mask, segmenter.balance) if each]
+        self._owners: list[Owner] = [*self.parts, self.contrast, *others]
         for owner in self._owners:
             for name, module in (owner.networks | owner.memory | owner.fixed).items():
                 self.add_module(name, module)
@@ -181,12 +183,13 @@ class Cut(Method[Batch, Outputs]):
         return total, {name: value.detach() for name, value in named.items()}
 
     def discriminator_loss(self, outputs: Outputs, batch: Batch, context: StepContext) -> tuple[Tensor, Losses]:
-        outputs.shown = self.adversary.shown(outputs.fake, batch.slots, context.draws)
-        d_fake, d_real, right = self.adversary.discriminator_losses(outputs.shown, batch.target)
+        outputs.mask = self.mask.of(outputs, batch) if self.mask else None
+        outputs.shown = self.adversary.shown(outputs.masked(outputs.fake), batch.slots, context.draws)
+        d_fake, d_real, right = self.adversary.discriminator_losses(outputs.shown, outputs.masked(batch.target))
         return (d_fake + d_real) / 2, {"D_fake": d_fake, "D_real": d_real, **right.named("D")}
 
     def generator_loss(self, outputs: Outputs, batch: Batch, context: StepContext) -> tuple[Tensor, Losses]:
-        g_gan = self.adversary.generator_loss(outputs.fake)
+        g_gan = self.adversary.generator_loss(outputs.masked(outputs.fake))
         compared, named = self.contrast.losses(outputs, batch, context)
         total = g_gan + compared
         return total, {"G_GAN": g_gan, "G": total, **named}

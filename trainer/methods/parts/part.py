@@ -17,7 +17,8 @@ class Outputs:
 
     fake, identity: G of the source and of the target (identity None if not asked for), (b, 3, h, w).
     source_features, target_features: G's features of both at the taps; flipped: the inputs were mirrored.
-    shown: the translations that D has seen in this step, once it has.
+    shown: the translations that D has seen in this step, once it has; mask: through which, (b, 1, h, w), 1 where it saw; None:
+    all of them.
     """
 
     fake: Tensor
@@ -26,6 +27,11 @@ class Outputs:
     target_features: list[Tensor] | None
     flipped: bool
     shown: Tensor | None = None
+    mask: Tensor | None = None
+
+    def masked(self, images: Tensor) -> Tensor:
+        """Images (b, 3, h, w) as D sees them: grey, 0, where the mask hides them."""
+        return images if self.mask is None else images * self.mask
 
     def seen_source(self, batch: Batch) -> Tensor:
         """The source as the generator saw it."""

@@ -1,5 +1,6 @@
 """What a segmenter that was trained on the sources alone, and does not learn any more, is good for: L_sem, by which it is to see
-the source's classes in the translation, and weights by which D sees as much of each class in the targets as the sources have.
+the source's classes in the translation; a mask, by which D sees only where source and target are of one class; and weights by
+which D sees as much of each class in the targets as the sources have.
 """
 
 from collections.abc import Sequence
@@ -45,6 +46,10 @@ class SemanticConfig:
         0.0, "show the segmenter translations of a look that is changed at random, by so much (0 to 1, as --jitter of "
         "launch/train_segmenter.py): keeps G from patterns that fool it",
     )  # fmt: skip
+    mask: bool = option(
+        False, "show D source and target only where the segmenter sees the source's class in the target, too: the rest of "
+        "the target then asks nothing of the translation",
+    )  # fmt: skip
     balance: float = option(
         0.0, "weigh target patches in D's loss by how much more of their class the sources have, at most this often and at "
         "least one in so many; 0: all alike",
@@ -70,21 +75,33 @@ class SemanticConfig:
 
     @property
     def used(self) -> bool:
-        return self.weight > 0 or self.balance > 0
+        return self.weight > 0 or self.balance > 0 or self.mask
 
     @property
     def reads_labels(self) -> bool:
         """Whether the sources' label maps are needed."""
-        return self.weight > 0 and self.labels == "true"
+        return (self.weight > 0 or self.mask) and self.labels == "true"
 
-    def build(self, discriminator: PatchDiscriminator, global_batch: int) -> tuple[list["Semantics"], "Balance | None"]:
+    def build(self, discriminator: PatchDiscriminator, global_batch: int) -> "SegmenterParts":
         """What is asked for. discriminator: whose loss is balanced. UserError if the segmenter cannot be had."""
         if not self.used:
-            return [], None
+            return SegmenterParts()
         assert self.segmenter is not None
         segmenter = FrozenSegmenter.load(Path(self.segmenter))
-        semantics = [Semantics(self, segmenter)] if self.weight else []
-        return semantics, Balance(self.balance, segmenter, discriminator.stride, global_batch) if self.balance else None
+        return SegmenterParts(
+            Semantics(self, segmenter) if self.weight else None,
+            Mask(self, segmenter) if self.mask else None,
+            Balance(self.balance, segmenter, discriminator.stride, global_batch) if self.balance else None,
+        )
+
+
+@dataclass(frozen=True)
+class SegmenterParts:
+    """What of a segmenter a method uses."""
+
+    semantics: "Semantics | None" = None
+    mask: "Mask | None" = None
+    balance: "Balance | None" = None
 
 
 class FrozenSegmenter(nn.Module):
@@ -131,7 +148,8 @@ class Semantics(Part):
         self.fixed, self.given = held(segmenter)
 
     def value(self, outputs: Outputs, batch: Batch, context: StepContext) -> Tensor:
-        return semantic_loss(self.segmenter(self._shown(outputs.fake, batch, context)), self._labels(outputs, batch))
+        labels = source_classes(self.config, self.segmenter, outputs, batch)
+        return semantic_loss(self.segmenter(self._shown(outputs.fake, batch, context)), labels)
 
     def _shown(self, fake: Tensor, batch: Batch, context: StepContext) -> Tensor:
         """What fools a segmenter in one look of an image seldom does in others (Athalye et al., ICML 2018: expectation over
@@ -141,14 +159,35 @@ class Semantics(Part):
         fake = fake.to(torch.promote_types(fake.dtype, torch.float32))
         return jittered(fake, batch.slots, self.config.jitter, context.draws)
 
-    def _labels(self, outputs: Outputs, batch: Batch) -> Tensor:
-        """uint8 (b, h, w), mirrored where the generator saw the source mirrored."""
-        if self.config.labels == "predicted":
-            with torch.no_grad():
-                return sure_labels(self.segmenter(outputs.seen_source(batch)), self.config.sure)
-        labels = batch.source_labels
-        assert labels is not None, "the view asks for them"
-        return labels.flip(2) if outputs.flipped else labels
+
+def source_classes(config: SemanticConfig, segmenter: FrozenSegmenter, outputs: Outputs, batch: Batch) -> Tensor:
+    """uint8 (b, h, w), 255 = unknown, mirrored where the generator saw the source mirrored."""
+    if config.labels == "predicted":
+        with torch.no_grad():
+            return sure_labels(segmenter(outputs.seen_source(batch)), config.sure)
+    labels = batch.source_labels
+    assert labels is not None, "the view asks for them"
+    return labels.flip(2) if outputs.flipped else labels
+
+
+class Mask(Owner):
+    """Where a translation and a target image may be compared: where the source's class is the one that the segmenter sees in the
+    target at the same place (Stuhr et al. 2023, "Masked Discriminators for Content-Consistent Unpaired Image-to-Image
+    Translation"). D sees both through it, so it never sees more of a class in real images than translations are to have, and
+    the mask's own shape tells it nothing. Targets of a like layout (`--data.match`) leave more to see.
+    """
+
+    def __init__(self, config: SemanticConfig, segmenter: FrozenSegmenter) -> None:
+        super().__init__()
+        self.config, self.segmenter = config, segmenter
+        self.fixed, self.given = held(segmenter)
+
+    @torch.no_grad()
+    def of(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """(b, 1, h, w), of the targets' dtype: 1 where D sees, 0 where it does not. Nothing is seen where the source's class is
+        unknown."""
+        classes = source_classes(self.config, self.segmenter, outputs, batch)
+        return (self.segmenter(batch.target).argmax(1) == classes)[:, None].to(batch.target.dtype)
 
 
 class ClassCounts(nn.Module):
