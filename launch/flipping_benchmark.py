@@ -11,15 +11,12 @@ OUT/runs.json                        what all runs found, unless another file is
 OUT/pictures.png                     test scenes as each arm translates them
 """
 
-import sys
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tqdm import tqdm
 
 from infra.config import as_arguments
 from infra.console import setup_logging
@@ -31,8 +28,9 @@ from launch.flipping_results import Run, add_runs, run_of
 from launch.matching import matched
 from launch.runs.embedded import GUIDE, LARGE_SEGMENTER, OWN_SEED, QUIET, SMALL_SEGMENTER, Setup
 from launch.runs.folder import RunFolder, check_same
-from launch.runs.processes import one_at_a_time, run_all
+from launch.runs.processes import one_at_a_time
 from launch.runs.rounds import Rounds
+from launch.runs.trainings import Training, train_all
 from pipelines.dataset import ImageDataset
 from pipelines.manifest import load_manifest
 from trainer.samples import stack
@@ -63,7 +61,11 @@ class Cell:
     seed: int
 
     def name(self, steps: int) -> str:
-        return f"{self.mismatch}-{self.arm.name}-{self.seed}-{steps}"
+        return _run_name(self.mismatch, self.arm, str(self.seed), steps)
+
+
+def _run_name(mismatch: str, arm: Arm, seed: str, steps: int) -> str:
+    return f"{mismatch}-{arm.name}-{seed}-{steps}"
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,10 @@ class Benchmark:
     def run_dir(self, cell: Cell) -> Path:
         return self.out / "runs" / cell.name(self.steps)
 
+    def runs_of(self, arm: Arm, mismatch: str) -> str:
+        """The run folders of an arm: a path with {seed} in the place of the seed."""
+        return str(self.out / "runs" / _run_name(mismatch, arm, "{seed}", self.steps))
+
     def _options(self, cell: Cell) -> dict[str, Any]:
         """Of a training, over the tier's file; before the segmenter and the match are there, with words in their places."""
         aids = self._aids.get((cell.arm.name, cell.mismatch), _Aids())
@@ -135,19 +141,10 @@ class Benchmark:
         done = [cell for cell in self.cells if self._is_done(cell)]
         add_runs(file, [self._found(cell) for cell in done])
         cells = {cell.name(self.steps): cell for cell in self.cells if cell not in done}
-        commands = {name: self._command(cell) for name, cell in cells.items()}
-        failed = dict[str, str]()
-        progress = _Progress([self.run_dir(cell) for cell in cells.values()], self.steps)
-        with closing(progress), closing(run_all(commands, self.out / "logs", self.parallel, progress.show)) as ended:
-            for name, why in ended:
-                if why is None:
-                    add_runs(file, [self._found(cells[name])])
-                else:
-                    failed[name] = why
-        if failed:
-            name, why = next((name, failed[name]) for name in commands if name in failed)
-            others = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
-            raise UserError(f"{name} failed{others}: {why}: run the same command again to continue")
+        trainings = {
+            name: Training(self._command(cell), self.run_dir(cell), self.steps) for name, cell in cells.items()
+        }
+        train_all(trainings, self.out / "logs", self.parallel, lambda name: add_runs(file, [self._found(cells[name])]))
 
     def _prepare(self) -> None:
         self.data.prepare(self.mismatches)
@@ -209,25 +206,3 @@ class Benchmark:
         with replacing(path) as file:
             Image.fromarray(stack(rows, axis=0)).save(file, format="png")
         return path
-
-
-class _Progress:
-    """One line for all trainings together, in steps."""
-
-    def __init__(self, run_dirs: Sequence[Path], steps: int) -> None:
-        self.folders = [RunFolder(path) for path in run_dirs]
-        interval = 1.0 if sys.stderr.isatty() else 60.0
-        self.line = tqdm(
-            desc=f"{len(run_dirs)} trainings", total=len(run_dirs) * steps, unit="step", initial=self._done(),
-            mininterval=interval, maxinterval=interval, disable=not run_dirs, smoothing=0,
-        )  # fmt: skip
-
-    def show(self) -> None:
-        self.line.update(self._done() - self.line.n)
-
-    def _done(self) -> int:
-        return sum(folder.steps_done() for folder in self.folders)
-
-    def close(self) -> None:
-        self.show()
-        self.line.close()

@@ -4,20 +4,19 @@ Each run: {"arm", "mismatch", "seed", "steps"}, METRICS as fractions (Dist in gr
 steps, and "baseline" and "ceiling": of the untranslated sources and of real images, by the same judge.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from infra.errors import UserError
-from infra.storage import replacing
 from infra.tables import markdown, spreads
-from launch.runs.processes import one_at_a_time
+from launch.runs.results import Result, add_results, read_results
 
-Run = dict[str, Any]
+Run = Result
 
 STRENGTHS = {"none": 0.0, "middle": 0.5, "strong": 1.0}  # of the mismatch
 KEY = ("arm", "mismatch", "seed", "steps")
+REMEDY = "name another --json"
 # Of each what a table calls it, and what it is multiplied by there.
 METRICS = {
     "mIoU": ("mIoU", 100),
@@ -45,29 +44,12 @@ def _metrics(row: Mapping[str, Any]) -> dict[str, float]:
 
 def read_runs(file: Path) -> list[Run]:
     """The runs of a file; none if there is no file. UserError if it holds something else."""
-    try:
-        runs = json.loads(file.read_text())
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the runs in {file} ({error}): correct it, or name another --json") from None
-    if not isinstance(runs, list) or not all(isinstance(run, dict) and run.keys() >= {*KEY} for run in runs):
-        raise UserError(f"{file} is not a list of runs with {', '.join(KEY)}: name another --json")
-    return runs
+    return read_results(file, KEY, REMEDY)
 
 
 def add_runs(file: Path, runs: Sequence[Run]) -> None:
-    """Put runs into the file, over those of the same arm, mismatch, seed and steps; all others stay. Several commands may do
-    so at once."""
-    with one_at_a_time(file.parent):
-        merged = {_key(run): run for run in (*read_runs(file), *runs)}
-        ordered = sorted(merged.values(), key=lambda run: (*_setting(run), run["arm"], run["seed"]))
-        with replacing(file) as opened:
-            opened.write((json.dumps(ordered, indent=1) + "\n").encode())
-
-
-def _key(run: Run) -> tuple[Any, ...]:
-    return tuple(run[name] for name in KEY)
+    """Put runs into the file, over those of the same arm, mismatch, seed and steps; all others stay."""
+    add_results(file, runs, KEY, lambda run: (*_setting(run), run["arm"], run["seed"]), REMEDY)
 
 
 def _setting(run: Run) -> tuple[int, int, str]:

@@ -16,6 +16,7 @@ from infra.errors import exits_cleanly
 from infra.storage import open_storage
 from launch.runs.segmenter import make_config, train
 from pipelines.prepare import Encoding, prepare
+from pipelines.sources.base import Source
 from pipelines.sources.drawn import SOURCE_LAYOUT, mismatched, street_scenes
 
 FAIR = 0.5  # mismatch of the segmenter's scenes: as full of sky as of trees
@@ -58,8 +59,15 @@ class Setup:
         given = {"domain": "source", "data.root": str(root), "run_dir": str(run_dir), "seed": OWN_SEED}
         return train(make_config(QUIET, self.segmenter, GUIDE, self.of_sources, given))
 
+    def draw_tests(self, root: Path, count: int, mismatch: float) -> Path:
+        """A data root whose test images have what such targets have, in their look, and were never trained on."""
+        layout = mismatched(mismatch)
+        return self._prepare(root, street_scenes(1, count, OWN_SEED, layout, layout))
+
     def _draw(self, root: Path, count: int, mismatch: float, seed: int) -> Path:
-        source = street_scenes(count, self.counts[2], seed, SOURCE_LAYOUT, mismatched(mismatch))
+        return self._prepare(root, street_scenes(count, self.counts[2], seed, SOURCE_LAYOUT, mismatched(mismatch)))
+
+    def _prepare(self, root: Path, source: Source) -> Path:
         log.info("street scenes: %s", root)
         prepare(source, open_storage(str(root)), Encoding(self.scenes), os.cpu_count() or 1, progress=False)
         return root

@@ -49,6 +49,10 @@ class SegmenterConfig:
     domain: str = option(
         "target", "the side of the data whose labelled images train it", flag="--domain", choices=DOMAINS
     )
+    test_domain: str | None = option(
+        None, "the side whose labelled test images it is scored on, as of an adapted segmenter [that of --domain]",
+        flag="--test-domain", choices=DOMAINS, resumable=True,
+    )  # fmt: skip
     seed: int = option(0, "fixes initialisation, sample order, crops and flips", flag="--seed")
     jitter: float = option(
         0.0, "random changes of colours, contrast, blur and noise of training images, so that other looks are seen right: 0, "
@@ -133,8 +137,8 @@ class SegmenterJob(Job[SegmenterConfig]):
 
     def sample_picture(self) -> Draw:
         """Test images (train, where there are none) from all over the split: photo | predicted labels | true labels."""
-        data, rows, split = self.config.data, self.config.loop.samples, self._split("train")
-        samples = ImageDataset(self._root, "test", self.config.domain, fallback="train", cache_dir=data.cache_dir)
+        data, rows, split = self.config.data, self.config.loop.samples, self._split("train", self.config.domain)
+        samples = ImageDataset(self._root, "test", self._test_domain, fallback="train", cache_dir=data.cache_dir)
         shown = [samples.read(row * len(samples) // rows) for row in range(min(rows, len(samples)))]
 
         def draw(network: nn.Module, device: torch.device) -> np.ndarray:
@@ -154,16 +158,16 @@ class SegmenterJob(Job[SegmenterConfig]):
         return draw
 
     def facts(self) -> dict[str, Any]:
-        split = self._split("train")
+        split = self._split("train", self.config.domain)
         return {"image_size": split.image_size, "label_space": split.label_space}
 
     def publish(self, folder: RunFolder, checkpoint: Path) -> None:
         segmenter = load_trained(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
-        if self._split("test").label_space is None:
-            log.info("not scored: %s has no labelled test images of the %s domain", self._root, self.config.domain)
+        if self._split("test", self._test_domain).label_space is None:
+            log.info("not scored: %s has no labelled test images of the %s domain", self._root, self._test_domain)
         else:
             data = self.config.data
-            scores = score(segmenter, self._root, self.config.domain, data.cache_dir)
+            scores = score(segmenter, self._root, self._test_domain, data.cache_dir)
             scores["step"] = Checkpoint(checkpoint).state["step"]
             with replacing(folder.evaluation_file) as file:
                 file.write((json.dumps(scores, indent=1) + "\n").encode())
@@ -173,10 +177,13 @@ class SegmenterJob(Job[SegmenterConfig]):
     def _root(self) -> str:
         return str(self.config.data.root)
 
-    def _split(self, split: str) -> Split:
-        """The domain's images of a split; an empty split if there are none."""
-        splits = load_manifest(open_storage(self._root)).splits
-        return splits.get(f"{split}/{self.config.domain}", Split((), (0, 0)))
+    @property
+    def _test_domain(self) -> str:
+        return self.config.test_domain or self.config.domain
+
+    def _split(self, split: str, domain: str) -> Split:
+        """A domain's images of a split; an empty split if there are none."""
+        return load_manifest(open_storage(self._root)).splits.get(f"{split}/{domain}", Split((), (0, 0)))
 
 
 def score(segmenter: Segmenter, root: str, domain: str, cache_dir: str | None = None) -> dict[str, Any]:

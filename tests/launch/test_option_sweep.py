@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from infra.config import flatten, leaves
-from infra.errors import DIVERGED, Stopped, UserError
+from infra.errors import DIVERGED, OUTAGE, Stopped, UserError
 from infra.storage import LocalStorage
 from launch import evaluate as evaluate_script
 from launch import prepare as prepare_script
@@ -133,15 +133,14 @@ def workplace(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def outcome(script: Script, line: list[str]) -> str:
-    """trained, or refused. Anything but the documented exceptions is raised."""
+    """trained, refused, diverged, or away: a mirror that cannot be written. Anything but the documented exceptions is raised."""
     try:
         script.train(script.parse(line))
     except UserError as error:
         assert "\n" not in str(error) and str(error).strip(), str(error)
         return "refused"
     except Stopped as stop:
-        assert stop.exit_code == DIVERGED
-        return "diverged"
+        return {DIVERGED: "diverged", OUTAGE: "away"}[stop.exit_code]
     return "trained"
 
 

@@ -1,5 +1,7 @@
 """The flip matrix and the class distributions as pictures, uint8 (H, W, 3) RGB, 900 pixels wide."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import AsinhNorm
@@ -73,6 +75,20 @@ def flip_chart(flips: Flips) -> np.ndarray:
     colours = figure.colorbar(image, ax=axes, ticks=TICKS, format="%d", pad=0.01)
     colours.set_label("difference, % of the true class's pixels")
     colours.minorticks_off()
+    return _drawn(figure)
+
+
+def score_chart(rows: Sequence[str], columns: Sequence[str], values: np.ndarray, title: str) -> np.ndarray:
+    """A table in colours. values: (rows, columns) fractions, NaN where there is none; written as percent."""
+    figure = Figure(figsize=(WIDTH, 1.6 + 0.33 * len(rows)), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(100 * values, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        text = "–" if np.isnan(value) else f"{100 * value:.0f}"
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, color="black" if value > 0.6 else "white")
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xticks(range(len(columns)), columns, rotation=20, ha="right", rotation_mode="anchor")
+    axes.set_title(title)
     return _drawn(figure)
 
 
