@@ -172,6 +172,10 @@ class LocalStorage(Storage):
         self.root = root.expanduser()
         self.url = str(self.root)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The same folder for a process that works in another one."""
+        return self.__dict__ | {"root": self.root.absolute()}
+
     @contextmanager
     def _reading(self, name: str) -> Iterator[Path]:
         path = self.root / name

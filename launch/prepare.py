@@ -25,6 +25,7 @@ EXAMPLES = """examples:
   python launch/prepare.py paired maps --direction BtoA --mismatch --out data/map2photo
   python launch/prepare.py images monet.jpg photo.jpg --limit 1024 --out data/monet
   python launch/prepare.py gta5 GTA5 --cityscapes Cityscapes --out data/gta2city
+  python launch/prepare.py gta5 GTA5 --cityscapes Cityscapes --out s3://bucket/gta2city --address head:6379
   python launch/prepare.py match data/gta2city --by segmenter runs/segmenter
   python launch/prepare.py inspect data/gta2city
 
@@ -54,6 +55,8 @@ def parser() -> argparse.ArgumentParser:
         option("--quality", type=int, default=95, metavar="N", help="of JPEG, 1 to 100 [%(default)s]")
         option("--shard-size", type=int, default=256, metavar="N", help="samples in one shard [%(default)s]")
         option("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes, a shard each [%(default)s]")
+        option("--address", metavar="HOST:PORT", help="of a Ray cluster's head, or auto: its machines make the shards; "
+               "all of them see DIR and ROOT [this machine, without Ray]")  # fmt: skip
         return command
 
     scenes = add("street-scenes", "procedural street scenes with exact labels; needs no data", STREET_SIZE, False)
@@ -197,6 +200,15 @@ def source_of(args: argparse.Namespace) -> Source:
             return unmatched_maps(source, maps, mismatch) if mismatch else source
 
 
+def _make_absolute(args: argparse.Namespace) -> None:
+    """Paths of input mean the same where another process works in another folder."""
+    for name in ("directory", "cityscapes"):
+        if path := getattr(args, name, None):
+            setattr(args, name, path.absolute())
+    if "images" in args:
+        args.images = [path.absolute() for path in args.images]
+
+
 @exits_cleanly
 def main() -> None:
     args = parser().parse_args()
@@ -225,9 +237,11 @@ def main() -> None:
             workers=args.workers,
         )
     else:
+        if args.address:
+            _make_absolute(args)
         size = parse_size(args.size) if "size" in args else None
         encoding = Encoding(size, args.format, args.quality, args.shard_size)
-        manifest = prepare(source_of(args), open_storage(args.out), encoding, args.workers)
+        manifest = prepare(source_of(args), open_storage(args.out), encoding, args.workers, address=args.address)
         print(f"{sum(split.samples for split in manifest.splits.values())} images at {args.out}")
 
 

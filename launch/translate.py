@@ -24,6 +24,7 @@ the work. docs/translating.md has the rest."""
 EXAMPLES = """examples:
   python launch/translate.py runs/streets photo.jpg translated.jpg
   torchrun --nproc_per_node 8 launch/translate.py runs/streets frames translated --format png
+  python launch/translate.py runs/streets s3://bucket/gta2city s3://bucket/gta-as-cityscapes --address head:6379
   python launch/translate.py runs/streets s3://bucket/gta2city s3://bucket/gta-as-cityscapes
   python launch/translate.py runs/animals cat.png dog.png --style 7 --variants 3"""
 
@@ -56,6 +57,8 @@ def parser() -> argparse.ArgumentParser:
            "stop with its name, or leave it out [%(default)s]")  # fmt: skip
     option("--on-bad-shard", choices=("fail", "skip"), default="fail", help="a shard of a root that is missing or damaged: "
            "stop with its name, or leave it out [%(default)s]")  # fmt: skip
+    option("--address", metavar="HOST:PORT", help="of a Ray cluster's head, or auto: its machines translate the shards of a "
+           "root, which all of them see [this machine, without Ray]")  # fmt: skip
     option("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return result
 

@@ -6,9 +6,10 @@ As a preparation is (`pipelines/prepare.py`), it is continued where it was kille
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from infra.console import ProgressLine
@@ -21,6 +22,7 @@ from pipelines.prepare import Encoding, claim, complete, prepared_before, split_
 from pipelines.ranks import ALONE, Ranks, on_first
 from pipelines.shards import Sample, ShardFacts, build_tar, read_samples, read_shard, write_shard
 from pipelines.stream import stream
+from pipelines.workers import on_cluster
 
 Change = Callable[[list[Sample]], list[Sample]]
 _OnItsWay = ShardFacts | bytes | list[Sample] | None
@@ -75,13 +77,15 @@ def derive(
     faults: Faults = STRICT,
     ranks: Ranks = ALONE,
     cache_dir: Path | None = None,
+    address: str | None = None,
     progress: bool = True,
 ) -> Manifest:
     """Write a root whose splits are made of those parts, and return its manifest; one that is complete is left as it is.
 
     parameters: how they were chosen, in JSON's types, with the name of it all as "source". paired, greys: as in the manifest; of
     splits of which something was left out there are no pairs. ranks: share the shards; all must call it with the same.
-    cache_dir: where shards from S3 are kept. UserError for a root made otherwise, and for parts of several image sizes.
+    cache_dir: where shards from S3 are kept. address: of a Ray cluster whose machines do the work; all see both places, and
+    changes are copied to them. UserError for a root made otherwise, and for parts of several image sizes.
     """
     works = {
         f"{name}/{number:06d}.tar": (part, shard)
@@ -99,7 +103,7 @@ def derive(
     facts: dict[str, ShardFacts | None] = {}
     total = sum(works[name][1].samples for name in mine)
     with ProgressLine(total, unit="images", title="image", enabled=progress and ranks.rank == 0) as line:
-        for name, made in stream(mine, making.read, making.change, making.write, ahead=1):
+        for name, made in making.all(mine) if address is None else _on_cluster(making, mine, address):
             facts[name] = made
             line.update(works[name][1].samples)
 
@@ -115,6 +119,12 @@ def derive(
 
     gathered = ranks.gather(facts)
     return on_first(ranks, finished)
+
+
+def _on_cluster(making: "_Making", names: Sequence[str], address: str) -> Iterator[tuple[str, ShardFacts | None]]:
+    """As `_Making.all`."""
+    with on_cluster(address, use_gpus=True, together=2) as run:  # one is read or written while the other is changed
+        yield from zip(names, run(making, names), strict=True)
 
 
 def _begun(storage: Storage, provenance: dict[str, Any], inputs: dict[str, str]) -> Manifest | None:
@@ -157,6 +167,20 @@ class _Making:
     faults: Faults
     cache_dir: Path | None
     health: DataHealth = field(default_factory=DataHealth)
+    one: Lock = field(default_factory=Lock)  # is changed at a time
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Making, (self.storage, self.works, self.encoding, self.faults, self.cache_dir)
+
+    def all(self, names: Sequence[str]) -> Iterator[tuple[str, ShardFacts | None]]:
+        """Each with its facts, or None where nothing came of it."""
+        return stream(names, self.read, self.change, self.write, ahead=1)
+
+    def __call__(self, name: str) -> ShardFacts | None:
+        found = self.read(name)
+        with self.one:
+            made = self.change(name, found)
+        return self.write(name, made)
 
     def read(self, name: str) -> _OnItsWay:
         if there := read_shard(self.storage, name):

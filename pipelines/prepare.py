@@ -21,7 +21,7 @@ from pipelines.images import encode
 from pipelines.manifest import MANIFEST, SPLITS, Manifest, Split, load_manifest
 from pipelines.shards import IMAGE_FORMATS, LABEL_SPACE, Sample, ShardFacts, build_tar, read_shard, write_shard
 from pipelines.sources.base import Item, Source, fingerprint
-from pipelines.workers import parallel
+from pipelines.workers import on_cluster, parallel
 
 PREPARING = "preparing.json"
 STREET_SIZE = (512, 256)  # of street scenes, as in the SRUNIT paper
@@ -60,17 +60,25 @@ class _Task:
     encoding: Encoding
 
 
-def prepare(source: Source, storage: Storage, encoding: Encoding, workers: int = 1, progress: bool = True) -> Manifest:
+def prepare(
+    source: Source,
+    storage: Storage,
+    encoding: Encoding,
+    workers: int = 1,
+    progress: bool = True,
+    address: str | None = None,
+) -> Manifest:
     """Write the source's samples to a data root and return the manifest.
 
     A root that holds the same preparation already is left as it is. UserError for a root prepared otherwise, a split
     without samples, or input that cannot be used; all headers are read before the first byte is written.
-    workers: number of processes, each of which holds one shard in memory. progress: print, and show progress bars.
+    workers: number of processes, each of which holds one shard in memory. progress: print, and show progress bars. address: of
+    a Ray cluster whose machines do the work instead, one worker for each of their CPUs; all see the input and the root.
     """
     provenance = json.loads(json.dumps(source.provenance() | asdict(encoding)))  # in the types it is read back in
     manifest = prepared_before(storage, provenance)
     if manifest is None:
-        facts = _make_shards(source, storage, encoding, provenance, workers, progress)
+        facts = _make_shards(source, storage, encoding, provenance, workers, progress, address)
         greys = source.grey_histograms
         splits = {name: split_of(facts[name], _size(source, name, encoding), greys.get(name)) for name in source.splits}
         manifest = complete(storage, Manifest(splits, source.paired, provenance))
@@ -93,7 +101,13 @@ def prepared_before(storage: Storage, provenance: dict[str, Any]) -> Manifest | 
 
 
 def complete(storage: Storage, manifest: Manifest) -> Manifest:
-    """Write what comes last, once all shards are there."""
+    """Write what comes last, once all shards are there. UserError if one is not: other machines have written it elsewhere."""
+    there = {name for split in SPLITS for name in storage.list(f"{split}/")}
+    made = [shard.name for split in manifest.splits.values() for shard in split.shards]
+    if missing := [name for name in made if name not in there]:
+        raise UserError(
+            f"{storage.url}/{missing[0]} is not there, though it was made: name an output that all machines see alike"
+        )
     _write_chart(storage, manifest)
     storage.write(MANIFEST, manifest.to_json().encode())
     storage.delete(PREPARING)
@@ -151,7 +165,13 @@ def _size(source: Source, split: str, encoding: Encoding) -> tuple[int, int]:
 
 
 def _make_shards(
-    source: Source, storage: Storage, encoding: Encoding, provenance: dict[str, Any], workers: int, progress: bool
+    source: Source,
+    storage: Storage,
+    encoding: Encoding,
+    provenance: dict[str, Any],
+    workers: int,
+    progress: bool,
+    address: str | None,
 ) -> dict[str, list[ShardFacts]]:
     """Make or keep every shard; the facts of each by split, in order."""
     step = encoding.shard_size
@@ -176,9 +196,8 @@ def _make_shards(
                 shown.update(len(task.items))
         return collected
 
-    with parallel(
-        min(workers, len(flat)), [__name__, "webdataset"], "give fewer --workers or a smaller --shard-size"
-    ) as run:
+    here = (min(workers, len(flat)), [__name__, "webdataset"], "give fewer --workers or a smaller --shard-size")
+    with on_cluster(address) if address else parallel(*here) as run:
         bar(run(_check, flat), "checking")
         claim(storage, provenance, {task.name: fingerprint(task.items)["sha256"] for task in flat})
         facts = iter(bar(run(_make_shard, flat), "preparing"))

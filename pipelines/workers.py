@@ -1,15 +1,17 @@
-"""Work spread over processes."""
+"""Work spread over processes, of this machine or of a Ray cluster."""
 
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
 from infra.errors import UserError
+from infra.ray_cluster import connected
+from infra.ray_work import deal
 
 
 @contextmanager
@@ -31,6 +33,17 @@ def parallel(workers: int, preload: Sequence[str], remedy: str) -> Iterator[Call
             yield pool.map
     except BrokenProcessPool as error:
         raise UserError(f"a worker process was killed, perhaps for want of memory: {remedy}") from error
+
+
+@contextmanager
+def on_cluster(address: str, use_gpus: bool = False, together: int = 1) -> Iterator[Callable[..., Iterator[Any]]]:
+    """A `map` over the machines of a Ray cluster, results in order; see `deal`. Errors: see `connected`."""
+    with connected(address, lost="the same command goes on") as machines:
+
+        def run(work: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
+            return deal(work, list(jobs), machines, use_gpus=use_gpus, together=together)
+
+        yield run
 
 
 def _end_with_parent() -> None:

@@ -41,6 +41,11 @@ class Translator:
         self.tiles, self.dtype = tiles, dtype
         self.style = None if example is None else self._style_of(example)
 
+    def move_to(self, device: torch.device | str) -> None:
+        """Translate there from now on."""
+        self.translation.to(device)
+        self.device, self.style = device, None if self.style is None else self.style.to(device)
+
     @torch.no_grad()
     def __call__(self, image: np.ndarray, key: str = "", *, example: np.ndarray | None = None) -> np.ndarray:
         """(H, W, 3) RGB, uint8 or uint16, or (N, H, W, 3), to the same shape and type. Sizes that the networks do not take are

@@ -1,25 +1,18 @@
 """Where trials run: a Ray started here or one that is there already, and what each trial gets of it."""
 
-import logging
-import os
-import socket
-import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
+from infra import ray_cluster
 from infra.errors import UserError
+from infra.ray_cluster import Machine
 from tuning.config import SearchConfig
 
-CONNECT_S = 5.0
-WATCH_S = 5.0
-RAY_DIED = 4  # exit code
-# Before Ray is imported. Trials write into the folders that they are given.
+# Of Ray and the trials. Trials write into the folders that they are given.
 ENVIRONMENT = {
+    **ray_cluster.ENVIRONMENT,
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "1",  # less than a trial takes to begin: a kill loses none
@@ -30,12 +23,6 @@ ENVIRONMENT = {
 
 
 @dataclass(frozen=True)
-class Machine:
-    cpus: float
-    gpus: float
-
-
-@dataclass(frozen=True)
 class Share:
     """What each rank of a trial gets, and how many trials run at once."""
 
@@ -43,12 +30,6 @@ class Share:
     cpus: float
     gpus: float
     concurrent: int
-
-
-def this_machine() -> Machine:
-    import torch
-
-    return Machine(len(os.sched_getaffinity(0)), torch.cuda.device_count())
 
 
 def share_out(search: SearchConfig, machines: Sequence[Machine]) -> Share:
@@ -77,73 +58,6 @@ def share_out(search: SearchConfig, machines: Sequence[Machine]) -> Share:
 @contextmanager
 def connected(search: SearchConfig) -> Iterator[list[Machine]]:
     """With Ray running, and the machines that it has. UserError for a cluster that does not answer."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    import ray
-
-    if search.address:
-        _check_address(search.address)
-    ours = not ray.is_initialized()
-    if ours:
-        _start(search)
-    stop = threading.Event()
-    threading.Thread(target=_watch, args=(stop,), daemon=True).start()
-    try:
-        yield [
-            Machine(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
-            for node in ray.nodes() if node["Alive"]
-        ]  # fmt: skip
-    finally:
-        stop.set()
-        if ours:
-            ray.shutdown()
-
-
-def _watch(stop: threading.Event) -> None:
-    """End the program when Ray's own process on this machine is gone, for which Tune would wait without end."""
-    import ray
-
-    here = ray.get_runtime_context().get_node_id()
-    while not stop.wait(WATCH_S):
-        if not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == here):
-            print("error: Ray has died under the search: continue it with --resume", file=sys.stderr, flush=True)
-            os._exit(RAY_DIED)
-
-
-def _start(search: SearchConfig) -> None:
-    import ray
-
-    logging.getLogger("ray").setLevel(logging.CRITICAL)  # the search tells of its trials itself
-    settings: dict[str, Any] = {
-        "log_to_driver": False,
-        "runtime_env": {"env_vars": ENVIRONMENT},
-        "configure_logging": False,
-    }
-    try:
-        if search.address:
-            ray.init(address=search.address, **settings)
-        else:
-            machine = this_machine()
-            ray.init(
-                address="local", num_cpus=int(machine.cpus), num_gpus=int(machine.gpus),
-                include_dashboard=search.dashboard, **settings,
-            )  # fmt: skip
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        line = str(error).strip().splitlines()[0]
-        raise UserError(f"Ray cannot be reached or started ({line}): check --address, or leave it out") from None
-
-
-def _check_address(address: str) -> None:
-    """Ray itself waits for minutes."""
-    if address == "auto":
-        return
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit():
-        raise UserError(
-            f"--address {address!r} is no HOST:PORT: give that of the cluster's head, such as head:6379, or auto"
-        )
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
-    except OSError as error:
-        raise UserError(f"no Ray cluster answers at {address} ({error.strerror or error}): check --address, or leave it "
-                        "out to start Ray here") from None  # fmt: skip
+    lost = "continue the search with --resume"
+    with ray_cluster.connected(search.address, lost=lost, environment=ENVIRONMENT, dashboard=search.dashboard) as found:
+        yield found

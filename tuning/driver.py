@@ -16,12 +16,13 @@ from PIL import Image
 from infra.config import to_yaml
 from infra.console import setup_logging
 from infra.errors import INTERRUPTED, Stopped, UserError
+from infra.ray_cluster import this_machine
 from infra.storage import replacing
 from infra.tracking import MlflowRun, store_uri, ui_command
 from launch.runs.config import make_config
 from launch.runs.folder import RunFolder
 from tuning import ablations
-from tuning.cluster import Share, connected, share_out, this_machine
+from tuning.cluster import Share, connected, share_out
 from tuning.config import Request, default_name, from_file
 from tuning.folder import SearchFolder
 from tuning.landscape import landscape

@@ -3,7 +3,6 @@
 import asyncio
 import ipaddress
 import logging
-import os
 import signal
 import socket
 import threading
@@ -16,6 +15,7 @@ from typing import Any
 
 import uvicorn
 
+from infra import ray_cluster
 from infra.errors import Stopped, UserError, first_line
 from launch.serving.front import Front, Limits
 from launch.serving.placement import Placement
@@ -25,9 +25,8 @@ log = logging.getLogger(__name__)
 
 POLL_S = 1.0
 RAY_ANSWERS_S = 60.0
-NOT_STARTED, RAY_DIED = 1, 4  # exit codes
-# Before Ray is imported.
-ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_ENABLE_TELEMETRY": "0"}
+NOT_STARTED = 1  # exit code
+ENVIRONMENT = {**ray_cluster.ENVIRONMENT, "RAY_SERVE_ENABLE_TELEMETRY": "0"}
 
 
 @dataclass(frozen=True)
@@ -73,34 +72,6 @@ def listening(host: str, port: int) -> socket.socket:
     return found
 
 
-@contextmanager
-def ray_connected(address: str | None) -> Iterator[None]:
-    """UserError for a cluster that does not answer."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    import ray
-
-    for name in ("ray", "ray.serve"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    here: dict[str, Any] = {} if address else {"include_dashboard": False, "num_cpus": len(os.sched_getaffinity(0))}
-    try:
-        ray.init(
-            address=address or "local",
-            log_to_driver=False,
-            configure_logging=False,
-            logging_level=logging.ERROR,
-            **here,
-        )
-    except Exception as error:  # of many kinds, some without a class of their own
-        raise UserError(
-            f"Ray cannot be reached or started ({first_line(error)}): check --address, or leave it out"
-        ) from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
 def serve(service: Service, translator: Translator, about: dict[str, object]) -> None:
     """Serve until SIGTERM or Ctrl-C, then answer what was accepted and return. about: see `Front`.
 
@@ -110,7 +81,10 @@ def serve(service: Service, translator: Translator, about: dict[str, object]) ->
     if not local and service.token is None:
         raise UserError(f"--host {service.host} is open to other machines: give --token-file with a secret in it, or leave "
                         "--host out to serve this machine alone")  # fmt: skip
-    with listening(service.host, service.port) as port, ray_connected(service.address):
+    with (
+        listening(service.host, service.port) as port,
+        ray_cluster.connected(service.address, lost="start the service again", environment=ENVIRONMENT),
+    ):
         asyncio.run(_serve(service, translator, about, port, local))
 
 
@@ -175,7 +149,9 @@ async def _watch(front: Front, name: str, ending: "asyncio.Task[bool]", tell: Ca
         try:
             front.set_replicas(await asyncio.wait_for(asyncio.to_thread(ready_replicas, name), RAY_ANSWERS_S))
         except Exception as error:  # of many kinds
-            raise Stopped(f"Ray has died under the service ({first_line(error)}): start it again", RAY_DIED) from error
+            raise Stopped(
+                f"Ray has died under the service ({first_line(error)}): start it again", ray_cluster.RAY_DIED
+            ) from error
         if front.ready and not told:
             tell()
             told = True

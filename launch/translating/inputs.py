@@ -4,6 +4,7 @@ import argparse
 import copy
 import dataclasses
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from infra.console import ProgressLine, setup_logging
 from infra.errors import UserError
+from infra.ray_cluster import check_address
 from infra.storage import open_storage
 from launch.runs.chosen import chosen, load_chosen
 from launch.translating.files import Folder, Form, check_apart, translate_image
@@ -32,6 +34,8 @@ def translate(args: argparse.Namespace) -> None:
     """Do what the options of launch/translate.py ask for. UserError, before anything is written, for what cannot work."""
     if not (_is_root(args.input) or Path(args.input).exists()):
         raise UserError(f"{args.input} does not exist: give an image, a folder of images, a film or prepared data")
+    if args.address:
+        _check_cluster(args)
     form = Form(args.format, args.quality, skip=args.on_bad_sample == "skip")
     engine = make_engine(EngineConfig(precision=args.precision))
     setup_logging(None, engine.rank)
@@ -75,11 +79,19 @@ def _translate_root(translator: Translator, args: argparse.Namespace, out: str, 
         encoding, format=form.ending or encoding.format, quality=form.quality or encoding.quality
     )
     faults = Faults(skip_samples=form.skip, skip_shards=args.on_bad_shard == "skip")
-    made = translate_root(translator, args.input, out, encoding, faults=faults, ranks=engine)
+    made = translate_root(translator, args.input, out, encoding, faults=faults, ranks=engine, address=args.address)
     counts = [sum(split.samples for split in manifest.splits.values()) for manifest in (before, made)]
     if before.paired and not made.paired:
         log.warning("with images left out, the test images of %s are no pairs any more", out)
     log.info("%d images: %s%s", counts[1], out, f"; {counts[0] - counts[1]} left out" if counts[1] < counts[0] else "")
+
+
+def _check_cluster(args: argparse.Namespace) -> None:
+    if not _is_root(args.input):
+        raise UserError(f"--address deals out the shards of prepared data, and {args.input} is none: leave it out")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("--address deals out the work by itself: start the command without torchrun or deepspeed")
+    check_address(args.address)
 
 
 def _is_root(place: str) -> bool:
@@ -110,7 +122,7 @@ def _translator(args: argparse.Namespace, engine: Engine) -> Translator:
     if tiles and Path(args.input).is_file():
         tiles = dataclasses.replace(tiles, on_tile=_TileLine())
     translator = load_chosen(
-        chosen(args), args.averaged, engine.device,
+        chosen(args), args.averaged, "cpu" if args.address else engine.device,
         direction=args.direction, seed=seed, example=example, tiles=tiles, dtype=engine.dtype,
     )  # fmt: skip
     if (seed is not None or variants is not None) and not translator.draws:

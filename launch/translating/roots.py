@@ -2,8 +2,10 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from infra.storage import open_storage
@@ -19,10 +21,16 @@ BATCH = 8  # images translated at once
 
 
 class Translated:
-    """What becomes of samples: their images are translated, everything else stays."""
+    """What becomes of samples: their images are translated, everything else stays. A copy in another process translates on the
+    GPU that the process has, if it has one."""
 
     def __init__(self, translator: Translator) -> None:
         self.translator = translator
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if torch.cuda.is_available():
+            self.translator.move_to("cuda")
 
     def __call__(self, samples: list[Sample]) -> list[Sample]:
         pictures = [np.asarray(sample.image) for sample in samples]
@@ -62,11 +70,13 @@ def translate_root(
     faults: Faults = STRICT,
     ranks: Ranks = ALONE,
     cache_dir: Path | None = None,
+    address: str | None = None,
 ) -> Manifest:
     """Write a data root like another, with the images of one domain translated: the source's, or for BtoA the target's. Keys and
     labels are carried over, and the shards of the other domain copied, byte for byte.
 
-    encoding: of the translations; None: as the images are stored. Continued where it was killed. UserError for images that are
+    encoding: of the translations; None: as the images are stored. address: of a Ray cluster that does it, to whose machines the
+    translator, which is on the CPU then, is copied. Continued where it was killed. UserError for images that are
     too small, and as `derive`.
     """
     storage = open_storage(root)
@@ -84,5 +94,5 @@ def translate_root(
     parameters = {"source": "translation", "of": manifest.sha256, **translator.identity}
     return derive(
         parts, open_storage(out), encoding or encoding_of(manifest), parameters,
-        paired=manifest.paired, greys=greys, faults=faults, ranks=ranks, cache_dir=cache_dir,
+        paired=manifest.paired, greys=greys, faults=faults, ranks=ranks, cache_dir=cache_dir, address=address,
     )  # fmt: skip

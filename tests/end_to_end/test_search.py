@@ -15,7 +15,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-import tuning.cluster
+from infra import ray_cluster
 from infra.config import read_yaml, to_yaml
 from infra.errors import UserError
 from infra.storage import open_storage
@@ -217,7 +217,7 @@ def test_bad_input_is_one_sentence_at_once(place: Path) -> None:
 def test_bad_input_is_found_before_ray_starts(
     arguments: list[str], complaint: str, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning.cluster, "_start", None)
+    monkeypatch.setattr(ray_cluster, "_start", None)
     with pytest.raises(UserError, match=complaint):
         search(parse_arguments(arguments))
     assert not list(Path("runs").glob("search-beta*"))

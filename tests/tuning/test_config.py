@@ -7,7 +7,8 @@ import pytest
 
 from infra.config import to_yaml
 from infra.errors import UserError
-from tuning.cluster import Machine, _check_address, share_out
+from infra.ray_cluster import Machine, check_address
+from tuning.cluster import share_out
 from tuning.config import SearchConfig, from_file, parse_arguments
 from tuning.settle import design, evaluations, first_decision
 
@@ -181,6 +182,6 @@ def test_impossible_resources(options: dict, machines: list[Machine], complaint:
 
 def test_a_dead_cluster() -> None:
     with pytest.raises(UserError, match="no Ray cluster answers at 127.0.0.1:1"):
-        _check_address("127.0.0.1:1")
+        check_address("127.0.0.1:1")
     with pytest.raises(UserError, match="no HOST:PORT"):
-        _check_address("head")
+        check_address("head")

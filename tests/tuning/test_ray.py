@@ -16,9 +16,10 @@ import pytest
 from ray import cloudpickle, tune
 
 import tuning.trial
+from infra.ray_cluster import this_machine
 from tests.tuning.made import BETA, T
 from tuning.algorithms import TIME
-from tuning.cluster import Share, connected, this_machine
+from tuning.cluster import Share, connected
 from tuning.config import SearchConfig, parse_arguments
 from tuning.driver import _tune
 from tuning.folder import SearchFolder
