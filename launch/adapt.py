@@ -87,7 +87,7 @@ def on_streets(args: argparse.Namespace, out: Path, parallel: int) -> Adaptation
     benchmark = Benchmark(tier, data, folder, arms, [STRENGTH], args.seed_list, None, parallel)
     benchmark.run(folder / "runs.json")
     of_arms = {arm.name: benchmark.runs_of(arm, STRENGTH) for arm in arms}
-    options = {**tier.segmenter, **tier.of_sources, **_file(args)}
+    options = {**tier.segmenter, **_file(args)}
     return Adaptation(street_root(benchmark, out), of_arms, options, out, args.seed_list, parallel)
 
 
