@@ -60,12 +60,16 @@ def kill_when(file: Path) -> threading.Thread:
 
 
 class Work:
-    """Squares. fatal: of this job the worker is killed, the first time (once) or each."""
+    """Squares. fatal: of this job the worker is killed, the first time (once) or each. workers: how many there must be before
+    the first job is done."""
 
-    def __init__(self, folder: Path, fatal: int = -1, once: bool = True) -> None:
-        self.folder, self.fatal, self.once = folder, fatal, once
+    def __init__(self, folder: Path, fatal: int = -1, once: bool = True, workers: int = 1) -> None:
+        self.folder, self.fatal, self.once, self.workers = folder, fatal, once, workers
 
     def __call__(self, job: int) -> tuple[int, int]:
+        (self.folder / f"worker-{os.getpid()}").touch()
+        while len(list(self.folder.glob("worker-*"))) < self.workers:
+            time.sleep(0.02)
         with (self.folder / "done").open("a") as file:
             file.write(f"{job} ")
         if job == self.fatal:
@@ -78,7 +82,7 @@ class Work:
 
 
 def test_results_come_in_order_from_several_workers(address: str, tmp_path: Path) -> None:
-    found = list(deal(Work(tmp_path), range(8), TWO))
+    found = list(deal(Work(tmp_path, workers=2), range(8), TWO))
     assert [result for result, _ in found] == [job * job for job in range(8)]
     workers = {process for _, process in found}
     assert len(workers) == 2 and os.getpid() not in workers
