@@ -12,7 +12,7 @@ setup: .venv/.installed  ## Create .venv with everything pinned (PYTHON=..., TOR
 .venv/.installed: pyproject.toml constraints.txt infra/setup.sh
 	@infra/setup.sh
 
-demo: setup  ## Draw street scenes, train SRUNIT on them, evaluate, and show where the pictures are
+demo: setup  ## Draw street scenes, train on them what keeps the meaning and plain CUT, compare, show where the pictures are
 	@launch/demo.sh
 
 check: setup  ## Lint, format, types and the fast tests: under a minute

@@ -12,13 +12,13 @@ data=data/demo
 
 python -m launch.runs.embedded   # draws $data, trains $judge on scenes of its own
 
-# What keeps the meaning (docs/flipping.md): a segmenter of the labelled sources, target crops of a like layout, and a loss by which
-# that segmenter is to see the source's classes in the translation.
+# What keeps the meaning (docs/flipping.md): a segmenter of the labelled sources; target crops of a like layout; a loss by which that
+# segmenter is to see the source's classes in the translation; and a mask, so that D sees only where both have the same class.
 python launch/train_segmenter.py --data $data --domain source --jitter 1 --class-weights 0.5 --run-dir $helper \
     --model.output-stride 8 --model.width 0.5 --precision fp32 --optim.epochs 12
 python launch/prepare.py match $data --by segmenter $helper --crop 96 --name layout
 deepspeed launch/train.py --task gta2city --data $data --config launch/demo.yaml --run-dir $run --data.match layout \
-    --method.semantic.segmenter $helper --method.semantic.weight 2 --method.semantic.jitter 0.5 --method.lambda-nce 5 \
+    --method.semantic.segmenter $helper --method.semantic.weight 1 --method.semantic.jitter 0.5 --method.semantic.mask true \
     --evaluation.segmenter $judge --evaluation.every 1
 python launch/train.py --task gta2city --data $data --config launch/demo.yaml --run-dir $plain
 python launch/evaluate.py $run --beside $plain --segmenter $judge
