@@ -87,7 +87,7 @@ def translating(
 
     def make() -> tuple[Any, list[Any]]:
         made = config.build(seed=0, global_batch=batch * accumulation)
-        return made, [_pairs(range(part * batch, (part + 1) * batch)) for part in range(accumulation)]
+        return made, [pairs(range(part * batch, (part + 1) * batch)) for part in range(accumulation)]
 
     return _train(make, engine, OptimConfig(epochs=EPOCHS, decay_epochs=0, global_batch=1, ema=ema), steps, continued)
 
@@ -126,26 +126,32 @@ def _train(
     make: Callable[[], Any], engine: dict[str, Any], optim: OptimConfig, steps: tuple[int, ...], continued: bool = False
 ) -> list[Finding]:
     with simulated_cuda() as watch:
-        method, batches = make()
-        runs = make_engine(EngineConfig(kind="single", device="cuda", **engine))
-        runs.prepare(method, optim)
-        trainer = Trainer(method, runs, optim, LoopConfig(), seed=0, source_samples=1)
-        if trainer.averaged is not None:
-            trainer.averaged.started = True  # as from the second step on
-        for buffers in image_buffers(method):  # filled, since only full ones give back earlier images
-            fake = torch.empty(1, SIZE, SIZE, 3, device=DEVICE).permute(0, 3, 1, 2)
-            for batch in batches:
-                for slot in batch.slots.tolist():
-                    for _ in range(buffers.capacity):
-                        buffers._buffer(slot, DEVICE).query(fake[0], 0.0, 0)
+        trainer, batches = ready(make, engine, optim)
         if continued:
+            runs = trainer.engine
             trainer._step(steps[0], batches)
-            for spec in method.optimisers:
+            for spec in trainer.method.optimisers:
                 runs.load_optimiser_state(spec.name, runs.optimiser_state(spec.name))
         with watch.notes() as found:
             for step in steps:
                 trainer._step(step, batches)
         return list(found)
+
+
+def ready(make: Callable[[], Any], engine: dict[str, Any], optim: OptimConfig) -> tuple[Trainer, list[Any]]:
+    """On the simulated device, with full image buffers, since only those give back earlier images."""
+    method, batches = make()
+    runs = make_engine(EngineConfig(kind="single", device="cuda", **engine))
+    runs.prepare(method, optim)
+    trainer = Trainer(method, runs, optim, LoopConfig(), seed=0, source_samples=1)
+    if trainer.averaged is not None:
+        trainer.averaged.started = True  # as from the second step on
+    for buffers in image_buffers(method):
+        for batch in batches:
+            for slot in batch.slots.tolist():
+                for _ in range(buffers.capacity):
+                    buffers._buffer(slot, DEVICE).query(batch.source[0], 0.0, 0)
+    return trainer, batches
 
 
 def image_buffers(owner: Any) -> Iterator[ImageBuffers]:
@@ -169,11 +175,11 @@ def _boxes(slots: range) -> torch.Tensor:
         return torch.tensor([[8 * slot % 32, 16] for slot in slots])
 
 
-def _pairs(slots: range) -> Any:
-    source, target = (torch.empty(len(slots), SIZE, SIZE, 3, device=DEVICE).permute(0, 3, 1, 2) for _ in range(2))
+def pairs(slots: range, size: int = SIZE) -> Any:
+    source, target = (torch.empty(len(slots), size, size, 3, device=DEVICE).permute(0, 3, 1, 2) for _ in range(2))
     return SimpleNamespace(
         source=source, target=target, slots=_slots(slots), source_boxes=_boxes(slots), target_boxes=_boxes(slots),
-        source_labels=torch.empty(len(slots), SIZE, SIZE, dtype=torch.uint8, device=DEVICE),
+        source_labels=torch.empty(len(slots), size, size, dtype=torch.uint8, device=DEVICE),
     )  # fmt: skip
 
 

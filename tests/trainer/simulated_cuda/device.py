@@ -276,6 +276,12 @@ def simulated_cuda() -> Iterator[Watch]:
             "generator",
             lambda device, *key: of_cpu(device, *key) if torch.device(device).type == "cpu" else None,
         ),
+        # Otherwise torch takes what is done to lists of fake tensors one by one.
+        (
+            torch.utils._foreach_utils,
+            "_foreach_supported_types",
+            [*torch.utils._foreach_utils._foreach_supported_types, FakeTensor],
+        ),
         (nn.Module, "_apply", _replace_tensors),
         (torch, "from_numpy", from_numpy),
         (torch, "tensor", lambda data, dtype=None, device="cpu": tensor(data, dtype=dtype).to(device)),
