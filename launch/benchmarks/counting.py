@@ -1,9 +1,9 @@
 """What a step asks of a GPU, counted while it runs: operator calls, bytes by kind of work, hidden copies, casts and waits.
 
 A call is one of torch's operators that computes or copies on the device. Views and allocations launch nothing and are not
-counted; a convolution or a fused optimiser counts as one, whatever number of kernels it starts. Bytes are those of an operator
-alone: each tensor that it reads or writes goes once to or from memory, however often it is read and whatever a cache holds.
-
+counted; a convolution or a fused optimiser counts as one, whatever number of kernels it starts, our own operators as their
+kernels. Bytes are those of an operator alone: each tensor that it reads or writes goes once to or from memory, however often it
+is read and whatever a cache holds.
 """
 
 import functools
@@ -17,6 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from trainer.networks.norm_fused import KERNELS
 
 KINDS = ("convolution", "product", "norm", "padding", "resampling", "cast", "join", "draw", "optimiser", "other")
 ROOT = Path(__file__).parents[2]
@@ -30,16 +33,16 @@ _NAMED = {
     "optimiser": ("_fused_adam", "_fused_sgd", "_foreach_"),
     "draw": ("rand", "normal_", "uniform", "bernoulli"),
     "product": ("addmm", "aten.mm", "bmm"),
-    "norm": ("native_batch_norm", "native_group_norm", "leaky_relu", "threshold", "aten.relu"),
+    "norm": ("instance_norm", "native_batch_norm", "native_group_norm", "leaky_relu", "threshold", "aten.relu"),
 }
 # Of the code of this project that is nearest to a call.
 _FILES = {
-    "norm": "trainer/networks/norm.py",
-    "padding": "trainer/networks/padding.py",
-    "resampling": "trainer/networks/resample.py",
-    "join": "trainer/networks/split.py",
+    "norm": ("trainer/networks/norm.py", "trainer/networks/norm_batch.py"),
+    "padding": ("trainer/networks/padding.py",),
+    "resampling": ("trainer/networks/resample.py",),
+    "join": ("trainer/networks/split.py",),
 }
-_CODE = {str(ROOT / file): kind for kind, file in _FILES.items()}
+_CODE = {str(ROOT / file): kind for kind, files in _FILES.items() for file in files}
 
 
 class Calls(TorchDispatchMode):
@@ -57,7 +60,7 @@ class Calls(TorchDispatchMode):
         self.calls, self.bytes = Counter[str](), Counter[str]()
         self.operators, self.places = Counter[str](), Counter[str]()
         self.copies, self.casts, self.returns, self.waits = (Counter[str]() for _ in range(4))
-        self._left: dict[int, tuple[Tensor, torch.dtype]] = {}  # of a result of a cast: itself, the type it had before
+        self._left = WeakIdKeyDictionary()  # of a result of a cast: the type it had before
 
     @property
     def total(self) -> int:
@@ -79,9 +82,10 @@ class Calls(TorchDispatchMode):
 
     def _count(self, operator: Any, args: Any, kwargs: Any, given: list[Tensor], made: list[Tensor]) -> None:
         kind = kind_of(operator, args, sys._getframe(2))
-        self.calls[kind] += 1
-        self.operators[str(operator)] += 1
-        self.places[place_of(sys._getframe(2))] += 1
+        kernels = KERNELS.get(operator.name(), 1)
+        self.calls[kind] += kernels
+        self.operators[str(operator)] += kernels
+        self.places[place_of(sys._getframe(2))] += kernels
         self.bytes[kind] += moved(operator, given, made)
         if operator in _CONVOLUTIONS and any(not _dense(x, _wanted(given)) for x in given if x.ndim == 4):
             self.copies[place_of(sys._getframe(2))] += 1
@@ -96,10 +100,9 @@ class Calls(TorchDispatchMode):
         place = place_of(sys._getframe(3))
         if is_map(before):
             self.casts[place] += 1
-        kept, dtype = self._left.get(id(before), (None, None))
-        if kept is before and dtype == after.dtype:
+        if self._left.get(before) == after.dtype:
             self.returns[place] += 1
-        self._left[id(after)] = after, before.dtype
+        self._left[after] = before.dtype
 
 
 def tensors_in(values: Iterable[Any]) -> list[Tensor]:
@@ -121,7 +124,7 @@ def is_map(x: Tensor) -> bool:
 def launches_nothing(operator: Any) -> bool:
     """Whether it only allocates, returns a view or asks what a tensor is."""
     name = str(operator)
-    if not name.startswith("aten.") or name.startswith(
+    if operator.namespace == "prim" or name.startswith(
         ("aten.empty", "aten.new_empty", "aten.detach", "aten.resize_", "aten._has_compatible", "aten.lift")
     ):
         return True
@@ -156,6 +159,8 @@ def moved(operator: Any, given: list[Tensor], made: list[Tensor]) -> int:
     if operator in (aten.copy_.default, aten.fill_.Scalar, aten.zero_.default):  # what was there before is not read
         given = given[1:]
     twice = [given[0]] if operator is aten.convolution_backward.default else []  # by both of its products
+    if operator.namespace == "instance_norm":  # one kernel sums up the maps, another one computes with the sums
+        twice = [x for x in given if x.ndim == 4]
     return sum(held(x) for x in [*given, *twice, *made])
 
 

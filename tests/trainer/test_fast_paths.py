@@ -6,7 +6,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.trainer.small import small_method
-from trainer.draws import Draws
-from trainer.engines import EngineConfig, make_engine
-from trainer.methods import Cut
-from trainer.methods.base import Losses, StepContext
-from trainer.networks import norm
+from tests.trainer.one_step import Step
+from trainer.methods.base import Losses
+from trainer.networks import norm, norm_batch
 from trainer.networks.norm import norm_activation, plain_norm_activation
 from trainer.networks.padding import Pad2d
 from trainer.networks.resample import BlurDownsample, BlurUpsample
 from trainer.networks.split import split_batch
 from trainer.optim import OptimConfig, make_optimiser
-from trainer.step import train_step
 
 pytestmark = pytest.mark.slow
 
@@ -82,9 +77,10 @@ def test_norm_and_its_gradient(layout: torch.memory_format, slope: float, batch:
 
 @pytest.fixture(params=[False, True], ids=["", "as on a GPU"])
 def any_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Contiguous features go another way on a GPU, which a CPU can go too."""
+    """Features go another way on a GPU, which a CPU can go too."""
     if request.param:
         monkeypatch.setattr(norm, "_in_groups", lambda x: False)
+        monkeypatch.setattr(norm, "_kernels", lambda x, triton: None if x.is_contiguous() else norm_batch)
 
 
 @layouts
@@ -106,6 +102,7 @@ def test_norm_in_lower_precision(layout: torch.memory_format, dtype: torch.dtype
 
 
 @layouts
+@pytest.mark.usefixtures("any_device")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("normalise", [norm_activation, plain_norm_activation])
 def test_a_guarded_channel_without_variance_passes_no_gradient(normalise: Any, dtype: torch.dtype, layout: Any) -> None:
@@ -124,6 +121,7 @@ def test_a_guarded_channel_without_variance_passes_no_gradient(normalise: Any, d
 
 
 @layouts
+@pytest.mark.usefixtures("any_device")
 def test_the_norm_keeps_one_map_for_the_backward_pass(layout: torch.memory_format) -> None:
     x = in_layout(features(2, 4, 8, 8), layout)
     with saved_for_the_backward_pass() as kept:
@@ -137,6 +135,7 @@ def test_the_norm_keeps_one_map_for_the_backward_pass(layout: torch.memory_forma
     ids=["norm", "pad", "down", "up"],
 )  # fmt: skip
 @layouts
+@pytest.mark.usefixtures("any_device")
 def test_gradients_of_gradients(operator: Any, layout: torch.memory_format) -> None:
     # The Lipschitz penalty on D needs them.
     x = in_layout(features(1, 2, 4, 5), layout)
@@ -244,45 +243,6 @@ def test_triton_kernels() -> None:
 # ---- whole steps -----------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Pairs:
-    source: Tensor
-    target: Tensor
-    slots: Tensor
-
-
-class Step:
-    """One step on two pairs of 32x32, from weights large enough that every path matters."""
-
-    def __init__(
-        self, *, dtype: torch.dtype = torch.float32, options: dict[str, Any] | None = None, **engine: Any
-    ) -> None:
-        self.engine = make_engine(EngineConfig(kind="single", device="cpu", **engine))
-        robust: dict[str, Any] = {"robust__beta": 0.01, "robust__least": 0.05, "robust__start": 0.0}
-        sizes: dict[str, Any] = {
-            "generator__ngf": 8,
-            "discriminator__ndf": 8,
-            "head_dim": 16,
-            "patches": 16,
-            "buffer": 2,
-        }
-        self.method = small_method(global_batch=2, **robust, **sizes, **(options or {}))
-        for parameter in self.method.parameters():
-            parameter.data = parameter.data * 20 if parameter.ndim > 1 else parameter.data + 0.1
-        self.method.to(dtype)
-        self.engine.prepare(self.method, OptimConfig(lr=1e-9))
-        images = torch.rand(2, 2, 32, 32, 3, generator=torch.Generator().manual_seed(0)).to(dtype) * 2 - 1
-        source, target = images.permute(0, 1, 4, 2, 3)
-        self.batch = Pairs(source, target, torch.arange(2))
-
-    def take(self, number: int = 0) -> Losses:
-        return train_step(self.method, self.engine, [self.batch], StepContext(Draws(0, number)))
-
-    def gradients(self) -> dict[str, Tensor]:
-        return {name: parameter.grad.double() for name, parameter in self.method.named_parameters()
-                if name.endswith("weight") and parameter.grad is not None}  # fmt: skip
-
-
 @pytest.fixture
 def reference(monkeypatch: pytest.MonkeyPatch) -> tuple[Losses, dict[str, Tensor]]:
     """Losses and gradients in fp32, contiguous, with plain operators."""
@@ -367,31 +327,3 @@ def test_a_step_converts_no_layout_and_waits_for_no_result(precision: str) -> No
     # The image buffer's two draws for each slot, made on the CPU, and whether each phase's gradient is finite: on a CPU it costs
     # nothing to know, and on a GPU nobody asks.
     assert watch.host_reads == 2 * len(step.batch.slots) + 2
-
-
-def test_compiling_changes_rounding_alone(
-    reference: tuple[Losses, dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Traced and differentiated as for inductor, whose code takes a C++ compiler and a minute to make.
-    compiled = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compiled(self, backend="aot_eager", **options))
-    monkeypatch.setattr(Cut, "compiled_parts", lambda self: [self.generator.model[12], self.discriminator])
-    step = Step(precision="fp32", compile=True)
-    losses, gradients = step.take(), step.gradients()
-    assert all(part._compiled_call_impl is not None for part in step.method.compiled_parts())
-    for name, value in reference[0].items():
-        assert losses[name].item() == pytest.approx(value.item(), rel=1e-4), name
-    for name, expected in reference[1].items():
-        assert float((gradients[name] - expected).norm() / expected.norm()) < 1e-3, name
-
-
-def test_the_lipschitz_penalty_is_compatible_with_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It needs the gradient of D's gradient, which compiled code has not: D stays as it is."""
-    compiled, parts = nn.Module.compile, Cut.compiled_parts
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compiled(self, backend="aot_eager", **options))
-    monkeypatch.setattr(Cut, "compiled_parts", lambda self: parts(self)[-1:])  # for the time that it takes
-    options = {"constraint__lipschitz": 10.0, "constraint__start": 0.0}
-    expected = Step(precision="fp32", options=options).take()
-    losses = Step(precision="fp32", options=options, compile=True).take()
-    assert losses["lipschitz"].item() == pytest.approx(expected["lipschitz"].item(), rel=1e-4)
-    assert losses["D_real"].item() == pytest.approx(expected["D_real"].item(), rel=1e-4)

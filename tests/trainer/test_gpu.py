@@ -61,9 +61,10 @@ def test_compiled_steps_agree_with_eager_ones(precision: str, beta: float, toler
 
 def test_triton_kernels() -> None:
     pytest.importorskip("triton")
-    from tests.trainer.check_norm_triton import check
+    from tests.trainer.check_norm_triton import check, check_flat_channels
 
     check("cuda")
+    check_flat_channels("cuda")
 
 
 def test_the_robustness_term_runs_in_bf16() -> None:

@@ -353,8 +353,12 @@ def _keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, -1)
 
 
+def has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 def _use_triton(method: nn.Module) -> None:
-    if importlib.util.find_spec("triton") is None:
+    if not has_triton():
         raise UserError("--engine.triton true needs Triton, which is not installed here: install it, or leave it out")
     norms = [module for module in method.modules() if isinstance(module, InstanceNorm2d)]
     if not norms:

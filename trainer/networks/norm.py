@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainer.networks import norm_batch, norm_fused
+
 EPSILON = 1e-5
 FLAT = 1e-6 * EPSILON  # variance of a channel that has none: float32 hardly tells EPSILON + FLAT from EPSILON
 
@@ -48,7 +50,7 @@ def norm_activation(x: Tensor, slope: float, *, guarded: bool = False, triton: b
         return y if slope == 1 else F.leaky_relu(y, slope) if slope else F.relu(y)
     if torch.compiler.is_compiling():  # which fuses the plain one with its neighbours
         return plain_norm_activation(x, slope, guarded=guarded)
-    return _NormActivation.apply(x, slope, guarded, _kernels(x) if triton else None)
+    return _NormActivation.apply(x, slope, guarded, _kernels(x, triton))
 
 
 def plain_norm_activation(x: Tensor, slope: float, *, guarded: bool = False) -> Tensor:
@@ -63,9 +65,8 @@ class _NormActivation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, slope: float, guarded: bool, kernels: ModuleType | None) -> Tensor:
         x = x.contiguous(memory_format=_layout(x))
-        y, mean, rstd = kernels.forward(x, slope, EPSILON) if kernels else _forward(x, slope)
-        if guarded:
-            rstd = rstd.masked_fill(rstd >= (FLAT + EPSILON) ** -0.5, 0.0)
+        flat = FLAT if guarded else -1.0
+        y, mean, rstd = kernels.forward(x, slope, EPSILON, flat) if kernels else _forward(x, slope, flat)
         ctx.save_for_backward(x, mean, rstd)
         ctx.slope, ctx.guarded, ctx.kernels = slope, guarded, kernels
         return y
@@ -80,10 +81,10 @@ class _NormActivation(torch.autograd.Function):
         return backward(gradient.contiguous(memory_format=_layout(x)), x, mean, rstd, ctx.slope), None, None, None
 
 
-def _forward(x: Tensor, slope: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The result, and each image's means and 1 / standard deviations (B, C)."""
+def _forward(x: Tensor, slope: float, flat: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The result, and each image's means and 1 / standard deviations (B, C): 0 where the variance is at most `flat`."""
     y, mean, rstd = _normalise(x)
-    return (y if slope == 1 else F.leaky_relu_(y, slope)), mean, rstd
+    return (y if slope == 1 else F.leaky_relu_(y, slope)), mean, norm_batch.without_flat(rstd, EPSILON, flat)
 
 
 def _backward(gradient: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, slope: float) -> Tensor:
@@ -137,13 +138,11 @@ def _as_single_images(x: Tensor) -> tuple[Tensor, ...]:
     return (x.view(1, -1, *x.shape[2:]),) if x.is_contiguous() else x.split(1)
 
 
-def _kernels(x: Tensor) -> ModuleType | None:
-    """The kernels for these features, where there are any."""
-    if not x.is_cuda or x.dtype == torch.float64 or x.is_contiguous():
+def _kernels(x: Tensor, triton: bool) -> ModuleType | None:
+    """What takes these features, all images at once, where torch's own norms do not: channels-last ones on a GPU."""
+    if _in_groups(x) or x.is_contiguous() or not x.is_cuda:
         return None
-    from trainer.networks import norm_triton
-
-    return norm_triton
+    return norm_fused if triton and x.dtype != torch.float64 else norm_batch
 
 
 def _layout(x: Tensor) -> torch.memory_format:

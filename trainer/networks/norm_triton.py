@@ -17,27 +17,34 @@ RUN = 256  # pixels of an image that one program sums up
 PIXELS, CHANNELS = 32, 64  # of the block that a program holds at a time
 
 
-def forward(x: Tensor, slope: float, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
-    """x (B, C, H, W), channels-last, to leaky_relu(normalised x), and its mean and 1 / standard deviation (B, C)."""
+def forward(x: Tensor, slope: float, epsilon: float, flat: float) -> tuple[Tensor, Tensor, Tensor]:
+    """x (B, C, H, W), channels-last, to leaky_relu(normalised x), and its mean and 1 / standard deviation (B, C), which is 0
+    where the variance is at most `flat`."""
     batch, channels, pixels, runs = _sizes(x)
     means, squares = x.new_empty(2, batch, runs, channels, dtype=torch.float32)
-    grid = (batch, runs, triton.cdiv(channels, CHANNELS))
-    _moments[grid](x, means, squares, pixels, channels, RUN, PIXELS, CHANNELS)
-    mean, rstd = _combine(means, squares, pixels, epsilon)
+    mean, rstd, kept = x.new_empty(3, batch, channels, dtype=torch.float32)
+    columns = triton.cdiv(channels, CHANNELS)
+    _moments[batch, runs, columns](x, means, squares, pixels, channels, RUN, PIXELS, CHANNELS)
+    _combine[batch, columns](
+        means, squares, mean, rstd, kept, pixels, channels, runs, epsilon, flat, RUN, PIXELS, CHANNELS
+    )
     y = torch.empty_like(x)
-    _normalise[grid](x, mean, rstd, y, pixels, channels, slope, RUN, PIXELS, CHANNELS)
-    return y, mean, rstd
+    _normalise[batch, runs, columns](x, mean, rstd, y, pixels, channels, slope, RUN, PIXELS, CHANNELS)
+    return y, mean, kept
 
 
 def backward(gradient: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, slope: float) -> Tensor:
     """The gradient of `forward`'s x from that of its result, both channels-last (B, C, H, W)."""
     batch, channels, pixels, runs = _sizes(x)
     sums, products = x.new_empty(2, batch, runs, channels, dtype=torch.float32)
-    grid = (batch, runs, triton.cdiv(channels, CHANNELS))
-    _gradient_sums[grid](gradient, x, mean, rstd, sums, products, pixels, channels, slope, RUN, PIXELS, CHANNELS)
-    of_gradient, of_product = sums.sum(dim=1) / pixels, products.sum(dim=1) / pixels
+    of_gradient, of_product = x.new_empty(2, batch, channels, dtype=torch.float32)
+    columns = triton.cdiv(channels, CHANNELS)
+    _gradient_sums[batch, runs, columns](
+        gradient, x, mean, rstd, sums, products, pixels, channels, slope, RUN, PIXELS, CHANNELS
+    )
+    _average[batch, columns](sums, products, of_gradient, of_product, pixels, channels, runs, PIXELS, CHANNELS)
     result = torch.empty_like(x)
-    _input_gradient[grid](
+    _input_gradient[batch, runs, columns](
         gradient, x, mean, rstd, of_gradient, of_product, result, pixels, channels, slope, RUN, PIXELS, CHANNELS
     )
     return result
@@ -46,17 +53,6 @@ def backward(gradient: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, slope: flo
 def _sizes(x: Tensor) -> tuple[int, int, int, int]:
     batch, channels, height, width = x.shape
     return batch, channels, height * width, triton.cdiv(height * width, RUN)
-
-
-def _combine(means_brc: Tensor, squares_brc: Tensor, pixels: int, epsilon: float) -> tuple[Tensor, Tensor]:
-    """The statistics of whole images from those of their runs (Chan et al. 1979, "Updating Formulae")."""
-    runs = means_brc.shape[1]
-    counts = torch.full((runs, 1), float(RUN), device=means_brc.device)
-    counts[-1] = pixels - (runs - 1) * RUN
-    mean = (means_brc * counts).sum(dim=1) / pixels
-    between = ((means_brc - mean[:, None]).square() * counts).sum(dim=1)
-    variance = (squares_brc.sum(dim=1) + between) / pixels
-    return mean, (variance + epsilon).rsqrt()
 
 
 @triton.jit
@@ -100,6 +96,60 @@ def _moments(
         square += tl.sum(tl.where(exists, centred * centred, 0.0), axis=0)
     _store_of_run(means, mean, channels, CHANNELS)
     _store_of_run(squares, square, channels, CHANNELS)
+
+
+@triton.jit
+def _runs(start, runs, channels, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
+    """Offsets into the sums of runs, and which of them exist, of a block of this program's image and channels."""
+    rows = start + tl.arange(0, PIXELS)[:, None]
+    columns = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    return (tl.program_id(0) * runs + rows) * channels + columns, (rows < runs) & (columns < channels)
+
+
+@triton.jit
+def _store_of_image(pointer, values, channels, CHANNELS: tl.constexpr):
+    columns = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    tl.store(pointer + tl.program_id(0) * channels + columns, values, mask=columns < channels)
+
+
+@triton.jit
+def _combine(
+    means, squares, mean, rstd, kept, pixels, channels, runs, epsilon, flat,
+    RUN: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """The statistics of whole images from those of their runs (Chan et al. 1979, "Updating Formulae")."""
+    total = tl.zeros((CHANNELS,), tl.float32)
+    for start in range(0, runs, PIXELS):
+        offsets, exists = _runs(start, runs, channels, PIXELS, CHANNELS)
+        counts = tl.minimum(pixels - (start + tl.arange(0, PIXELS)) * RUN, RUN).to(tl.float32)
+        total += tl.sum(tl.load(means + offsets, mask=exists, other=0.0) * counts[:, None], axis=0)
+    centre = total / pixels
+    square = tl.zeros((CHANNELS,), tl.float32)
+    for start in range(0, runs, PIXELS):
+        offsets, exists = _runs(start, runs, channels, PIXELS, CHANNELS)
+        counts = tl.minimum(pixels - (start + tl.arange(0, PIXELS)) * RUN, RUN).to(tl.float32)
+        away = tl.load(means + offsets, mask=exists, other=0.0) - centre[None, :]
+        within = tl.load(squares + offsets, mask=exists, other=0.0)
+        square += tl.sum(tl.where(exists, within + away * away * counts[:, None], 0.0), axis=0)
+    variance = square / pixels
+    scale = 1 / tl.sqrt(variance + epsilon)
+    _store_of_image(mean, centre, channels, CHANNELS)
+    _store_of_image(rstd, scale, channels, CHANNELS)
+    _store_of_image(kept, tl.where(variance > flat, scale, 0.0), channels, CHANNELS)
+
+
+@triton.jit
+def _average(
+    sums, products, of_gradient, of_product, pixels, channels, runs, PIXELS: tl.constexpr, CHANNELS: tl.constexpr
+):
+    total = tl.zeros((CHANNELS,), tl.float32)
+    product = tl.zeros((CHANNELS,), tl.float32)
+    for start in range(0, runs, PIXELS):
+        offsets, exists = _runs(start, runs, channels, PIXELS, CHANNELS)
+        total += tl.sum(tl.load(sums + offsets, mask=exists, other=0.0), axis=0)
+        product += tl.sum(tl.load(products + offsets, mask=exists, other=0.0), axis=0)
+    _store_of_image(of_gradient, total / pixels, channels, CHANNELS)
+    _store_of_image(of_product, product / pixels, channels, CHANNELS)
 
 
 @triton.jit

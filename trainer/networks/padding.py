@@ -36,6 +36,11 @@ class Pad2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_exporting():  # one operator, which other programs have
             return F.pad(x, self.widths, self.mode)
+        if (
+            torch.compiler.is_compiling()
+        ):  # which fuses one operator with its neighbours, and mistakes writes to windows
+            with torch.autocast(x.device.type, enabled=False):
+                return F.pad(x, self.widths, self.mode)
         height, width = x.shape[2:]
         left, right, top, bottom = self.widths
         if self.mode == "reflect" and (max(left, right) >= width or max(top, bottom) >= height):
@@ -55,13 +60,12 @@ class _Pad(torch.autograd.Function):
         left, right, top, bottom = widths
         height, width = x.shape[2:]
         y = _empty(x, height + top + bottom, width + left + right)
-        (rows, _), *outer_rows = _runs(height, top, bottom, first)
-        (columns, _), *outer_columns = _runs(width, left, right, first)
-        y[:, :, rows, columns] = x
-        for outer, inner in outer_columns:
-            y[:, :, rows, outer] = _mirrored(x[..., inner], 3)
-        for outer, inner in outer_rows:
-            y[:, :, outer] = _mirrored(y[:, :, rows][:, :, inner], 2)
+        middle = y[:, :, top : top + height]
+        middle[..., left : left + width] = x
+        for outer, inner in _borders(middle, x, 3, left, right, first):
+            outer.copy_(_mirrored(inner))
+        for outer, inner in _borders(y, middle, 2, top, bottom, first):
+            outer.copy_(_mirrored(inner))
         return y
 
     @staticmethod
@@ -78,16 +82,15 @@ class _Fold(torch.autograd.Function):
         left, right, top, bottom = widths
         height, width = y.shape[2] - top - bottom, y.shape[3] - left - right
         x = _empty(y, height, width)
-        (rows, _), *outer_rows = _runs(height, top, bottom, first)
-        (columns, _), *outer_columns = _runs(width, left, right, first)
-        x.copy_(y[:, :, rows, columns])
-        for outer, inner in outer_columns:
-            x[..., inner] += _mirrored(y[:, :, rows, outer], 3)
-        for outer, inner in outer_rows:
-            border = _mirrored(y[:, :, outer], 2)
-            x[:, :, inner] += border[..., columns]
-            for corner, inner_corner in outer_columns:
-                x[:, :, inner, inner_corner] += _mirrored(border[..., corner], 3)
+        middle, columns = y[:, :, top : top + height], slice(left, left + width)
+        x.copy_(middle[..., columns])
+        for outer, inner in _borders(middle, x, 3, left, right, first):
+            inner.add_(_mirrored(outer))
+        for outer, inner in _borders(y, x, 2, top, bottom, first):
+            border = _mirrored(outer)
+            inner.add_(border[:, :, :, columns])
+            for corner, inner_corner in _borders(border, inner, 3, left, right, first):
+                inner_corner.add_(_mirrored(corner))
         return x
 
     @staticmethod
@@ -95,18 +98,26 @@ class _Fold(torch.autograd.Function):
         return _Pad.apply(gradient, ctx.widths, ctx.first), None, None
 
 
-def _runs(size: int, before: int, after: int, first: int) -> tuple[tuple[slice, slice], ...]:
-    """Along one side of a map of `size` pixels: the run of the padded map that is the map itself, and those of the border
-    before and after it; each with the run of the map that it shows, the border's mirrored."""
-    return (
-        (slice(before, before + size), slice(0, size)),
-        (slice(0, before), slice(first, first + before)),
-        (slice(before + size, None), slice(size - first - after, size - first)),
-    )
+def _borders(
+    padded: Tensor, inside: Tensor, dim: int, before: int, after: int, first: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Along one side of a map `inside` and of its padded form: the borders of the latter, and the runs of pixels of the map that
+    they mirror. Each has a new last dimension along the run. Two of one width are one view, (…, 2, …, width), unless they
+    mirror pixels in common."""
+    size = inside.shape[dim]
+    apart = size - 2 * first - before  # from the first mirrored run to the last
+    if before == after and apart >= before:
+        outer = padded.unfold(dim, before, size + before)
+        return [(outer, inside.narrow(dim, first, size - 2 * first).unfold(dim, before, apart))]
+    places = (0, first, before), (before + size, size - first - after, after)
+    return [
+        (padded.narrow(dim, outer, width).unfold(dim, width, 1), inside.narrow(dim, inner, width).unfold(dim, width, 1))
+        for outer, inner, width in places
+    ]
 
 
-def _mirrored(strip: Tensor, dim: int) -> Tensor:
-    return strip.flip(dim) if strip.shape[dim] > 1 else strip
+def _mirrored(runs: Tensor) -> Tensor:
+    return runs.flip(-1) if runs.shape[-1] > 1 else runs
 
 
 def _empty(like: Tensor, height: int, width: int) -> Tensor:

@@ -251,6 +251,7 @@ STEPS: dict[str, Callable[[], list[Finding]]] = {
     "FastCUT bf16, continued": partial(translating, "fastcut", {}, BF16, continued=True),
     "SRUNIT bf16": partial(translating, "srunit", {}, BF16),
     "SRUNIT bf16 contiguous": partial(translating, "srunit", {}, BF16 | CONTIGUOUS),
+    "SRUNIT by Triton's norms bf16": partial(translating, "srunit", {}, BF16 | {"triton": True}, batch=2),
     "SRUNIT fp32": partial(translating, "srunit", {}, FP32),
     "SRUNIT one tap, two pairs, moving average bf16": partial(
         translating, "srunit", {"method.robust.per_step": "one", "method.buffer": 4}, BF16, batch=2, ema=0.999),

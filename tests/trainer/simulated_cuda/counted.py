@@ -18,6 +18,8 @@ if __name__ == "__main__":
 
     library.load(Path(sys.argv[1]))
 
+import torch
+
 from infra.config import build
 from launch.benchmarks.counting import Calls
 from tests.trainer.simulated_cuda.cases import EPOCHS, pairs, ready
@@ -43,6 +45,11 @@ def counted(
         trainer, batches = ready(
             lambda: (config.build(seed=0, global_batch=batch), [pairs(range(batch), size)]), dict(engine), optim
         )
+        for optimiser in trainer.engine.optimisers.values():  # have states, as after a first step
+            for group in optimiser.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = torch.zeros_like(parameter)
+            optimiser.step()
         with Calls() as calls:
             trainer._step(EPOCHS // 2, batches)
     return {name: dict(getattr(calls, name)) for name in COUNTED}
