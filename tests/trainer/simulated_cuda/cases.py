@@ -51,9 +51,11 @@ CLASSES = 19
 _CUT = {"taps": (0, 4, 8, 12), "patches": 16, "head_dim": 16, "generator.ngf": 8,
         "discriminator.ndf": 8, "discriminator.layers": 1, "buffer": 0}  # fmt: skip
 _STRIDED = {"generator.ngf": 8, "discriminator.ndf": 8, "buffer": 4}
-_MUNIT = {"generator.ngf": 8, "generator.blocks": 1, "generator.hidden": 16, "discriminator.ndf": 8}
+_MUNIT = {"generator.ngf": 8, "generator.blocks": 1, "generator.hidden": 16, "discriminator.ndf": 8,
+          "discriminator.scales": 2}  # fmt: skip
 _SEMST = {name: value for name, value in _CUT.items() if name != "buffer"} | {"local": 32}
-_DRIT = {"generator.ngf": 8, "discriminator.ndf": 8, "every": 1, "mode_seeking": 1.0, "content_layers": 1}
+_DRIT = {"generator.ngf": 8, "discriminator.ndf": 8, "discriminator.scales": 2, "every": 1, "mode_seeking": 1.0,
+         "content_layers": 1}  # fmt: skip
 WIDE: dict[str, dict[str, Any]] = {
     "cut": _CUT,
     "fastcut": _CUT,
