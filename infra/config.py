@@ -145,6 +145,8 @@ def _nearest(name: str, known: Mapping[str, Any]) -> str:
 
 def _coerce(name: str, value: Any, kind: Any, choices: tuple[Any, ...] | None) -> Any:
     """A value from YAML or the command line as the field's type."""
+    if choices and "true" in choices:  # a switch that has more choices than on and off
+        value = str(value).lower()
     try:
         result = _convert(value, kind)
     except (TypeError, ValueError):

@@ -116,7 +116,7 @@ def run(config: JobConfig, repetitions: int, steps: int | None) -> list[Measurem
     with closing(Training(config)) as training:
         on_gpu = training.device.type == "cuda"
         count = steps or (20 if on_gpu else 1)
-        for _ in range(WARM_UP if on_gpu or config.engine.compile else 1):
+        for _ in range(WARM_UP if on_gpu or config.engine.compile == "true" else 1):
             training.step()
         found = interleaved([lambda: training.steps(count)], repetitions)
         tflop = flops_of(training.step) / 1e12

@@ -31,8 +31,10 @@ from pipelines.loader import Loader
 from trainer.checkpoint import step_of, write_checkpoint
 from trainer.checkpointer import PATIENCE_S
 from trainer.engines import Engine, make_engine
+from trainer.engines.faster import is_on
 from trainer.loop import Broken, Evaluation, Trainer
 from trainer.methods import Method
+from trainer.networks.compiling import keep_compiled
 from trainer.networks.sizes import Sizes
 from trainer.pyfunc import is_published
 from trainer.state import TrainingState
@@ -156,6 +158,8 @@ def _train(
         images = [split.image_size for split in loader.splits]
         parts = engine.world_size * optim.accumulation
         check_sizes(method.sizes(optim.global_batch // parts), loader.crop, min(min(size) for size in images))
+        if is_on(engine.config.compile, engine.device):
+            keep_compiled(folder.path.parent)
         engine.prepare(method, optim)
         validation = job.validation(engine, method.given())
         trainer = Trainer(

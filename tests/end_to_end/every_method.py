@@ -25,7 +25,12 @@ from trainer.engines import deepspeed as deepspeed_engine
 from trainer.methods.parts import semantic
 
 STEPS, STOP = 5, 3
-SEMANTIC = {"weight": 1.0, "labels": "true", "balance": 4.0, "mask": True}  # of CUT, with the segmenter in DATA/segmenter
+SEMANTIC = {
+    "weight": 1.0,
+    "labels": "true",
+    "balance": 4.0,
+    "mask": True,
+}  # of CUT, with the segmenter in DATA/segmenter
 
 
 def config(method: str, data: str, out: Path, accumulation: int, steps: int) -> JobConfig:

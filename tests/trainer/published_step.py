@@ -217,7 +217,7 @@ def compare(config: JobConfig, repetitions: int) -> list[Measurement]:
         return {name: 1 / training.steps(20 if on_gpu else 1)["pairs_per_s"]}
 
     for training in trainings.values():
-        for _ in range(WARM_UP if on_gpu or config.engine.compile else 1):
+        for _ in range(WARM_UP if on_gpu or config.engine.compile == "true" else 1):
             training.step()
     found = interleaved([lambda: seconds("published"), lambda: seconds("ours")], repetitions)
     for training in trainings.values():

@@ -1,33 +1,50 @@
 """Steps whose networks torch.compile takes against those that it does not."""
 
+import functools
+import logging
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from tests.trainer.one_step import Step
-from trainer.methods import Cut
+from tests.trainer.small import method_config
+from trainer.engines.faster import use_compiler
+from trainer.methods import METHODS
+from trainer.methods.cut import Cut
+from trainer.networks import compiling
+from trainer.networks.compiling import Compilable
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(autouse=True)
-def traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traced and differentiated as for inductor, whose code takes a C++ compiler and a minute to make. What cannot be traced
-    as a whole is an error."""
-    compiled = nn.Module.compile
-    whole: dict[str, Any] = {"backend": "aot_eager", "fullgraph": True}
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compiled(self, **options, **whole))
+@pytest.fixture
+def backend(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Networks are traced and differentiated as for inductor, whose code takes a C++ compiler and a minute to make. What is put
+    in here takes its place."""
+    chosen = ["aot_eager"]
+
+    @functools.cache
+    def compiled(function: Any, mode: str) -> Any:
+        return torch.compile(function, fullgraph=True, dynamic=False, backend=chosen[0])
+
+    monkeypatch.setattr(compiling, "_compiled", compiled)
+    monkeypatch.setattr(compiling, "_refused", set())
+    torch._dynamo.reset()
+    return chosen
 
 
-def test_compiling_changes_rounding_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In float64, over steps that change the weights: D is used as it is and with its weights held constant."""
-    monkeypatch.setattr(Cut, "compiled_parts", lambda self: [self.generator.model[12], self.discriminator])
-    steps = {
-        compile: Step(dtype=torch.float64, precision="fp32", compile=compile, lr=1e-3) for compile in (False, True)
-    }
-    assert all(part._compiled_call_impl is not None for part in steps[True].method.compiled_parts())
+def short(switch: str, **options: Any) -> Step:
+    """With one residual block, for the time that it takes."""
+    step = Step(precision="fp32", compile=switch, options={"taps": (0, 4, 8, 12)}, **options)
+    del step.method.generator.model[13:-11]
+    return step
+
+
+def test_compiled_steps_are_those_that_are_not(backend: list[str]) -> None:
+    """In float64, over steps that change the weights: G's three passes, and D's with its weights and with these held constant."""
+    torch._dynamo.utils.counters.clear()
+    steps = {switch: short(switch, dtype=torch.float64, lr=1e-3) for switch in ("false", "true")}
     for number in range(3):
         expected, losses = (step.take(number) for step in steps.values())
         for name, value in expected.items():
@@ -35,14 +52,39 @@ def test_compiling_changes_rounding_alone(monkeypatch: pytest.MonkeyPatch) -> No
         eager, gradients = (step.gradients() for step in steps.values())
         for name, gradient in eager.items():
             assert float((gradients[name] - gradient).norm() / gradient.norm()) < 1e-6, (number, name)
+    assert not compiling._refused
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 5
 
 
-def test_the_lipschitz_penalty_is_compatible_with_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_compiled_runs_as_it_is_with_one_warning(
+    backend: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("no compiler")
+
+    backend[0] = refuse  # type: ignore[call-overload]
+    with caplog.at_level(logging.WARNING, logger=compiling.__name__):
+        losses = short("true").take()
+    expected = short("false").take()
+    assert {name: float(value) for name, value in losses.items()} == {
+        name: float(value) for name, value in expected.items()
+    }
+    (record,) = caplog.records
+    assert "no compiler" in record.getMessage() and "--engine.compile false" in record.getMessage()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_auto_compiles_whole_passes_alone(name: str) -> None:
+    """Of networks whose passes are marked. The generator's gradient of a gradient has no compiled form."""
+    method = method_config(name).build(seed=0, global_batch=2)
+    use_compiler(method, "true", torch.device("cpu"), graphs=False)
+    marked = [part for part in method.modules() if isinstance(part, Compilable) and part.compiled]
+    assert all(part in method.compiled_parts() for part in marked)
+    assert bool(marked) == (name not in ("munit", "drit", "sincut"))
+
+
+def test_the_lipschitz_penalty_is_compatible_with_compiling() -> None:
     """It needs the gradient of D's gradient, which compiled code has not: D stays as it is."""
-    parts = Cut.compiled_parts
-    monkeypatch.setattr(Cut, "compiled_parts", lambda self: parts(self)[-1:])  # for the time that it takes
     options = {"constraint__lipschitz": 10.0, "constraint__start": 0.0}
-    expected = Step(precision="fp32", options=options).take()
-    losses = Step(precision="fp32", options=options, compile=True).take()
-    assert losses["lipschitz"].item() == pytest.approx(expected["lipschitz"].item(), rel=1e-4)
-    assert losses["D_real"].item() == pytest.approx(expected["D_real"].item(), rel=1e-4)
+    method = method_config("srunit", **options).build(seed=0, global_batch=1)
+    assert isinstance(method, Cut) and method.compiled_parts() == [method.generator]

@@ -54,7 +54,7 @@ def test_compiled_steps_agree_with_eager_ones(precision: str, beta: float, toler
     # A graph is warmed up, recorded and replayed in its first three steps.
     options = {"device": "cuda", "precision": precision, "tf32": False}
     expected = losses_of(5, beta, **options)
-    actual = losses_of(5, beta, **options, compile=True, graphs=graphs)
+    actual = losses_of(5, beta, **options, compile="true", graphs=graphs)
     for eager, compiled in zip(expected, actual, strict=True):
         assert compiled == pytest.approx(eager, rel=tolerance, abs=tolerance)
 

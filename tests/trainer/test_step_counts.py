@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA itself"),
 ]
 
-TRITON: dict[str, Any] = {"precision": "bf16", "triton": True}
+TRITON: dict[str, Any] = {"precision": "bf16", "triton": "true"}
 ONE_TAP: dict[str, Any] = {"robust.per_step": "one"}
 NETWORKS = (
     "generator.ngf",

@@ -1,7 +1,6 @@
 """The engine of one process, and the interface that all engines share: how gradients travel, and nothing else."""
 
 import ctypes
-import importlib.util
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -15,9 +14,9 @@ from torch import Tensor, nn
 from infra.config import option
 from infra.errors import UserError
 from infra.signals import StopRequest
+from trainer.engines.faster import SWITCH, use_compiler, use_triton
 from trainer.engines.peers import Peers
 from trainer.methods.base import Method, OptimiserSpec
-from trainer.networks.norm import InstanceNorm2d
 from trainer.optim import OptimConfig, make_optimiser
 
 Loss = Callable[[], Tensor]
@@ -46,13 +45,15 @@ class EngineConfig:
     tf32: bool = option(
         True, "on a GPU: let fp32 convolutions and products round their factors to 10 bits", resumable=True
     )
-    compile: bool = option(
-        False, "have torch.compile fuse what lies between convolutions (takes minutes at the start)", resumable=True
-    )
+    compile: str = option(
+        "auto", "have torch.compile fuse what lies between convolutions (takes minutes at the first start); auto: of ResNet "
+        "generators and PatchGANs, on a GPU with Triton", choices=SWITCH, resumable=True, before="false",
+    )  # fmt: skip
     graphs: bool = option(False, "on a GPU: replay what is compiled as CUDA graphs (not measured yet)", resumable=True)
-    triton: bool = option(
-        False, "on a GPU: instance norm by this project's Triton kernels (not measured yet)", resumable=True
-    )
+    triton: str = option(
+        "auto", "instance norm of what is not compiled by this project's Triton kernels; auto: on a GPU with Triton",
+        choices=SWITCH, resumable=True, before="false",
+    )  # fmt: skip
     silence: float = option(
         30.0,
         "several ranks: seconds without a sign of life after which one counts as lost, and all end",
@@ -70,8 +71,8 @@ class EngineConfig:
         if not (5 <= self.silence < math.inf and 1 <= self.longest_step < math.inf):
             raise UserError(f"engine.silence {self.silence:g} must be 5 seconds or more and engine.longest_step "
                             f"{self.longest_step:g} 1 or more: 30 and 45 are usual")  # fmt: skip
-        if self.graphs and not self.compile:
-            raise UserError("engine.graphs replays what is compiled: give --engine.compile true as well")
+        if self.graphs and self.compile == "false":
+            raise UserError("engine.graphs replays what is compiled: leave out --engine.compile false")
         # ZeRO brings a loss scaler of its own, whose state no checkpoint of ours would hold.
         if self.zero_stage > 0 and self.precision == "fp16":
             raise UserError("ZeRO with fp16 is not supported: give --precision bf16, or --engine.zero-stage 0")
@@ -135,7 +136,7 @@ class Engine:
             raise UserError(f"--engine.zero-stage {config.zero_stage} needs DeepSpeed, and this is engine {self.kind}: "
                             "start with the deepspeed launcher, or leave it out")  # fmt: skip
         for name in ("triton", "graphs"):
-            if getattr(config, name) and self.device.type != "cuda":
+            if getattr(config, name) in (True, "true") and self.device.type != "cuda":
                 raise UserError(
                     f"--engine.{name} true needs a GPU, and this run is on a {self.device.type}: leave it out"
                 )
@@ -153,11 +154,8 @@ class Engine:
             _keep_freed_memory()
         method.to(self.device)
         self._lay_out(method)
-        if self.config.triton:
-            _use_triton(method)
-        if self.config.compile:
-            for part in method.compiled_parts():
-                part.compile(dynamic=False, mode="reduce-overhead" if self.config.graphs else None)
+        use_triton(method, self.config.triton, self.device)
+        use_compiler(method, self.config.compile, self.device, self.config.graphs)
         for spec in method.optimisers:
             networks = method.networks(spec.name)
             self.specs[spec.name] = spec
@@ -351,20 +349,6 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, -1)
-
-
-def has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-def _use_triton(method: nn.Module) -> None:
-    if not has_triton():
-        raise UserError("--engine.triton true needs Triton, which is not installed here: install it, or leave it out")
-    norms = [module for module in method.modules() if isinstance(module, InstanceNorm2d)]
-    if not norms:
-        raise UserError("--engine.triton true computes instance norm, which these networks have none of: leave it out")
-    for norm in norms:
-        norm.triton = True
 
 
 def _tune_cuda(tf32: bool) -> None:

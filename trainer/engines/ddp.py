@@ -16,6 +16,7 @@ from infra.errors import OUTAGE, Stopped
 from infra.signals import StopRequest
 from trainer.engines.attempts import of_this_attempt
 from trainer.engines.base import Engine, LossModule
+from trainer.engines.faster import is_on
 from trainer.engines.peers import SLOW, Peers
 from trainer.methods.base import OptimiserSpec
 from trainer.optim import OptimConfig
@@ -94,7 +95,7 @@ class DdpEngine(Engine):
             # With a connection of its own, since others may wait on theirs.
             own = PrefixStore("peers", self._store).clone()  # type: ignore[attr-defined]
             # A loss that begins late is compiled in the middle of the run.
-            longest = self.config.longest_step * (SLOW if self.config.compile else 1)
+            longest = self.config.longest_step * (SLOW if is_on(self.config.compile, self.device) else 1)
             self.peers = Peers(own, self.rank, self.world_size, stop, silence=self.config.silence, longest=longest)
             self.peers.begin()
 

@@ -143,7 +143,8 @@ class Method(nn.Module, ABC, Generic[Data, Outputs]):
         return None
 
     def compiled_parts(self) -> list[nn.Module]:
-        """The modules that torch.compile takes as a whole: those that are called with features and return features."""
+        """The modules that torch.compile takes: networks whose passes are marked for it (`trainer.networks.compiling`), others as
+        a whole, if they are called with features and return features."""
         return [network for spec in self.optimisers for network in self.networks(spec.name).values()]
 
     def slot_state(self) -> dict[str, Tensor]:

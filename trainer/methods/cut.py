@@ -132,7 +132,7 @@ class Cut(Method[Batch, Outputs]):
             owner.measure(batches, context)
 
     def compiled_parts(self) -> list[nn.Module]:
-        parts = self.generator.blocks()
+        parts = self.generator.compiled_parts()
         # Compiled code has no second derivative.
         return parts if any(part.second_order for part in self.parts) else [*parts, self.discriminator]
 

@@ -26,7 +26,6 @@ from trainer.methods.parts.relation import RelationConfig, mean_hdce, mean_relat
 from trainer.networks import PatchDiscriminator, ProjectionHeads, ResnetGenerator, init_weights
 from trainer.networks.config import DiscriminatorConfig, GeneratorConfig
 from trainer.networks.fusion import ScaleFusion, cut, halved, slide
-from trainer.networks.generator import ResnetBlock
 from trainer.networks.sizes import Sizes
 from trainer.translation import Translation
 
@@ -231,8 +230,7 @@ class Semst(Method[BoxedBatch, Outputs]):
 
     def compiled_parts(self) -> list[nn.Module]:
         generators = (self.product.generator_global, self.product.generator_local)
-        blocks = [layer for each in generators for layer in each.model if isinstance(layer, ResnetBlock)]
-        return [*blocks, *(adversary.discriminator for adversary in self.adversaries)]
+        return [*generators, *(adversary.discriminator for adversary in self.adversaries)]
 
     def sizes(self, images: int) -> Sizes:
         return self.product.sizes & Sizes(smallest=2 * self.config.local)

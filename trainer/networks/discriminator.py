@@ -2,12 +2,13 @@
 
 from torch import Tensor, nn
 
+from trainer.networks.compiling import Compilable, whole
 from trainer.networks.norm import InstanceNorm2d
 from trainer.networks.resample import BlurDownsample
 from trainer.networks.sizes import Sizes, smallest_side
 
 
-class PatchDiscriminator(nn.Module):
+class PatchDiscriminator(Compilable):
     """(B, in_channels, H, W) in [-1, 1] -> (B, 1, H//8 - 2, W//8 - 2) raw scores, one for each patch; with the default three
     layers H, W >= 24, otherwise see `sizes`.
 
@@ -47,5 +48,6 @@ class PatchDiscriminator(nn.Module):
         """The images that leave at least one score."""
         return Sizes(smallest=smallest_side(self.model))
 
+    @whole
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from trainer.networks.compiling import whole
 from trainer.networks.norm import InstanceNorm2d
 from trainer.networks.padding import Pad2d
 from trainer.networks.resample import BlurDownsample, BlurUpsample
@@ -113,13 +114,19 @@ class ResnetGenerator(TappedGenerator):
             at.append(channels)
         return [at[tap] for tap in taps]
 
+    def compiled_parts(self) -> list[nn.Module]:
+        return [self]
+
+    @whole
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
 
+    @whole
     def forward_with_features(self, x: Tensor, taps: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         self._check(taps)
         return self._walk(x, taps, len(self.model))
 
+    @whole
     def encode(self, x: Tensor, taps: Sequence[int]) -> list[Tensor]:
         self._check(taps)
         return self._walk(x, taps, max(taps) + 1)[1]
@@ -130,6 +137,7 @@ class ResnetGenerator(TappedGenerator):
         del part.model[max(taps) + 1 :]
         return part
 
+    @whole
     def perturbed_features(self, perturbed: Sequence[Tensor], taps: Sequence[int]) -> list[Tensor]:
         """G_1^k(G_k^{K+1}(f_k)) for each tap k: finish the translation from perturbed features, then encode it.
 

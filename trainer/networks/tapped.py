@@ -7,10 +7,11 @@ from typing import Self
 from torch import Tensor, nn
 
 from infra.errors import UserError
+from trainer.networks.compiling import Compilable
 from trainer.networks.sizes import Sizes
 
 
-class TappedGenerator(nn.Module, ABC):
+class TappedGenerator(Compilable, ABC):
     """(B, 3, H, W) to the same shape, with taps: numbers of modules whose outputs are features.
 
     valid_taps: those that there are.
@@ -42,6 +43,10 @@ class TappedGenerator(nn.Module, ABC):
     @abstractmethod
     def blocks(self) -> list[nn.Module]:
         """The residual blocks, in order: where most of the time goes."""
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """See `Method.compiled_parts`."""
+        return self.blocks()
 
     def _check(self, taps: Sequence[int]) -> None:
         for tap in taps:

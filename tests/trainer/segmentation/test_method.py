@@ -15,7 +15,7 @@ from trainer.checkpoint import Checkpoint
 from trainer.checkpointer import Checkpointer
 from trainer.draws import Draws
 from trainer.engines import Engine, EngineConfig
-from trainer.engines.base import _use_triton
+from trainer.engines.faster import use_triton
 from trainer.loop import Evaluation, LoopConfig, Trainer
 from trainer.methods.base import StepContext
 from trainer.optim import OptimConfig
@@ -308,7 +308,7 @@ def test_sgd_is_torchs() -> None:
 def test_triton_is_refused_where_nothing_would_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     with pytest.raises(UserError, match="computes instance norm, which these networks have none of: leave it out"):
-        _use_triton(network())
+        use_triton(network(), "true", torch.device("cpu"))
 
 
 @pytest.mark.parametrize("wrong", [{"momentum": 1.0}, {"momentum": -0.1}, {"weight_decay": -1e-4}])

@@ -143,7 +143,7 @@ def _train(
 def ready(make: Callable[[], Any], engine: dict[str, Any], optim: OptimConfig) -> tuple[Trainer, list[Any]]:
     """On the simulated device, with full image buffers, since only those give back earlier images."""
     method, batches = make()
-    runs = make_engine(EngineConfig(kind="single", device="cuda", **engine))
+    runs = make_engine(EngineConfig(kind="single", device="cuda", **{"compile": "false", "triton": "false"} | engine))
     runs.prepare(method, optim)
     trainer = Trainer(method, runs, optim, LoopConfig(), seed=0, source_samples=1)
     if trainer.averaged is not None:
@@ -253,7 +253,7 @@ STEPS: dict[str, Callable[[], list[Finding]]] = {
     "FastCUT bf16, continued": partial(translating, "fastcut", {}, BF16, continued=True),
     "SRUNIT bf16": partial(translating, "srunit", {}, BF16),
     "SRUNIT bf16 contiguous": partial(translating, "srunit", {}, BF16 | CONTIGUOUS),
-    "SRUNIT by Triton's norms bf16": partial(translating, "srunit", {}, BF16 | {"triton": True}, batch=2),
+    "SRUNIT by Triton's norms bf16": partial(translating, "srunit", {}, BF16 | {"triton": "true"}, batch=2),
     "SRUNIT fp32": partial(translating, "srunit", {}, FP32),
     "SRUNIT one tap, two pairs, moving average bf16": partial(
         translating, "srunit", {"method.robust.per_step": "one", "method.buffer": 4}, BF16, batch=2, ema=0.999),

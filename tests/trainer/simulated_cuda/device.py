@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import trainer.draws
-import trainer.engines.base
+import trainer.engines.faster
 
 DEVICE = torch.device("cuda", 0)
 ROOT = Path(__file__).parents[3]
@@ -285,7 +285,7 @@ def simulated_cuda() -> Iterator[Watch]:
             "_foreach_supported_types",
             [*torch.utils._foreach_utils._foreach_supported_types, FakeTensor],
         ),
-        (trainer.engines.base, "has_triton", lambda: True),  # whose kernels are not run either
+        (trainer.engines.faster, "has_triton", lambda: True),  # whose kernels are not run either
         (nn.Module, "_apply", _replace_tensors),
         (torch, "from_numpy", from_numpy),
         (torch, "tensor", lambda data, dtype=None, device="cpu": tensor(data, dtype=dtype).to(device)),
