@@ -11,16 +11,18 @@ from types import ModuleType
 from infra.config import flatten
 from infra.console import setup_logging
 from infra.errors import UserError, exits_cleanly
-from launch.benchmarks import data, ops, scaling, serving, step, translate
+from launch.benchmarks import data, decode, gpu, ops, rates, scaling, serving, step, translate
 from launch.benchmarks.measuring import table, write_report
 from launch.runs.config import parse_arguments
 from pipelines.images import parse_size
 
 # Each module has HELP and run(config, repetitions, steps) -> metrics.
-BENCHMARKS: dict[str, ModuleType] = {"step": step, "data": data, "ops": ops, "translate": translate}
+BENCHMARKS: dict[str, ModuleType] = {
+    "step": step, "data": data, "ops": ops, "translate": translate, "rates": rates, "decode": decode
+}  # fmt: skip
 
-DESCRIPTION = """Measure how fast the parts of the system are. step, data, ops and translate take every option of launch/train.py
-beside their own and measure the job that these describe. All is repeated, and what is compared takes turns; the table shows
+DESCRIPTION = """Measure how fast the parts of the system are. step, data, ops, translate, rates and decode take every option of
+launch/train.py beside their own and measure the job that these describe. All is repeated, and what is compared takes turns; the table shows
 medians with the least and the most.
 
 JSON: benchmark, options, machine {system, cpu, cores, gpus}, versions {package: version}, and metrics {name: {unit,
@@ -57,16 +59,33 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--size", default="256x128", metavar="WxH", help="of the image [%(default)s]")
     command.add_argument("--repetitions", type=int, default=3, metavar="N", help="of each measure [%(default)s]")
     command.add_argument("--json", type=Path, metavar="FILE", help="write the metrics here, too")
+    command = commands.add_parser("gpu", help=gpu.HELP, description=gpu.HELP, allow_abbrev=False)
+    command.add_argument(
+        "--out", type=Path, default=Path("runs/gpu"), metavar="DIR", help="of all that is found [%(default)s]"
+    )
+    command.add_argument("--minutes", type=float, default=25.0, metavar="N", help="for all together [%(default)s]")
+    command.add_argument(
+        "--toy", action="store_true", help="the same at the smallest size on a CPU, to try the command"
+    )
+    command.add_argument("--only", nargs="+", default=(), metavar="NAME", help="measures, by the start of their names")
+    command.add_argument(
+        "--include", type=Path, metavar="FILE", help="measure nothing; put the table into this document"
+    )
+    command.add_argument(
+        "--wheels", action="store_true", help="measure nothing; list what such a machine has to install"
+    )
     return top
 
 
 def measure(arguments: Sequence[str]) -> str:
     """What a command line asks for, as a table; empty on all ranks but the first."""
     args, options = parser().parse_known_args(arguments)
-    if args.benchmark in ("scaling", "serving") and options:
+    if args.benchmark in ("scaling", "serving", "gpu") and options:
         raise UserError(f"{args.benchmark} has no option {options[0]}: see --help")
     if args.benchmark == "scaling":
         return scaling.report(args.runs)
+    if args.benchmark == "gpu":
+        return _gpu(args)
     if args.repetitions < 1 or (getattr(args, "steps", None) is not None and args.steps < 1):
         raise UserError("--repetitions and --steps measure nothing below 1: give at least 1")
     if args.benchmark == "serving":
@@ -76,6 +95,16 @@ def measure(arguments: Sequence[str]) -> str:
     if metrics and args.json:
         write_report(args.json, args.benchmark, flatten(config), metrics)
     return table(metrics) if metrics else ""
+
+
+def _gpu(args: argparse.Namespace) -> str:
+    if args.wheels:
+        return gpu.wheels()
+    if args.include:
+        gpu.include(gpu.table(gpu.results(args.out)), args.include)
+        return f"written: {args.include}"
+    file = gpu.run(args.out, args.minutes, toy=args.toy, only=args.only)
+    return f"{gpu.table(gpu.results(args.out))}\nwritten: {file}, {file.with_suffix('.md')}"
 
 
 def _serving(args: argparse.Namespace) -> str:

@@ -20,16 +20,19 @@ from infra.images import open_image
 
 
 def bare_dali(
-    shards: Sequence[Path], crop: int, threads: int, images: int, call_images: int, device: torch.device
-) -> Iterator[Tensor]:
+    shards: Sequence[Path], crop: int, threads: int, images: int, call_images: int, device: torch.device,
+    hardware: float = 0.0,
+) -> Iterator[Tensor]:  # fmt: skip
     """Endless batches of `images` crops of the images in these tars, by one DALI pipeline and nothing else.
 
     DALI's own reader (its shuffle buffer filled at random), its decoder of a crop, its mirroring and normalising, at
     its usual depth of two calls of `call_images`. float32 (images, 3, crop, crop), channels-last, DALI's own memory.
+    hardware: the share of a call that a GPU's hardware decoder takes, which the loader gives nothing.
     """
     dali: Any = importlib.import_module("nvidia.dali")  # heavy, and absent on some platforms
     fn, types = dali.fn, dali.types
     on_gpu = device.type == "cuda"
+    decoding = {"device": "mixed", "hw_decoder_load": hardware} if on_gpu else {"device": "cpu"}
 
     @dali.pipeline_def(batch_size=call_images, num_threads=threads, device_id=0 if on_gpu else None)
     def pipeline() -> Any:
@@ -39,8 +42,8 @@ def bare_dali(
             crop=(crop, crop),
             crop_pos_x=fn.random.uniform(range=(0.0, 1.0)),
             crop_pos_y=fn.random.uniform(range=(0.0, 1.0)),
-            device="mixed" if on_gpu else "cpu",
             output_type=types.RGB,
+            **decoding,
         )
         return fn.crop_mirror_normalize(
             pixels,

@@ -5,7 +5,7 @@ contrastive loss are encoded anew from each original and each translation, all w
 taps with two passes each. The losses, the draws and the projection heads are the project's own, and the networks
 have the same parameters by name, so the baseline reports the same losses as `trainer.step.train_step`.
 
-    python -m tests.trainer.published_step [--repetitions N] [options of launch/train.py]
+    python -m tests.trainer.published_step [--repetitions N] [--json FILE] [options of launch/train.py]
 
 prints seconds of this step and of the one that launch/bench.py measures, in turn, and their ratio.
 """
@@ -14,12 +14,14 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from launch.benchmarks.measuring import Measurement, interleaved, ratios, table
+from infra.config import flatten
+from launch.benchmarks.measuring import Measurement, interleaved, ratios, table, write_report
 from launch.benchmarks.step import WARM_UP, Training
 from launch.runs.config import JobConfig, parse_arguments
 from trainer.losses import adversarial_loss, patch_nce, perturbation, robustness_loss
@@ -232,5 +234,10 @@ def compare(config: JobConfig, repetitions: int) -> list[Measurement]:
 if __name__ == "__main__":
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--repetitions", type=int, default=3)
+    own.add_argument("--json", type=Path)
     args, options = own.parse_known_args(sys.argv[1:])
-    print(table(compare(parse_arguments(options), args.repetitions)))
+    job = parse_arguments(options)
+    measured = compare(job, args.repetitions)
+    if args.json:
+        write_report(args.json, "published", flatten(job), measured)
+    print(table(measured))

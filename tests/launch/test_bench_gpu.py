@@ -1,0 +1,87 @@
+"""launch/bench.py gpu: every measure at toy size on a CPU, taken up again, and its table in a document."""
+
+import json
+import runpy
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from infra.errors import UserError
+from launch.bench import measure
+from launch.benchmarks import gpu
+
+pytestmark = pytest.mark.slow
+
+
+def call_here(command: Sequence[str], limit: float, log: Path) -> int | None:
+    """Run a script in this process, whose imports are done; what is another program in one of its own."""
+    if list(command[:2]) == ["-m", "pytest"]:
+        return gpu.in_process(command, limit, log)
+    kept, sys.argv = sys.argv, ["", *command[1:]]
+    try:
+        if command[0] == "-m":
+            sys.argv = list(command[1:])
+            runpy.run_module(command[1], run_name="__main__", alter_sys=False)
+        else:
+            runpy.run_path(str(gpu.ROOT / command[0]), run_name="__main__")
+    except SystemExit as end:
+        return int(end.code or 0)
+    finally:
+        sys.argv = kept
+    return 0
+
+
+def test_the_whole_at_toy_size(tmp_path: Path) -> None:
+    file = gpu.run(tmp_path, 60.0, toy=True, call=call_here)
+    report = json.loads(file.read_text())
+    failed = {name: each["end"] for name, each in report["measures"].items() if each["status"] != 0}
+    assert not failed
+    assert list(report["measures"]) == [each.name for each in gpu.plan(tmp_path, toy=True)]
+    for name, each in report["measures"].items():
+        assert each["metrics"] or name.startswith(("data/", "parity", "flipping")), name
+    assert report["measures"]["training"]["metrics"]["pairs_per_s"] > 0
+    document = tmp_path / "page.md"
+    document.write_text("\n".join(["before", *gpu.MARKS, "after"]))
+    measure(["gpu", "--out", str(tmp_path), "--include", str(document)])
+    text = document.read_text()
+    assert text.startswith("before") and text.endswith("after") and "| srunit one tap/1/eager |" in text
+
+    def never(command: Sequence[str], limit: float, log: Path) -> int | None:
+        raise AssertionError(command)
+
+    gpu.run(tmp_path, 60.0, toy=True, call=never)  # all is there
+
+
+def test_the_plan_for_a_gpu_has_the_parts_that_are_wanted(tmp_path: Path) -> None:
+    names = [each.name for each in gpu.plan(tmp_path, toy=False)]
+    for part in ("parity", "rates", "step/published", "step/srunit one tap/64/eager", "step/srunit one tap/16/compiled",
+                 "step/srunit one tap/1/graphs", "step/semst", "operators", "decode/1024x512", "training", "translate",
+                 "flipping"):  # fmt: skip
+        assert any(name.startswith(part) for name in names), part
+    assert all(each.limit <= 900 for each in gpu.plan(tmp_path, toy=False))
+
+
+def test_a_measure_ends_at_its_limit_with_all_that_it_started(tmp_path: Path) -> None:
+    begin = time.monotonic()
+    status = gpu.in_process(["-c", "import subprocess; subprocess.run(['sleep', '60'])"], 1.0, tmp_path / "log")
+    assert status is None and time.monotonic() - begin < 30
+
+
+def test_wheels_are_those_of_cuda() -> None:
+    lines = measure(["gpu", "--wheels"]).splitlines()
+    assert any(line.startswith("torch==") and "+" not in line for line in lines)
+    assert any("cu130" in line for line in lines) and any(line.startswith("deepspeed==") for line in lines)
+
+
+def test_what_is_impossible_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no results.json: measure first"):
+        measure(["gpu", "--out", str(tmp_path), "--include", "x.md"])
+    with pytest.raises(UserError, match="no measure is called nothing"):
+        gpu.run(tmp_path, 1.0, only=["nothing"])
+    (tmp_path / "results.json").write_text('{"measures": {}, "machine": {"gpus": [], "cpu": ""}, "versions": {}}')
+    (tmp_path / "x.md").write_text("no marks")
+    with pytest.raises(UserError, match="has no place for it"):
+        measure(["gpu", "--out", str(tmp_path), "--include", str(tmp_path / "x.md")])
