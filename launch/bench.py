@@ -22,8 +22,8 @@ BENCHMARKS: dict[str, ModuleType] = {
 }  # fmt: skip
 
 DESCRIPTION = """Measure how fast the parts of the system are. step, data, ops, translate, rates and decode take every option of
-launch/train.py beside their own and measure the job that these describe. All is repeated, and what is compared takes turns; the table shows
-medians with the least and the most.
+launch/train.py beside their own and measure the job that these describe. All is repeated, and what is compared takes turns; the
+table shows medians with the least and the most.
 
 JSON: benchmark, options, machine {system, cpu, cores, gpus}, versions {package: version}, and metrics {name: {unit,
 median, least, most, values}}; the module in launch/benchmarks/ lists the names."""
