@@ -34,7 +34,8 @@ def call_here(command: Sequence[str], limit: float, log: Path) -> int | None:
     return 0
 
 
-def test_the_whole_at_toy_size(tmp_path: Path) -> None:
+def test_the_whole_at_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where a training's MLflow has its file
     file = gpu.run(tmp_path, 60.0, toy=True, call=call_here)
     report = json.loads(file.read_text())
     failed = {name: each["end"] for name, each in report["measures"].items() if each["status"] != 0}

@@ -31,7 +31,7 @@ from tests.pipelines.shardmaker import write_root, write_split
 pytestmark = pytest.mark.slow
 
 # Left out: what takes minutes, or starts something that a process can start only once.
-LEFT_OUT: dict[str, set[Any]] = {"engine.compile": {True}, "engine.kind": {"deepspeed"}, "loop.max_steps": {None}}
+LEFT_OUT: dict[str, set[Any]] = {"engine.compile": {"true"}, "engine.kind": {"deepspeed"}, "loop.max_steps": {None}}
 # Sizes: large ones would work, but not in a moment.
 SMALL = {
     "method.generator.ngf", "method.discriminator.ndf", "method.discriminator.layers", "method.head_dim", "model.width",

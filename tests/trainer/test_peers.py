@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from infra.errors import Stopped, UserError
@@ -223,11 +224,12 @@ def test_ranks_that_do_not_find_each_other_are_an_outage(monkeypatch: pytest.Mon
     assert stop.value.exit_code == 75
 
 
-@pytest.mark.parametrize(("compiles", "longest"), [(False, 45), (True, 450)])
-def test_what_is_compiled_in_the_middle_of_a_run_may_take_its_time(compiles: bool, longest: float) -> None:
+@pytest.mark.parametrize(("compiles", "longest"), [("false", 45), ("true", 450)])
+def test_what_is_compiled_in_the_middle_of_a_run_may_take_its_time(compiles: str, longest: float) -> None:
     server = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
     engine = object.__new__(ddp.DdpEngine)
     engine.config, engine.rank, engine.world_size = EngineConfig(compile=compiles), 0, 2
+    engine.device = torch.device("cpu")
     engine._store = dist.PrefixStore("attempt", dist.TCPStore("127.0.0.1", server.port, None, False))
     engine.watch(StopRequest(30))
     assert engine.peers and engine.peers.longest == longest

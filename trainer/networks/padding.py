@@ -36,16 +36,23 @@ class Pad2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_exporting():  # one operator, which other programs have
             return F.pad(x, self.widths, self.mode)
-        if (
-            torch.compiler.is_compiling()
-        ):  # which fuses one operator with its neighbours, and mistakes writes to windows
-            with torch.autocast(x.device.type, enabled=False):
-                return F.pad(x, self.widths, self.mode)
+        if torch.compiler.is_compiling():
+            return self._compiled(x)
         height, width = x.shape[2:]
         left, right, top, bottom = self.widths
         if self.mode == "reflect" and (max(left, right) >= width or max(top, bottom) >= height):
             raise RuntimeError(f"a map of {width}x{height} pixels is too small for reflection padding by {self.widths}")
         return _Pad.apply(x, self.widths, self.first)
+
+    def _compiled(self, x: Tensor) -> Tensor:
+        """By operators that a compiler fuses with their neighbours, forward and backward. It mistakes writes to windows, and
+        takes a replication's gradient for contiguous whatever it is."""
+        if self.mode == "replicate":
+            for dim in (2, 3):
+                x = torch.cat([x.narrow(dim, 0, 1), x, x.narrow(dim, x.shape[dim] - 1, 1)], dim)
+            return x
+        with torch.autocast(x.device.type, enabled=False):
+            return F.pad(x, self.widths, self.mode)
 
     def extra_repr(self) -> str:
         return f"{self.widths}, {self.mode}"

@@ -298,7 +298,8 @@ STEPS: dict[str, Callable[[], list[Finding]]] = {
         FP16, batch=2, continued=True),
     "DRIT joint fp32 contiguous, content alone": partial(
         translating, "drit", {"method.second": "joint", "method.every": 2}, FP32 | CONTIGUOUS, batch=2, steps=(4, 5)),
-    "L_sem of jittered translations bf16": partial(by_segmenter, "cut", {"balance": 4.0, "jitter": 0.5, "mask": True}, BF16, batch=2),
+    "L_sem of jittered translations bf16": partial(
+        by_segmenter, "cut", {"balance": 4.0, "jitter": 0.5, "mask": True}, BF16, batch=2),
     "L_sem fp16, predicted labels, mirrored": partial(
         by_segmenter, "fastcut", {"labels": "predicted", "balance": 4.0}, FP16, steps=(0, 1, 2, 3)),
     "L_sem fp32 contiguous": partial(by_segmenter, "cut", {}, FP32 | CONTIGUOUS),
