@@ -106,7 +106,8 @@ def test_a_file_of_options_may_have_a_format_or_not(recorded: RunFolder) -> None
     config = parse_arguments(["--config", "run/config.yaml"])
     assert flatten(config) == flatten(parse_arguments([*OPTIONS, "--data", "data", "--run-dir", "run", "--precision",
     "fp32",
-        "--max-steps", "2", "--loop.report-every", "10", "--loop.keep-logged", "1"]))  # fmt: skip
+        "--max-steps", "2", "--loop.report-every", "10", "--loop.keep-logged", "1", "--engine.compile",
+        "false", "--engine.triton", "false"]))  # fmt: skip
     Path("new.yaml").write_text(to_yaml(flatten(config)))
     assert parse_arguments(["--config", "new.yaml"]) == config
 
