@@ -25,8 +25,8 @@ from trainer.engines import deepspeed as deepspeed_engine
 from trainer.methods.parts import semantic
 
 STEPS, STOP = 5, 3
-# Of CUT, with the segmenter in DATA/segmenter. No mask: where two classes are as likely, rounding decides, one pixel is shown or not,
-# and batches of other sizes round otherwise (tests/trainer/test_semantic.py compares ranks in float64).
+# Of CUT, with the segmenter in DATA/segmenter. No mask: where two classes are as likely, rounding decides whether a pixel is
+# shown, and batches of other sizes round otherwise (tests/trainer/test_semantic.py compares ranks in float64).
 SEMANTIC = {"weight": 1.0, "labels": "true", "balance": 4.0}
 
 
