@@ -8,7 +8,7 @@ The library of library.py must be loaded before this module is imported.
 
 import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import trainer.draws
 import trainer.engines.faster
+from launch.benchmarks.counting import tensors_in
 
 DEVICE = torch.device("cuda", 0)
 ROOT = Path(__file__).parents[3]
@@ -189,17 +190,6 @@ class Watch(TorchDispatchMode):
 
     def _note(self, kind: str, operator: Any, why: str) -> None:
         self.findings[Finding(kind, str(operator), why, place_of(sys._getframe(2)))] = None
-
-
-def tensors_in(values: Iterable[Any]) -> list[Tensor]:
-    """Tensors among an operator's arguments or results, which may be lists of them."""
-    found = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, list | tuple):
-            found += [x for x in value if isinstance(x, Tensor)]
-    return found
 
 
 @functools.cache
