@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from infra.config import as_arguments
+from infra.devices import usual_device
 from infra.errors import UserError
 from infra.json_lines import read_json
 from infra.storage import open_storage
@@ -27,7 +26,7 @@ from launch.adaptation_results import FLIPS, SOURCE, TARGET, add, examples_pictu
 from launch.flipping_benchmark import LAUNCH, Benchmark
 from launch.flipping_results import STRENGTHS
 from launch.runs.embedded import QUIET
-from launch.runs.folder import RunFolder, check_same
+from launch.runs.folder import RunFolder, has_finished
 from launch.runs.processes import one_at_a_time
 from launch.runs.results import Result
 from launch.runs.segmenter import SegmenterConfig, make_config
@@ -108,7 +107,7 @@ class Adaptation:
             for cell in self.cells:
                 if cell.arm in self.translators:
                     self._translate(cell)
-        done = [cell for cell in self.cells if self._is_done(cell)]
+        done = [cell for cell in self.cells if has_finished(self._folder(cell), self._config(cell))]
         add(self.file, [self._found(cell) for cell in done])
         cells = {cell.name: cell for cell in self.cells if cell not in done}
         trainings = {name: self._training(cell) for name, cell in cells.items()}
@@ -125,7 +124,7 @@ class Adaptation:
 
     def _translate(self, cell: Cell) -> None:
         """By the newest checkpoint: the best one would be chosen by a segmenter that knows the targets' labels."""
-        translator = load_translator(self._translator(cell), _device())
+        translator = load_translator(self._translator(cell), usual_device())
         log.info("%s: translations by %s", cell.name, self._translator(cell))
         translate_root(translator, self.root, self._data(cell))
 
@@ -154,13 +153,6 @@ class Adaptation:
     def _folder(self, cell: Cell) -> RunFolder:
         return RunFolder(self.out / "segmenters" / cell.name)
 
-    def _is_done(self, cell: Cell) -> bool:
-        """UserError if the run is there with other options."""
-        folder = self._folder(cell)
-        if saved := folder.saved():
-            check_same(str(folder.path), saved, self._config(cell))
-        return folder.model.is_dir()  # the last thing that a run leaves
-
     def _found(self, cell: Cell) -> Result:
         scores = read_json(self._folder(cell).evaluation_file, dict)
         evaluations = RunFolder(self._translator(cell)).evaluations() if cell.arm in self.translators else []
@@ -178,7 +170,7 @@ class Adaptation:
         seen = {
             arm: [segmenter(image) for image, _ in shown]
             for arm in self.arms
-            for segmenter in (load_trained(self._folder(Cell(arm, self.seeds[0])).path, _device()),)
+            for segmenter in (load_trained(self._folder(Cell(arm, self.seeds[0])).path, usual_device()),)
         }
         examples_picture(examples, shown, seen)
         return chart, examples
@@ -209,7 +201,3 @@ def _as_long(optim: OptimConfig, times: float) -> dict[str, Any]:
         "optim.epochs": rounded(optim.epochs), "optim.decay_epochs": rounded(optim.decay_epochs),
         "optim.step_epochs": max(1, round(optim.step_epochs * times)),
     }  # fmt: skip
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"

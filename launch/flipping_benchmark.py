@@ -27,7 +27,7 @@ from launch.flipping_data import BenchmarkData
 from launch.flipping_results import Run, add_runs, run_of
 from launch.matching import matched
 from launch.runs.embedded import GUIDE, LARGE_SEGMENTER, OWN_SEED, QUIET, SMALL_SEGMENTER, Setup
-from launch.runs.folder import RunFolder, check_same
+from launch.runs.folder import RunFolder, has_finished
 from launch.runs.processes import one_at_a_time
 from launch.runs.rounds import Rounds
 from launch.runs.trainings import Training, train_all
@@ -172,11 +172,7 @@ class Benchmark:
 
     def _is_done(self, cell: Cell) -> bool:
         """UserError if the run is there with other options."""
-        folder = RunFolder(self.run_dir(cell))
-        saved = folder.saved()
-        if saved:
-            check_same(str(folder.path), saved, cell.arm.config(self.tier.config, self._options(cell)))
-        return folder.model.is_dir()  # the last thing that a run leaves
+        return has_finished(RunFolder(self.run_dir(cell)), cell.arm.config(self.tier.config, self._options(cell)))
 
     def _command(self, cell: Cell) -> list[Any]:
         options = as_arguments(self._options(cell))

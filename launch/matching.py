@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from infra.devices import usual_device
 from infra.errors import UserError
 from infra.storage import open_storage
 from pipelines.images import parse_size
@@ -33,7 +33,7 @@ class Labeller:
 
 @functools.lru_cache(1)
 def _load(path: Path) -> Segmenter:
-    return load_segmenter(path, "cuda" if torch.cuda.is_available() else "cpu")
+    return load_segmenter(path, usual_device())
 
 
 def match(

@@ -18,6 +18,7 @@ import torch
 
 from infra.config import flatten
 from infra.console import setup_logging
+from infra.devices import usual_device
 from infra.errors import UserError
 from infra.json_lines import read_json
 from infra.storage import open_storage, replacing
@@ -125,7 +126,7 @@ class Rounds:
 
     def _data(self, number: int) -> str:
         """The root that the next round's segmenter is trained on: all in its target domain."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = usual_device()
         translator = load_translator(self.translator(number), device)
         labels = SureLabels(load_trained(self.segmenter(number), device), self.sure)
         log.info("round %d: translations and labels of targets", number)
@@ -152,7 +153,7 @@ class Rounds:
         found: dict[str, float] = {}
         tests = self.manifest.splits.get("test/target")
         if tests is not None and tests.label_space:
-            segmenter = load_trained(self.segmenter(number), "cuda" if torch.cuda.is_available() else "cpu")
+            segmenter = load_trained(self.segmenter(number), usual_device())
             cache = self.options.data.cache_dir
             found["segmenter"] = segmenters.score(segmenter, self.root, "target", cache)["mIoU"]
         for last in RunFolder(translator).evaluations()[-1:]:

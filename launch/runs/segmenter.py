@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from infra.config import OptionParser, build, flatten, option
+from infra.devices import usual_device
 from infra.errors import UserError
 from infra.storage import open_storage, replacing
 from infra.views import LabelledCrop, View
@@ -162,7 +163,7 @@ class SegmenterJob(Job[SegmenterConfig]):
         return {"image_size": split.image_size, "label_space": split.label_space}
 
     def publish(self, folder: RunFolder, checkpoint: Path) -> None:
-        segmenter = load_trained(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
+        segmenter = load_trained(checkpoint, usual_device())
         if self._split("test", self._test_domain).label_space is None:
             log.info("not scored: %s has no labelled test images of the %s domain", self._root, self._test_domain)
         else:

@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from infra.cache_home import cache_home
+from infra.devices import usual_device
 from infra.errors import UserError
 from infra.storage import LocalStorage, Storage, open_storage
 from pipelines.images import encode
@@ -224,7 +225,7 @@ class _Maker:
 
     def _search(self) -> None:
         """Find the candidates of every source piece that has none yet."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device(usual_device())
         missing = [piece for piece in self.pieces["source"] if not self._found_file(piece).is_file()]
         total, left = (
             sum(piece.images for piece in some) * self.lattices["source"].cells

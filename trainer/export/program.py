@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.export.passes import move_to_device_pass
 
+from infra.devices import usual_device
 from infra.errors import UserError, first_line
 from trainer.export.check import check
 from trainer.export.graph import Graph, record
@@ -43,7 +44,7 @@ def to_library(translation: Translation, graph: Graph, facts: Mapping[str, str])
     """
     if not (shutil.which("g++") or shutil.which("clang++")):
         raise UserError("AOTInductor needs a C++ compiler and there is none: install g++, or give --to torch")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = usual_device()
     recorded = move_to_device_pass(record(graph), device)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "model.pt2"
