@@ -43,8 +43,7 @@ Call = Callable[[Sequence[str], float, Path], int | None]
 
 @dataclass(frozen=True)
 class Measure:
-    """command: after the interpreter. limit: seconds. found: the file that it writes, which has its metrics. once: it leaves
-    nothing but that."""
+    """command: after the interpreter. limit: seconds. found: the file that it writes, which has its metrics."""
 
     name: str
     command: tuple[str, ...]
