@@ -17,6 +17,7 @@ from torch import Tensor
 from infra.errors import Stopped
 from infra.signals import ToldToStop
 from tests.trainer.small import small_method
+from trainer import state
 from trainer.engines import Engine, EngineConfig
 from trainer.loop import Evaluation, LoopConfig, Trainer
 from trainer.optim import OptimConfig
@@ -336,3 +337,34 @@ def test_a_saved_state_is_a_copy_that_later_steps_do_not_change() -> None:
         for group, tensors in then.tensors.items():
             assert all(torch.equal(kept.tensors[group][name], value) for name, value in tensors.items()), group
     assert not torch.equal(*(state.tensors["generator"]["model.1.weight"] for state in keeper.kept[:2]))
+
+
+class OnGpu(Tensor):
+    """A tensor that says that it is on a GPU."""
+
+    is_cuda = True
+
+
+def test_a_gpus_state_goes_into_pinned_memory_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    empty_like, copy_ = torch.empty_like, Tensor.copy_
+
+    def made(like: Tensor, *, device: str, pin_memory: bool) -> Tensor:
+        assert device == "cpu" and pin_memory
+        return empty_like(like.as_subclass(Tensor))
+
+    def copied(to: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+        events.append("on its way" if non_blocking else "waited for")
+        return copy_(to, source.as_subclass(Tensor))
+
+    class Stream:
+        def synchronize(self) -> None:
+            events.append("all there")
+
+    monkeypatch.setattr(torch, "empty_like", made)
+    monkeypatch.setattr(Tensor, "copy_", copied)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    tensors = {name: torch.tensor([value]).as_subclass(OnGpu) for name, value in (("a", 1.0), ("b", 2.0))}
+    copies = state._copies({"group": tensors})
+    assert events == ["on its way", "on its way", "all there"]
+    assert [copies["group"][name].item() for name in "ab"] == [1.0, 2.0]
