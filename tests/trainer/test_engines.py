@@ -45,6 +45,42 @@ def test_the_loss_scale_goes_through_a_checkpoint(tmp_path: Path) -> None:
     assert later.scaler_state() == reached
 
 
+CLOSE = """
+import os
+import sys
+from pathlib import Path
+import torch
+from tests.trainer.small import small_method
+from trainer.engines import EngineConfig
+from trainer.engines.ddp import DdpEngine
+from trainer.optim import OptimConfig
+
+def threads():
+    return [int(task.name) for task in Path("/proc/self/task").iterdir() if (task / "comm").read_text().startswith("pt_gloo")]
+
+engine = DdpEngine(EngineConfig(device="cpu"))
+engine.prepare(small_method(patches=16), OptimConfig())
+processor = {min(os.sched_getaffinity(0))}
+os.sched_setaffinity(0, processor)
+for thread in threads():
+    os.sched_setaffinity(thread, processor)
+    os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+sys.setswitchinterval(1e6)
+engine.mean(torch.ones(1))
+engine.close()
+print("closed" if threads() else "closed too early", flush=True)
+engine.modules.clear()
+print("ended" if not threads() else "its threads are left", flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="holds a thread up by Linux's scheduler")
+def test_an_engine_ends_while_the_thread_of_its_group_puts_the_last_message_away() -> None:
+    """The thread runs only when the main thread waits here, as may happen to anyone for a moment."""
+    done = subprocess.run([sys.executable, "-c", CLOSE], capture_output=True, text=True, cwd=REPOSITORY, timeout=60)
+    assert done.stdout == "closed\nended\n", done.stderr
+
+
 LOAD = """
 from trainer.engines import shared_memory
 print(shared_memory.build() or "loaded", flush=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # imported while there is a group, it would keep it: as a default of its functions
 from torch import Tensor, nn
 from torch.distributed import PrefixStore
 from torch.nn.parallel import DistributedDataParallel
@@ -103,6 +104,11 @@ class DdpEngine(Engine):
         if self.peers:
             self.peers.leave()
         if dist.is_initialized():
+            # Who lets go of a group last waits for its thread, which may need the GIL. Python gives that up meanwhile; a reducer
+            # of DDP does not, and would wait for ever (pytorch issue 56297).
+            for module in self.modules.values():
+                for name in ("reducer", "logger"):
+                    vars(module).pop(name, None)
             dist.destroy_process_group()
 
 
