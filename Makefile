@@ -25,8 +25,7 @@ test: setup  ## Lint, format, types and the whole test suite
 	ruff check .
 	ruff format --check .
 	mypy
-	@# A thread ends a test that hangs in native code, too, which hears no signal; where it hangs is printed.
-	OMP_NUM_THREADS=1 pytest --timeout 600 --timeout-method thread --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 pytest --timeout 600 --numprocesses 2 --dist loadfile --max-worker-restart 0
 
 ui: setup  ## Open the MLflow UI on the runs made from this folder
 	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
