@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from ray import serve
 from ray.exceptions import OutOfMemoryError, RayActorError
 
+from infra.devices import keep_freed_memory
 from infra.errors import UserError
 from launch.serving.placement import Placement
 from launch.serving.work import Answer, Job, Work, refusal
@@ -22,35 +24,45 @@ class Replica:
     """translator: on the CPU, or a reference to it. segmenter: the path of one, which every machine sees, or None."""
 
     def __init__(self, translator: Any, segmenter: str | None, max_pixels: int, placement: Placement) -> None:
-        import ray
-
-        translator = ray.get(translator) if isinstance(translator, ray.ObjectRef) else translator
-        torch.set_num_threads(max(1, int(placement.cpus)))
-        device = torch.device("cuda" if placement.gpus else "cpu")
-        translator = Translator(
-            translator.translation.to(device), device, seed=translator.seed, direction=translator.direction
-        )
-        self.work = Work(translator, max_pixels, load_segmenter(Path(segmenter), device) if segmenter else None)
+        # All arithmetic has one thread of its own, so that the replica goes on to say that it lives. With a second one, OpenMP
+        # would have more threads than there are CPUs, and let them sleep between operators.
+        torch.set_num_threads(1)
+        self._thread = ThreadPoolExecutor(1, "work", torch.set_num_threads, (max(1, int(placement.cpus)),))
+        self.work = self._thread.submit(_work, translator, segmenter, max_pixels, bool(placement.gpus)).result()
         self.together.set_max_batch_size(placement.batch)  # type: ignore[attr-defined]
         self.together.set_batch_wait_timeout_s(placement.wait_s)  # type: ignore[attr-defined]
 
     @serve.batch
     async def together(self, jobs: list[Job]) -> list[Answer]:
-        # In a thread, so that the replica goes on to say that it lives.
-        return await asyncio.to_thread(self.work, jobs)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self.work, jobs)
 
     async def __call__(self, job: Job) -> Answer:
         return await self.together(job)
 
 
-def deploy(name: str, placement: Placement, translator: Translator, segmenter: str | None, max_pixels: int) -> Any:
-    """Start the replicas on the Ray that is connected, and wait until they are ready; a handle of them."""
+def _work(translator: Any, segmenter: str | None, max_pixels: int, on_gpu: bool) -> Work:
+    import ray
+
+    keep_freed_memory()
+    translator = ray.get(translator) if isinstance(translator, ray.ObjectRef) else translator
+    device = torch.device("cuda" if on_gpu else "cpu")
+    translator = Translator(
+        translator.translation.to(device), device, seed=translator.seed, direction=translator.direction
+    )
+    return Work(translator, max_pixels, load_segmenter(Path(segmenter), device) if segmenter else None)
+
+
+def deploy(
+    name: str, placement: Placement, translator: Translator, segmenter: str | None, max_pixels: int, queue: int
+) -> Any:
+    """Start the replicas on the Ray that is connected, and wait until they are ready; a handle of them. queue: jobs that one of
+    them may have."""
     import ray
 
     deployment = serve.deployment(
         name="translation",
         num_replicas=placement.replicas,
-        max_ongoing_requests=2 * placement.batch,  # one batch is worked at while the next one gathers
+        max_ongoing_requests=queue,  # of what is over, Ray would ask again ever more seldom
         health_check_period_s=2,
         health_check_timeout_s=30,
         graceful_shutdown_timeout_s=5,

@@ -1,6 +1,5 @@
 """The engine of one process, and the interface that all engines share: how gradients travel, and nothing else."""
 
-import ctypes
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from infra.config import option
+from infra.devices import keep_freed_memory
 from infra.errors import UserError
 from infra.signals import StopRequest
 from trainer.engines.faster import SWITCH, use_compiler, use_triton
@@ -22,7 +22,6 @@ from trainer.optim import OptimConfig, make_optimiser
 Loss = Callable[[], Tensor]
 OptimiserState = dict[str, dict[str, Tensor]]
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -116,6 +115,8 @@ class Engine:
         self._check_used()
         if self.device.type == "cuda":
             _tune_cuda(config.tf32)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         if self.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(_threads_per_rank())
         # All by the name of an optimiser.
@@ -150,8 +151,6 @@ class Engine:
 
     def prepare(self, method: Method[Any, Any], optim: OptimConfig) -> None:
         """Move a method's networks to the device and make its optimisers. All ranks must hold equal weights."""
-        if self.device.type == "cpu":
-            _keep_freed_memory()
         method.to(self.device)
         self._lay_out(method)
         use_triton(method, self.config.triton, self.device)
@@ -340,15 +339,6 @@ def local_ranks() -> int:
 def _threads_per_rank() -> int:
     """This machine's cores, shared out among its ranks: more threads than cores make every one of them wait."""
     return max(1, torch.get_num_threads() // local_ranks())
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc reuse large blocks of memory, as a GPU's allocator does. It gives them back to the system by default,
-    which then clears every page of the next one: an eighth of a step's time at 256x256."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def _tune_cuda(tf32: bool) -> None:
