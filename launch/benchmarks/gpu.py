@@ -98,7 +98,7 @@ def plan(out: Path, *, toy: bool) -> list[Measure]:
     bench("translate", "launch/bench.py translate", 60)
     runs, ends = (
         out / "flipping",
-        "--help" if toy else "--tier gpu --arms cut best --mismatch middle --seed-list 0 --out",
+        "--help" if toy else "--tier gpu --arms cut srunit best --mismatch middle --seed-list 0 --out",
     )
     add("flipping", f"launch/flipping.py {ends}", 900, () if toy else [runs], None if toy else runs / "runs.json")
     return measures
