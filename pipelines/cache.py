@@ -19,8 +19,8 @@ from infra.cache_home import cache_home
 from infra.errors import UserError
 from infra.storage import TEMPORARY, LocalStorage, Storage, StorageUnavailable, WrongContent
 from pipelines.health import DataHealth
-from pipelines.manifest import SampleEntry, Shard, index_from_json
-from pipelines.shards import index_agrees
+from pipelines.manifest import SampleEntry, Shard
+from pipelines.shards import DamagedShard, index_tar
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,6 @@ class ShardCache:
         )
         self._url = storage.url
         self._keep = keep
-        self._agreed: set[str] = set()  # shards whose index was compared with them
         self._open: OrderedDict[str, OpenShard] = OrderedDict()
         self._locks: dict[str, threading.Lock] = {}
         self._asked: set[str] = set()
@@ -107,26 +106,23 @@ class ShardCache:
                     return self._open[shard.name]
                 while len(self._open) >= self._keep:  # before the next one is fetched, which may need the room
                     self._asked.discard(self._open.popitem(last=False)[0])
-            with self._files.open(shard.index_name, shard.index_sha256) as index:
-                text = index.read()
-            opened = OpenShard(self._files.open(shard.name, shard.sha256), self._entries(shard, text))
-            if shard.name not in self._agreed and not index_agrees(opened.file, shard, opened.entries):
-                raise self._wrong_index(shard, "it does not tell what the shard holds")
-            self._agreed.add(shard.name)
+            file = self._files.open(shard.name, shard.sha256)
+            opened = OpenShard(file, self._entries(shard, file))
             with self._guard:
                 self._open[shard.name] = opened
             return opened
 
-    def _entries(self, shard: Shard, text: bytes) -> tuple[SampleEntry, ...]:
+    def _entries(self, shard: Shard, file: BinaryIO) -> tuple[SampleEntry, ...]:
+        """From the tar itself, which is here as a whole: its index file would be another request."""
         try:
-            return tuple(index_from_json(text))
-        except ValueError as error:
-            raise self._wrong_index(shard, str(error)) from None
-
-    def _wrong_index(self, shard: Shard, reason: str) -> UnusableShard:
-        return UnusableShard(
-            f"{self._url}/{shard.index_name} is no index of its shard ({reason}): prepare the data again"
-        )
+            entries = tuple(index_tar(shard.name, file))
+            if len(entries) == shard.samples:
+                return entries
+            reason = f"it holds {len(entries)} images, and the manifest says {shard.samples}"
+        except DamagedShard:
+            reason = "it is cut off, or not a tar of images"
+        file.close()
+        raise UnusableShard(f"{self._url}/{shard.name} is no shard ({reason}): prepare the data again")
 
     def prefetch(self, shards: Iterable[Shard]) -> None:
         """Have shards fetched and verified in the background. A failure shows when the shard is opened."""

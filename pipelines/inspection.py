@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from io import BytesIO
 
 from tqdm import tqdm
 
@@ -9,8 +10,9 @@ from infra.errors import UserError
 from infra.storage import Storage
 from pipelines.distributions import Distribution, distributions, training_mismatch
 from pipelines.labels import CLASSES
-from pipelines.manifest import Manifest, Split
+from pipelines.manifest import Manifest, Split, index_from_json
 from pipelines.matching.match import load_match, names
+from pipelines.shards import index_tar
 
 _BAR = 40  # characters of the longest bar
 _SHOWN = 0.005  # of grey levels, those from this share on
@@ -63,17 +65,23 @@ def describe_matches(storage: Storage, manifest: Manifest, wanted: Sequence[str]
 
 
 def verify(storage: Storage, manifest: Manifest, progress: bool = True) -> None:
-    """Read every shard and index and compare sizes and SHA-256. UserError names the first that is missing or damaged."""
+    """Read every shard and index, compare sizes and SHA-256, and the index with its tar. UserError names the first that is
+    missing or damaged."""
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     for shard in tqdm(shards, "verifying", unit="shard", disable=not progress):
-        for name, size, sha256 in (
-            (shard.name, shard.bytes, shard.sha256),
-            (shard.index_name, None, shard.index_sha256),
-        ):
-            _verify_object(storage, name, size, sha256)
+        tar = _verified(storage, shard.name, shard.bytes, shard.sha256)
+        index = _verified(storage, shard.index_name, None, shard.index_sha256)
+        try:
+            found = index_from_json(index)
+        except ValueError as error:
+            raise UserError(f"{storage.url}/{shard.index_name} is no index ({error}): prepare the data again") from None
+        if found != index_tar(shard.name, BytesIO(tar)):
+            raise UserError(
+                f"{storage.url}/{shard.index_name} does not tell what its shard holds: prepare the data again"
+            )
 
 
-def _verify_object(storage: Storage, name: str, size: int | None, sha256: str) -> None:
+def _verified(storage: Storage, name: str, size: int | None, sha256: str) -> bytes:
     remedy = "restore it from a copy, or delete the data and prepare it again"
     try:
         data = storage.read(name)
@@ -83,3 +91,4 @@ def _verify_object(storage: Storage, name: str, size: int | None, sha256: str) -
         raise UserError(f"{storage.url}/{name} has {len(data)} bytes instead of {size}: {remedy}")
     if hashlib.sha256(data).hexdigest() != sha256:
         raise UserError(f"{storage.url}/{name} is damaged, its SHA-256 is wrong: {remedy}")
+    return data

@@ -2,7 +2,7 @@
 
     ROOT/manifest.json                       splits, shards, hashes, sizes, class histograms (small, whatever the data's size)
     ROOT/train/source/000000.tar             plain WebDataset: KEY.jpg (or KEY.png), KEY.label.png if labelled, KEY.json
-    ROOT/train/source/000000.index.json      per sample: key and the byte range of each part inside the tar
+    ROOT/train/source/000000.index.json      per sample: key and the byte range of each part inside the tar, for who reads parts
     ROOT/{train,test}/{source,target}/...
     ROOT/distributions.png                   the splits' histograms as a picture, if they have any
     ROOT/matches/NAME.{npy,json,png}         which target crops are like which source crops (pipelines/matching)

@@ -5,7 +5,9 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Sequence
+import zlib
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -22,6 +24,7 @@ from pipelines.manifest import SampleEntry, Shard, index_to_json
 IMAGE_FORMATS = ("jpg", "png")
 LABEL_SPACE = "cityscapes19"
 WRITE_ATTEMPTS = 3
+_END_OF_TAR = bytes(tarfile.BLOCKSIZE)  # twice
 
 
 class DamagedShard(UserError):
@@ -119,58 +122,57 @@ def read_samples(tar: bytes, bad: Callable[[str, str], None]) -> list[Sample]:
     return samples
 
 
-def index_tar(name: str, tar: bytes) -> list[SampleEntry]:
-    """Key and byte ranges of every sample, in the order of the tar. DamagedShard if it is cut off or not such a tar."""
+def index_tar(name: str, tar: BinaryIO) -> list[SampleEntry]:
+    """Key and byte ranges of every sample in an open tar, in its order. DamagedShard if it is cut off or not such a tar."""
+    members = _plain_members(tar)
+    if members is None:
+        tar.seek(0)
+        with suppress(tarfile.TarError), tarfile.open(fileobj=tar, mode="r:") as archive:
+            members = [(member.name, member.offset_data, member.size) for member in archive]
     parts_of: dict[str, dict[str, tuple[int, int]]] = {}
-    try:
-        with tarfile.open(fileobj=io.BytesIO(tar), mode="r:") as archive:
-            for member in archive:
-                key, _, part = member.name.partition(".")
-                part = "image" if part in IMAGE_FORMATS else part
-                parts_of.setdefault(key, {})[part] = (member.offset_data, member.size)
-    except tarfile.TarError:
-        parts_of = {}
-    ends = tar.endswith(bytes(2 * tarfile.BLOCKSIZE))  # tarfile does not miss the end marker when it is cut off
-    if not ends or not parts_of or not all("image" in parts for parts in parts_of.values()):
+    for member_name, offset, length in members or ():
+        key, _, part = member_name.partition(".")
+        part = "image" if part in IMAGE_FORMATS else part
+        parts_of.setdefault(key, {})[part] = (offset, length)
+    # tarfile does not miss the end marker when it is cut off.
+    if not _ends_as_tar(tar) or not parts_of or not all("image" in parts for parts in parts_of.values()):
         raise DamagedShard(f"the shard {name} is truncated or not a tar of images: prepare or copy it again")
     return [SampleEntry(key, parts["image"], parts.get("label.png")) for key, parts in parts_of.items()]
 
 
-def index_agrees(file: BinaryIO, shard: Shard, entries: Sequence[SampleEntry]) -> bool:
-    """Whether an index tells the samples of its shard, an open tar: all of them, each by its own bytes and name."""
-    if len({entry.key for entry in entries}) != len(entries) or len(entries) != shard.samples:
-        return False
-    if all(
-        _member_at(file, entry.image, {f"{entry.key}.{format}" for format in IMAGE_FORMATS})
-        and (entry.label is None or _member_at(file, entry.label, {f"{entry.key}.label.png"}))
-        for entry in entries
-    ):
-        return True
-    # Names that are too long for a header have one more before it, which only tarfile reads, and takes its time.
-    try:
-        file.seek(0)
-        return index_tar(shard.name, file.read()) == list(entries)
-    except DamagedShard:
-        return False
+def _plain_members(tar: BinaryIO) -> list[tuple[str, int, int]] | None:
+    """(name, offset, length) of the files in a tar of nothing but files with short names, as almost all shards are; None for
+    any other. tarfile finds the same in seven times the time."""
+    members: list[tuple[str, int, int]] = []
+    place = 0
+    while True:
+        tar.seek(place)
+        header = tar.read(tarfile.BLOCKSIZE)
+        if header == _END_OF_TAR:
+            return members
+        try:
+            name, length, stated = header[:100].rstrip(b"\0").decode(), int(header[124:135], 8), int(header[148:154], 8)
+        except ValueError:
+            return None
+        # A regular file, a header of the usual kind, and nothing where a long name would go on.
+        plain = header[156:157] == b"0" and header[257:263] == b"ustar\0" and header[345:346] == b"\0"
+        # Its checksum counts itself as eight spaces. Adler-32's lower half is 1 and the sum of all bytes, modulo 65521.
+        total = 1 + stated - 8 * ord(" ") + sum(header[148:156])
+        if not plain or length < 0 or "\0" in name or zlib.adler32(header) & 0xFFFF != total % 65521:
+            return None
+        place += tarfile.BLOCKSIZE
+        members.append((name, place, length))
+        place += -(-length // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
-def _member_at(file: BinaryIO, place: tuple[int, int], names: set[str]) -> bool:
-    """Whether the header before these bytes is that of a file of one of these names and of their length."""
-    offset, length = place
-    if offset < tarfile.BLOCKSIZE or length < 0 or offset > os.fstat(file.fileno()).st_size:
-        return False
-    try:
-        member = tarfile.TarInfo.frombuf(
-            os.pread(file.fileno(), tarfile.BLOCKSIZE, offset - tarfile.BLOCKSIZE), "utf-8", "surrogateescape"
-        )
-    except tarfile.HeaderError:
-        return False
-    return member.isreg() and member.size == length and member.name in names
+def _ends_as_tar(tar: BinaryIO) -> bool:
+    tar.seek(max(0, tar.seek(0, os.SEEK_END) - 2 * tarfile.BLOCKSIZE))
+    return tar.read() == 2 * _END_OF_TAR
 
 
 def _describe(name: str, tar: bytes) -> tuple[ShardFacts, bytes]:
     """The facts of a shard and the bytes of its index file."""
-    entries = index_tar(name, tar)
+    entries = index_tar(name, io.BytesIO(tar))
     index = index_to_json(entries).encode()
     shard = Shard(
         name=name,

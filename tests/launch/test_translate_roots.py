@@ -198,7 +198,7 @@ def damaged(root: str, to: Path) -> Path:
     label = next(name for name in parts if name.startswith("000002") and "label" in name)
     parts |= {image: parts[image][:-100], label: b"no label"}
     tar = tar_of(parts)
-    index = index_to_json(index_tar(first.name, tar)).encode()
+    index = index_to_json(index_tar(first.name, io.BytesIO(tar))).encode()
     storage.write(first.name, tar)
     storage.write(first.index_name, index)
     new = dataclasses.replace(

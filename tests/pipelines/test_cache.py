@@ -20,9 +20,9 @@ pytestmark = pytest.mark.slow
 
 
 class FaultyS3(S3Storage):
-    """A real S3 store whose first downloads fail with the errors given (None: go well)."""
+    """A real S3 store whose first downloads fail with the errors given ."""
 
-    def __init__(self, bucket: str, faults: Sequence[Exception | None] = ()) -> None:
+    def __init__(self, bucket: str, faults: Sequence[Exception] = ()) -> None:
         super().__init__(bucket)
         self.faults = list(faults)
         self.downloads = 0
@@ -72,11 +72,10 @@ def test_a_local_root_is_used_in_place(tmp_path: Path) -> None:
     assert label is not None and opened.read(label).startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("file", ["name", "index_name"])
 @pytest.mark.parametrize("damage", ["flip a byte", "truncate", "remove"])
-def test_a_damaged_local_file_is_named(tmp_path: Path, file: str, damage: str) -> None:
+def test_a_damaged_local_file_is_named(tmp_path: Path, damage: str) -> None:
     shard = first_shard(write_root(LocalStorage(tmp_path)))
-    path = tmp_path / getattr(shard, file)
+    path = tmp_path / shard.name
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data if damage == "flip a byte" else data[: len(data) // 2])
@@ -95,7 +94,7 @@ def test_a_remote_shard_is_fetched_once_and_shared_by_later_runs(bucket: tuple[s
     path = shards.open(shard).path
     assert path == tmp_path / f"{shard.sha256}.tar"
     assert hashlib.sha256(path.read_bytes()).hexdigest() == shard.sha256
-    assert storage.downloads == 2  # the tar and its index
+    assert storage.downloads == 1
 
 
 def test_a_cached_file_that_went_bad_is_fetched_again(bucket: tuple[str, Manifest], tmp_path: Path) -> None:
@@ -106,15 +105,15 @@ def test_a_cached_file_that_went_bad_is_fetched_again(bucket: tuple[str, Manifes
     assert ShardCache(FaultyS3(name), tmp_path).open(shard).path.stat().st_size == shard.bytes
 
 
-@pytest.mark.parametrize("faults", [[DOWN] * 10, [WRONG, DOWN, WRONG], [None, WRONG]])
+@pytest.mark.parametrize("faults", [[DOWN] * 10, [WRONG, DOWN, WRONG]])
 def test_faults_that_pass_are_survived_and_counted(
-    bucket: tuple[str, Manifest], tmp_path: Path, faults: list[Exception | None]
+    bucket: tuple[str, Manifest], tmp_path: Path, faults: list[Exception]
 ) -> None:
     name, manifest = bucket
     shard, health = first_shard(manifest), DataHealth()
     shards = ShardCache(FaultyS3(name, faults), tmp_path, health=health)
     assert len(shards.open(shard).read((0, shard.bytes))) == shard.bytes
-    assert health.retries == sum(fault is not None for fault in faults)
+    assert health.retries == len(faults)
     assert health.fetched_bytes == sum(path.stat().st_size for path in tmp_path.iterdir() if path.is_file())
 
 
@@ -124,7 +123,7 @@ def test_faults_that_stay_end_with_a_sentence_and_leave_nothing_behind(
 ) -> None:
     name, manifest = bucket
     shard = first_shard(manifest)
-    with pytest.raises(UserError, match=rf"s3://{name}/{shard.index_name}.*{why}") as caught:
+    with pytest.raises(UserError, match=rf"s3://{name}/{shard.name}.*{why}") as caught:
         ShardCache(FaultyS3(name, [fault] * 1000), tmp_path).open(shard)
     assert isinstance(caught.value, UnusableShard if fault is WRONG else StorageUnavailable)
     assert {path.name for path in tmp_path.iterdir()} <= {"locks"}
@@ -168,7 +167,7 @@ def test_a_failed_prefetch_shows_when_the_shard_is_opened(tmp_path: Path) -> Non
     shards.close()
 
 
-def test_only_the_last_used_indexes_stay_in_memory(tmp_path: Path) -> None:
+def test_only_the_last_used_shards_stay_open(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
     wanted = write_root(storage).splits["train/source"].shards
     shards = ShardCache(storage, keep=2)
@@ -226,7 +225,7 @@ def test_an_open_shard_is_read_even_if_somebody_empties_the_folder(
     assert opened.read((0, a.bytes)) == tar
     shards.open(b)
     assert shards.open(a).read((0, a.bytes)) == tar
-    assert storage.downloads == 6
+    assert storage.downloads == 3
 
 
 def test_a_shard_that_was_let_go_is_prefetched_again(bucket: tuple[str, Manifest], tmp_path: Path) -> None:

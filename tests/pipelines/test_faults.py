@@ -10,10 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from botocore.config import Config
 from botocore.retries.standard import ExponentialBackoff
 
@@ -21,7 +24,9 @@ from infra.errors import UserError
 from infra.storage import LocalStorage, S3Storage, StorageUnavailable
 from pipelines import cache
 from pipelines.cache import ShardCache, UnusableShard
+from pipelines.config import DataConfig
 from pipelines.health import DataHealth
+from pipelines.loader import Loader
 from pipelines.manifest import Shard, load_manifest
 from pipelines.prepare import Encoding, prepare
 from pipelines.shards import index_tar, read_shard, write_shard
@@ -50,7 +55,7 @@ class Root:
         """Every sample of every shard is as it is on disk."""
         for shard in self.shards:
             opened, tar = shards.open(shard), self.content[shard.name]
-            assert list(opened.entries) == index_tar(shard.name, tar)
+            assert list(opened.entries) == index_tar(shard.name, BytesIO(tar))
             for offset, length in (part for entry in opened.entries for part in (entry.image, entry.label) if part):
                 assert opened.read((offset, length)) == tar[offset : offset + length]
             del opened  # or it would be in use while the next one is opened
@@ -73,20 +78,33 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "PATIENCE_SECONDS", 0.2)
 
 
-def once(fault: Fault, place: int = 1) -> list[Fault | None]:
-    """The fault at the request of that number: the first brings an index, the next its tar."""
-    return [None] * place + [fault]
-
-
 @pytest.mark.parametrize("fault", ["busy", "cut", "empty", "hang", "stall", "reset", "flip"])
 def test_one_fault_changes_nothing_and_is_counted(
     root: Root, faulty_server: FaultyS3, tmp_path: Path, fault: Fault
 ) -> None:
-    faulty_server.faults = once(fault)
+    faulty_server.faults = [None, fault]
     health = DataHealth()
     root.check(root.cache(tmp_path, health=health))
     assert health.retries == 1
-    assert len(faulty_server.requests) == 2 * len(root.shards) + 1
+    assert len(faulty_server.requests) == len(root.shards) + 1
+
+
+def test_a_loader_asks_for_the_manifest_and_once_for_each_shard(
+    s3_server: S3Server, faulty_server: FaultyS3, tmp_path: Path
+) -> None:
+    store = S3Storage(s3_server.make_bucket())
+    manifest = write_root(store)
+    for name in store.list():
+        if name.endswith(".index.json"):
+            store.delete(name)
+    config = DataConfig(crop=16, threads=1, decoder="pillow", cache_dir=str(tmp_path))
+    for fetched in (len(manifest.splits["train/source"].shards) + len(manifest.splits["train/target"].shards), 0):
+        faulty_server.requests.clear()
+        loader = Loader(store.url, config, seed=0, global_batch=4, device=torch.device("cpu"))
+        list(islice(loader, 9))  # three epochs
+        loader.close()
+        asked = [request.path for request in faulty_server.requests if request.method == "GET"]
+        assert len(asked) == len(faulty_server.requests) == len(set(asked)) == 1 + fetched, asked
 
 
 def test_the_flipped_byte_leaves_the_tar_intact(root: Root, faulty_server: FaultyS3, tmp_path: Path) -> None:
@@ -96,7 +114,7 @@ def test_the_flipped_byte_leaves_the_tar_intact(root: Root, faulty_server: Fault
     S3Storage(root.bucket).download(shard.name, tmp_path / "flipped")
     flipped = (tmp_path / "flipped").read_bytes()
     assert flipped != root.content[shard.name]
-    assert index_tar(shard.name, flipped) == index_tar(shard.name, root.content[shard.name])
+    assert index_tar(shard.name, BytesIO(flipped)) == index_tar(shard.name, BytesIO(root.content[shard.name]))
 
 
 def test_30_percent_of_1000_requests_fail(root: Root, faulty_server: FaultyS3, tmp_path: Path) -> None:
@@ -106,7 +124,7 @@ def test_30_percent_of_1000_requests_fail(root: Root, faulty_server: FaultyS3, t
     while len(faulty_server.requests) < 1000:
         root.check(ShardCache(storage, tmp_path, health=health))
         shutil.rmtree(tmp_path)
-        wanted += 2 * len(root.shards)
+        wanted += len(root.shards)
     assert health.retries == len(faulty_server.requests) - wanted > 250
 
 
@@ -123,7 +141,7 @@ def test_a_missing_shard_is_unusable_at_once(root: Root, faulty_server: FaultyS3
     faulty_server.faults = lambda request: "missing" if request.path.endswith(".tar") else None
     with pytest.raises(UnusableShard, match=f"^s3://{root.bucket}/{root.shards[0].name} is missing, though"):
         root.cache(tmp_path).open(root.shards[0])
-    assert len([request for request in faulty_server.requests if request.method == "GET"]) == 2
+    assert len([request for request in faulty_server.requests if request.method == "GET"]) == 1
 
 
 def test_denied_access_stops_at_once(root: Root, faulty_server: FaultyS3, tmp_path: Path) -> None:
@@ -171,7 +189,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_part_of_a_file(root: Root, tm
     ):
         root.cache(tmp_path).open(shard)
     assert not isinstance(caught.value, UnusableShard | StorageUnavailable)
-    assert {path.suffix for path in tmp_path.iterdir() if path.is_file()} == {".json"}
+    assert not [path for path in tmp_path.iterdir() if path.is_file()]
     root.check(root.cache(tmp_path))
 
 
@@ -189,7 +207,7 @@ def test_a_process_killed_during_a_download_leaves_nothing_that_is_taken_for_a_s
     root: Root, faulty_server: FaultyS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(S3Storage, "_CONFIG", S3Storage._CONFIG.merge(Config(read_timeout=60)))
-    faulty_server.faults = once("stall")
+    faulty_server.faults = [None, "stall"]
     killed = fork.Process(target=lambda: root.check(root.cache(tmp_path)))
     killed.start()
     _wait_until(lambda: len(faulty_server.requests) == 2 and len(list(tmp_path.glob(".tmp-*"))) == 1)
@@ -201,7 +219,7 @@ def test_a_process_killed_during_a_download_leaves_nothing_that_is_taken_for_a_s
     faulty_server.requests.clear()
     root.check(root.cache(tmp_path))
     assert not left.exists()
-    assert len(faulty_server.requests) == 2 * len(root.shards) - 1  # the first index was there
+    assert len(faulty_server.requests) == len(root.shards) - 1  # the first was there
 
 
 def test_runs_at_once_download_each_file_once(root: Root, faulty_server: FaultyS3, tmp_path: Path) -> None:
@@ -212,7 +230,7 @@ def test_runs_at_once_download_each_file_once(root: Root, faulty_server: FaultyS
         run.join(60)
     assert [run.exitcode for run in runs] == [0, 0, 0]
     paths = [request.path for request in faulty_server.requests]
-    assert len(paths) == len(set(paths)) == 2 * len(root.shards)
+    assert len(paths) == len(set(paths)) == len(root.shards)
 
 
 @pytest.mark.usefixtures("faulty_server")

@@ -53,7 +53,6 @@ def write_large_root(
         (root / "train" / domain).mkdir(parents=True)
         for number in order.upcoming_shards(first_step * GLOBAL_BATCH):
             os.link(storage.root / shard.name, root / shards[number].name)
-            os.link(storage.root / shard.index_name, root / shards[number].index_name)
     manifest = Manifest(splits)
     LocalStorage(root).write(MANIFEST, manifest.to_json().encode())
     return manifest

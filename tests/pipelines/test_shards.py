@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from infra.storage import LocalStorage
 from pipelines.manifest import index_from_json
-from pipelines.shards import DamagedShard, Sample, build_tar, index_tar, read_shard, write_shard
+from pipelines.shards import DamagedShard, Sample, _plain_members, build_tar, index_tar, read_shard, write_shard
 
 NAME = "train/source/000000.tar"
 
@@ -97,9 +98,21 @@ def test_an_unfinished_shard_is_not_taken_for_a_whole_one(fault: str, tmp_path: 
 @pytest.mark.parametrize("kept", [0, 100, 512, 3000, 4096])
 def test_a_truncated_tar_is_refused(kept: int) -> None:
     with pytest.raises(DamagedShard, match="the shard some/name is truncated"):
-        index_tar("some/name", build_tar(samples())[:kept])
+        index_tar("some/name", io.BytesIO(build_tar(samples())[:kept]))
 
 
 def test_a_tar_of_other_things_is_refused() -> None:
     with pytest.raises(DamagedShard):
-        index_tar("name", build_tar(samples()).replace(b".jpg", b".txt"))
+        index_tar("name", io.BytesIO(build_tar(samples()).replace(b".jpg", b".txt")))
+
+
+def test_members_are_those_that_tarfile_finds() -> None:
+    tar = build_tar(samples())
+    with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
+        found = [(member.name, member.offset_data, member.size) for member in archive]
+    assert _plain_members(io.BytesIO(tar)) == found and len(found) == 9
+    other = bytearray(tar)
+    other[found[3][1] - 512] ^= 1  # a letter of a name
+    assert _plain_members(io.BytesIO(other)) is None, "the header's checksum is wrong"
+    long = build_tar([Sample("long-" * 50, samples()[0].image)])
+    assert _plain_members(io.BytesIO(long)) is None and len(index_tar("long", io.BytesIO(long))) == 1
