@@ -8,7 +8,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, Protocol
 
-import psutil
 import torch
 from torch import nn
 
@@ -19,8 +18,9 @@ from trainer.average import MovingAverage
 from trainer.checkpoint import Checkpoint
 from trainer.draws import Draws
 from trainer.engines import Engine
-from trainer.methods.base import Losses, Method, StepContext
+from trainer.methods.base import Method, StepContext
 from trainer.optim import OptimConfig
+from trainer.reports import Pending, Report, Reports
 from trainer.schedule import Schedule
 from trainer.state import TrainingState, collect_state, restore_state
 from trainer.step import NORM, train_step
@@ -37,7 +37,9 @@ class LoopConfig:
         None, "stop after this many steps, however long the schedule", flag="--max-steps", resumable=True
     )
     report_every: int = option(
-        10, "steps between synchronisations that write metrics (a line for every step)", resumable=True
+        10,
+        "steps between reports of metrics (a line for every step); on a GPU one is written when the next begins",
+        resumable=True,
     )
     samples_every: int = option(500, "steps between sample grids", resumable=True)
     samples: int = option(4, "rows of the sample grid", resumable=True)
@@ -94,24 +96,14 @@ class Broken:
         return {"step": self.step, "not_finite": self.names, "metrics": metrics, "samples": self.samples}
 
 
-@dataclass(frozen=True)
-class _Pending:
-    """A step that is not reported yet, with the samples of its micro-batches. waited: seconds for them."""
-
-    step: int
-    losses: Losses
-    samples: list[dict[str, list[str]]]
-    waited: float
-
-
 Save = Callable[[TrainingState, Evaluation | None], None]
 
 
 class Recorder(Protocol):
     """Writes down what a training measures."""
 
-    def record(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """A step is done. rows: the metrics of every step since the last synchronisation, or nothing in between."""
+    def record(self, done: int, rows: Sequence[Mapping[str, float]]) -> None:
+        """So many steps are done. rows: the metrics of those that have become known since the last call, in order, each once."""
 
     def measured(self, done: int, count: int) -> None:
         """Of `count` steps that the method is to see before the first one it has seen so many."""
@@ -140,12 +132,10 @@ class Trainer:
         self.evaluate_every = evaluate_every
         self.averaged = MovingAverage(method.product, optim.ema) if optim.ema else None
         self.engine.halts = config.on_nonfinite == "stop"
-        self._pending: list[_Pending] = []
-        self._broken: tuple[_Pending, dict[str, float], list[str]] | None = (
-            None  # the step that ends the run, its metrics
-        )
+        self.reports = Reports(engine)
+        # The step that ends the run, its metrics, and the names of those that are not finite.
+        self._broken: tuple[Pending, dict[str, float], list[str]] | None = None
         self._skipped = 0  # steps in a row, until now, that were not finite
-        self._since = 0.0  # when the pending steps began, on the clock that measures them
         self._waited = 0.0  # seconds for the batches of the step that begins
         self._pause: float | None = None  # seconds of the last save, if no report has had them yet
 
@@ -196,13 +186,13 @@ class Trainer:
                 self._measure(steps, recorder, stop)
             if owed and evaluate:
                 self._save(first_step, self._evaluation(first_step, first_step, evaluate, save, stop), save)
-            self._since = time.perf_counter()
+            self.reports.restart()
             given, saved = iter(steps), first_step
             for step in range(first_step, self.total_steps):
                 batches = self._next(given, stop)
                 # Ranks agree while no step is under way, so that one that waits for its data can stop with the others.
                 if self.engine.any(batches is None):
-                    self._flush(recorder, examine)
+                    self._flush(step, recorder, examine)
                     self._stop(step, saved, save, stop)
                 if batches is None or batches is _END:
                     break
@@ -216,7 +206,7 @@ class Trainer:
                 with self.engine.step(done):
                     self._step(step, batches)
                     rows = self._rows(done, samples or saves or evaluates or done - first_step <= 2)
-                recorder.record(rows)
+                recorder.record(done, rows)
                 if self._broken:
                     self._end(*self._broken, examine)
                 if done - first_step == 2:
@@ -229,7 +219,7 @@ class Trainer:
                     self._save(done, evaluation, save)
                     saved = done
                 if rows:
-                    self._since = time.perf_counter()
+                    self.reports.restart()
 
     def _save(self, done: int, evaluation: Evaluation | None, save: Save) -> None:
         began = time.perf_counter()
@@ -256,10 +246,10 @@ class Trainer:
                 return evaluate(done)
         self._stop(done, saved, save, stop, owed=True)
 
-    def _flush(self, recorder: Recorder, examine: Callable[[TrainingState, Broken], None]) -> None:
+    def _flush(self, done: int, recorder: Recorder, examine: Callable[[TrainingState, Broken], None]) -> None:
         """Write the lines of steps that no report has had yet."""
-        if self._pending:
-            recorder.record(self._synchronise())
+        if reports := self.reports.take(wait=True):
+            recorder.record(done, self._rows_of(reports))
         if self._broken:
             self._end(*self._broken, examine)
 
@@ -296,20 +286,22 @@ class Trainer:
     def _step(self, step: int, batches: Sequence[Any]) -> None:
         self.engine.set_learning_rate(self.schedule.learning_rate(step))
         losses = train_step(self.method, self.engine, batches, self._context(step))
-        self._pending.append(_Pending(step, losses, [_samples(batch) for batch in batches], self._waited))
+        self.reports.pending.append(Pending(step, losses, [_samples(batch) for batch in batches], self._waited))
         if self.averaged is not None:
             self.averaged.update(self.method.product)
 
     def _rows(self, done: int, due: bool) -> list[dict[str, float]]:
-        """The metrics of the steps since the last synchronisation, where one is due after so many steps; else nothing."""
-        due = due or done % self.config.report_every == 0
-        return self._synchronise() if due or self._is_seen_to_break() else []
+        """The metrics of steps that no earlier call had: of all with `due`, or where one breaks; where a report is due after so
+        many steps, those that are known without waiting; else nothing."""
+        due = due or self._is_seen_to_break()
+        return self._rows_of(self.reports.take(wait=due)) if due or done % self.config.report_every == 0 else []
 
     def _is_seen_to_break(self) -> bool:
         """Whether the last step ends the run, where it costs nothing to know: on a CPU. All ranks have the same norms."""
         if self.engine.device.type != "cpu" or not self.engine.halts:
             return False
-        return bool(self._not_finite({name: float(value) for name, value in self._pending[-1].losses.items()}, NORM))
+        last = self.reports.pending[-1].losses
+        return bool(self._not_finite({name: float(value) for name, value in last.items()}, NORM))
 
     def _not_finite(self, metrics: Mapping[str, float], start: str = "") -> list[str]:
         """The names, with this start, of those that are not finite and should be: a gradient that overflows in fp16 is the
@@ -321,7 +313,7 @@ class Trainer:
         ]  # fmt: skip
 
     def _end(
-        self, broken: _Pending, metrics: Mapping[str, float], names: Sequence[str],
+        self, broken: Pending, metrics: Mapping[str, float], names: Sequence[str],
         examine: Callable[[TrainingState, Broken], None],
     ) -> None:  # fmt: skip
         step = broken.step + 1
@@ -332,53 +324,47 @@ class Trainer:
                       "losses and state; train in another --run-dir with a lower optim.lr or beta, or with --precision fp32, or "
                       "leave such steps out with --on-nonfinite skip", DIVERGED)  # fmt: skip
 
-    def _synchronise(self) -> list[dict[str, float]]:
-        """Metrics of the pending steps as plain numbers, averaged over ranks, up to one that ends the run."""
-        names = sorted({name for pending in self._pending for name in pending.losses})
-        zero = torch.zeros((), device=self.engine.device)
-        table = torch.stack(
-            [
-                torch.stack([*(pending.losses.get(name, zero) for name in names), zero + pending.waited])
-                for pending in self._pending
-            ]
-        )
-        *columns, waited = self.engine.mean(table).cpu().T.tolist()
-        # Here, since the line above has waited for what an accelerator had still to do.
-        seconds = time.perf_counter() - self._since
-        batch = self.schedule.optim.global_batch
-        shared = {
-            "pairs_per_s": len(self._pending) * batch / seconds,
-            "memory_gib": _memory_gib(self.engine.device),
-        }
+    def _rows_of(self, reports: Sequence[Report]) -> list[dict[str, float]]:
+        """The metrics of their steps as plain numbers, averaged over ranks, up to one that ends the run."""
         rows = []
-        for place, pending in enumerate(self._pending):
-            step, losses = pending.step, pending.losses
-            named = {name: column[place] for name, column in zip(names, columns, strict=True) if name in losses}
-            if wrong := self._not_finite(named):
-                self._skipped += 1
-                if self.engine.halts or self._skipped > self.config.nonfinite_limit:
-                    self._broken = pending, named, wrong
+        for report in reports:
+            losses, seconds, waited = report.read()
+            batch = self.schedule.optim.global_batch
+            shared = {"pairs_per_s": len(losses) * batch / seconds, "memory_gib": report.memory_gib}
+            of_report = []
+            for pending, named in zip(report.steps, losses, strict=True):
+                if self._breaks(pending, named):
                     break
-                log.warning("step %d is left out: %s is not a finite number (%d of at most %d in a row)", step + 1,
-                            ", ".join(wrong), self._skipped, self.config.nonfinite_limit)  # fmt: skip
-            else:
-                self._skipped = 0
-            position = {"step": step + 1, "epoch": self.schedule.epoch(step), "lr": self.schedule.learning_rate(step)}
-            rows.append({**position, **named, **shared})
-        if rows:  # what belongs to no step of the report alone stands in its last row
-            rows[-1]["data/wait"] = sum(waited) / seconds
-            if self._pause is not None:
-                rows[-1]["save/pause"], self._pause = self._pause, None
-        self._pending = []
+                step = pending.step
+                position = {
+                    "step": step + 1,
+                    "epoch": self.schedule.epoch(step),
+                    "lr": self.schedule.learning_rate(step),
+                }
+                of_report.append({**position, **named, **shared})
+            if of_report:  # what belongs to no step of the report alone stands in its last row
+                of_report[-1]["data/wait"] = waited / seconds
+                if self._pause is not None:
+                    of_report[-1]["save/pause"], self._pause = self._pause, None
+            rows += of_report
+            if self._broken:
+                break
         return rows
+
+    def _breaks(self, pending: Pending, metrics: dict[str, float]) -> bool:
+        """Whether a step ends the run. It counts those that are passed over."""
+        if not (wrong := self._not_finite(metrics)):
+            self._skipped = 0
+            return False
+        self._skipped += 1
+        if self.engine.halts or self._skipped > self.config.nonfinite_limit:
+            self._broken = pending, metrics, wrong
+            return True
+        log.warning("step %d is left out: %s is not a finite number (%d of at most %d in a row)", pending.step + 1,
+                    ", ".join(wrong), self._skipped, self.config.nonfinite_limit)  # fmt: skip
+        return False
 
 
 def _samples(batch: Any) -> dict[str, list[str]]:
     """What a loader calls the samples of a micro-batch, if it does."""
     return {name: list(getattr(batch, name)) for name in SAMPLES if hasattr(batch, name)}
-
-
-def _memory_gib(device: torch.device) -> float:
-    """Peak memory allocated on a GPU, or the resident memory of this process."""
-    used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
-    return used / 2**30

@@ -54,7 +54,7 @@ class Recorder:
         if self._file:
             self._file.truncate_after(first_step)
 
-    def record(self, rows: Sequence[Mapping[str, float]]) -> None:
+    def record(self, done: int, rows: Sequence[Mapping[str, float]]) -> None:
         data = self._data_metrics() if rows else {}
         if self._file is None:
             return
@@ -65,7 +65,7 @@ class Recorder:
         self.watch(rows)
         shown = rows[-1].items() if rows else ()
         losses = {name: value for name, value in shown if name not in NOT_LOSSES and "/" not in name}
-        if not rows or rows[-1]["step"] > self.line.n:  # else they come late, at a stop between two reports
+        if done > self.line.n:  # else rows come late, at a stop between two reports
             self.line.advance(losses or None)
         self.progress(self.line.n)
 

@@ -58,8 +58,8 @@ def in_a_process_of_its_own(work: Callable[[], object]) -> int:
 def killed(train: Callable[[], object]) -> None:
     record = Recorder.record
 
-    def record_and_die(self: Recorder, rows: Any) -> None:
-        record(self, rows)
+    def record_and_die(self: Recorder, done: int, rows: Any) -> None:
+        record(self, done, rows)
         if rows and rows[-1]["step"] > STOP:
             os.kill(os.getpid(), signal.SIGKILL)
 

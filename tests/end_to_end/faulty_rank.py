@@ -22,8 +22,8 @@ ATTEMPT = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 def raises() -> None:
     record = Recorder.record
 
-    def record_and_raise(self: Recorder, rows: Any) -> None:
-        record(self, rows)
+    def record_and_raise(self: Recorder, done: int, rows: Any) -> None:
+        record(self, done, rows)
         if rows and rows[-1]["step"] == 3 and RANK == 1:
             raise ValueError("a shard in flames")
 

@@ -59,7 +59,7 @@ def test_what_is_measured_before_the_first_step_has_a_line_of_its_own(
             now += 20
             own.measured(done, 4)
         now += 10
-        own.record([{"step": 1, "G": 2.0}])
+        own.record(1, [{"step": 1, "G": 2.0}])
         own.close()
     assert [record.getMessage() for record in caplog.records] == [
         " 50.0%  measured 2/4  0.05 steps/s  00:40 left",
@@ -77,15 +77,34 @@ def test_the_last_row_of_a_report_says_how_old_the_last_checkpoint_is_and_once_h
     engine: Any = SimpleNamespace(rank=0, gather=lambda own: [own])
     own = Recorder(RunFolder(tmp_path), engine, DataHealth(), 0, ProgressLine(10, enabled=False), "")
     now = 60.0
-    own.record([{"step": 1, "G": 2.0}, {"step": 2, "G": 2.0}])
+    own.record(2, [{"step": 1, "G": 2.0}, {"step": 2, "G": 2.0}])
     now = 65.0
     own.saves.written(62.0)
     for step in (3, 4):
-        own.record([{"step": step, "G": 2.0}])
+        own.record(step, [{"step": step, "G": 2.0}])
     own.close()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     saves = [{name: row[name] for name in row if name.startswith("save/")} for row in rows]
     assert saves == [{}, {"save/age": 10.0}, {"save/age": 3.0, "save/write": 3.0}, {"save/age": 3.0}]
+
+
+def test_the_progress_goes_on_while_rows_come_a_report_late(tmp_path: Path) -> None:
+    engine: Any = SimpleNamespace(rank=0, gather=lambda own: [own])
+    seen: list[int] = []
+    own = Recorder(RunFolder(tmp_path), engine, DataHealth(), 0, ProgressLine(6), "", seen.append)
+    rows = [[], [], [{"step": 1, "G": 1.0}, {"step": 2, "G": 2.0}], [], [{"step": 3, "G": 3.0}]]
+    for done, known in enumerate(rows, 1):
+        own.record(done, known)
+    own.record(5, [{"step": 4, "G": 4.0}, {"step": 5, "G": 5.0}])  # at a stop, when no step is done
+    own.close()
+    assert seen == [1, 2, 3, 4, 5, 5]
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
 
 
 def test_the_end_names_what_was_skipped() -> None:

@@ -291,7 +291,7 @@ class Keeper:
     def estimate(self, seconds: float) -> None:
         pass
 
-    def record(self, rows: Any) -> None:
+    def record(self, done: int, rows: Any) -> None:
         timed = ("pairs_per_s", "memory_gib", "data/wait", "save/pause")
         self.rows += [{k: v for k, v in row.items() if k not in timed} for row in rows]
 

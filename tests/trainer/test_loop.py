@@ -56,7 +56,7 @@ class Recorder:
         self.best: tuple[int, ...] = ()
         self.calls, self.after = 0, after
 
-    def record(self, rows: Sequence[Mapping[str, float]]) -> None:
+    def record(self, done: int, rows: Sequence[Mapping[str, float]]) -> None:
         self.rows += rows
         self.calls += 1
         self.after(self.calls)
@@ -120,6 +120,7 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
         monkeypatch.setattr("trainer.loop.time", self)
+        monkeypatch.setattr("trainer.reports.time", self)
 
     def perf_counter(self) -> float:
         return self.now

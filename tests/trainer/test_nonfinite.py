@@ -143,12 +143,14 @@ def test_the_norm_is_that_of_the_gradient() -> None:
     }
 
 
+@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("report_every", [1, 3])
 def test_where_the_host_does_not_wait_the_state_is_kept_until_it_knows(
-    report_every: int, monkeypatch: pytest.MonkeyPatch
+    report_every: int, late: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a GPU: fused optimisers are told on the device, and the loop learns of it when it synchronises."""
+    """As on a GPU: fused optimisers are told on the device, and the loop learns of it when it reads, a report late."""
     trainer = make(9, report_every=report_every)
+    trainer.reports.late = late
     engine = trainer.engine
     monkeypatch.setattr(engine, "_withhold", lambda name, broken: tell_fused(engine.optimisers[name], broken))
     monkeypatch.setattr(trainer, "_is_seen_to_break", lambda: False)
@@ -157,6 +159,7 @@ def test_where_the_host_does_not_wait_the_state_is_kept_until_it_knows(
     with pytest.raises(Stopped, match="at step 4: "):
         watcher.watch(trainer)
     assert [row["step"] for row in watcher.rows] == [1, 2, 3]
+    assert watcher.calls == {(1, False): 4, (3, False): 6, (1, True): 5, (3, True): 8}[report_every, late]  # of 8 steps
     assert changed(watcher.seen[3], Watcher.state_of(trainer)) == {D}
     plain, other = make(3), Recorder()
     other.watch(plain)

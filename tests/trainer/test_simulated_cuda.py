@@ -72,7 +72,7 @@ def is_allowed(name: str, finding: dict[str, str]) -> bool:
     return False
 
 
-@pytest.mark.parametrize("name", [*cases.STEPS, "evaluation"])
+@pytest.mark.parametrize("name", [*cases.STEPS, "evaluation", "metrics a report late"])
 def test_nothing_in_a_step_is_refused_waits_or_changes_layout(name: str, findings: dict[str, Any]) -> None:
     unexpected = [finding for finding in findings[name] if not is_allowed(name, finding)]
     assert not unexpected, told(unexpected)
@@ -84,6 +84,13 @@ def test_a_fault_is_found(name: str, findings: dict[str, Any]) -> None:
     first = findings[name][0]  # torch itself ends what depends on values, with an error
     assert first["kind"] == kind, told(findings[name])
     assert first["place"].startswith("tests/trainer/simulated_cuda/faults.py")
+
+
+@pytest.mark.parametrize("name", ["metrics at once"])
+def test_metrics_that_are_read_at_once_are_waited_for(name: str, findings: dict[str, Any]) -> None:
+    assert {(f["kind"], f["place"].rpartition(":")[0]) for f in findings[name]} == {
+        ("synchronisation", "trainer/reports.py:Moment.wait")
+    }, told(findings[name])
 
 
 @pytest.mark.parametrize("name", faults.HARMLESS)

@@ -81,7 +81,7 @@ class Pairs(NamedTuple):
 
 
 class Silent:
-    def record(self, rows: Sequence[Mapping[str, float]]) -> None:
+    def record(self, done: int, rows: Sequence[Mapping[str, float]]) -> None:
         pass
 
     def measured(self, done: int, count: int) -> None:

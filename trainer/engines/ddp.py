@@ -80,7 +80,7 @@ class DdpEngine(Engine):
 
     def gather(self, value: Any) -> list[Any] | None:
         values = [None] * self.world_size if self.rank == 0 else None
-        dist.gather_object(value, values)
+        dist.gather_object(value, values, group=self._hosts)  # through the accelerators' the hosts would wait for these
         return values
 
     def broadcast(self, value: Any) -> Any:

@@ -227,7 +227,7 @@ class Recorder:
         self.rows: list[Mapping[str, float]] = []
         self.states: list[TrainingState] = []
 
-    def record(self, rows: Sequence[Mapping[str, float]]) -> None:
+    def record(self, done: int, rows: Sequence[Mapping[str, float]]) -> None:
         self.rows += rows
 
     def measured(self, done: int, count: int) -> None:

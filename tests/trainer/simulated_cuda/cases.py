@@ -185,6 +185,19 @@ def pairs(slots: range, size: int = SIZE) -> Any:
     )  # fmt: skip
 
 
+def reporting(*, late: bool) -> list[Finding]:
+    """Steps with a report after each."""
+    config: Any = build(METHODS["cut"].config, WIDE["cut"])
+    with simulated_cuda() as watch:
+        trainer, batches = ready(lambda: (config.build(seed=0, global_batch=1), [pairs(range(1))]), BF16, OptimConfig())
+        trainer.reports.late = late
+        with watch.notes() as found:
+            for step in range(3):
+                trainer._step(step, batches)
+                trainer._rows((step + 1) * trainer.config.report_every, False)
+        return list(found)
+
+
 def judging() -> list[Finding]:
     """What an evaluation computes: a translation, the classes that a segmenter sees in it, and Inception's features.
     The host may wait there, and layouts may change."""
@@ -312,6 +325,8 @@ STEPS: dict[str, Callable[[], list[Finding]]] = {
 CASES: dict[str, Callable[[], list[Finding]]] = {
     **STEPS,
     "evaluation": judging,
+    "metrics a report late": partial(reporting, late=True),
+    "metrics at once": partial(reporting, late=False),
     **{name: partial(small, commit) for name, (_, commit) in faults.SMALL.items()},
     **{name: partial(small, commit) for name, commit in faults.HARMLESS.items()},
     **{name: partial(in_a_step, *patch) for name, (_, _, patch) in faults.IN_A_STEP.items()},

@@ -20,6 +20,7 @@ import torch.cuda.amp.common
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 import trainer.draws
 import trainer.engines.faster
@@ -154,6 +155,8 @@ class Watch(TorchDispatchMode):
         super().__init__()
         self.findings: dict[Finding, None] = {}
         self._noting = False
+        self._pinned = WeakTensorKeyDictionary()  # on the host, where a device writes without being waited for
+        self.events: list[Event] = []  # in the order in which they were recorded last
 
     @contextmanager
     def notes(self) -> Iterator[dict[Finding, None]]:
@@ -175,18 +178,29 @@ class Watch(TorchDispatchMode):
                 x.constant = None  # of torch.tensor(...): torch would compute with it on the real device
         on_device = any(x.is_cuda for x in given) or torch.device(kwargs.get("device") or "cpu").type == "cuda"
         if self._noting and on_device:
-            if why := _waits(operator, args, kwargs):
+            if (why := _waits(operator, args, kwargs)) and not self._goes_on_its_way(operator, args):
                 self._note("synchronisation", operator, why)
             if why := _refuses(operator, args):
                 self._note("types", operator, why)
         if operator is aten._local_scalar_dense.default:
             return _made_up(args[0])
+        pinned = kwargs.pop("pin_memory", False)
         result = operator(*args, **kwargs)
+        if pinned:
+            self._pinned[result] = True
         if self._noting and on_device and not _is_view(operator):
             before, after = _layouts(given), _layouts(tensors_in((result,)))
             if before and after and len({*before, *after}) > 1:
                 self._note("layout", operator, f"maps go from {' and '.join(before)} to {' and '.join(after)}")
         return result
+
+    def _goes_on_its_way(self, operator: Any, args: tuple[Any, ...]) -> bool:
+        return operator is aten.copy_.default and args[0] in self._pinned and bool(args[2:3] == (True,))
+
+    def waits_for(self, event: "Event") -> None:
+        """The host does: what was given to the device after it is then all that it has left to do."""
+        if self._noting and event is self.events[-1]:
+            self._note("synchronisation", "Event.synchronize", "nothing was recorded after this event")
 
     def _note(self, kind: str, operator: Any, why: str) -> None:
         self.findings[Finding(kind, str(operator), why, place_of(sys._getframe(2)))] = None
@@ -251,6 +265,24 @@ def _replace_tensors(module: nn.Module, convert: Callable[[Tensor], Tensor], rec
     return module
 
 
+class Event:
+    """Stands in for torch.cuda.Event."""
+
+    watch: Watch
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        pass
+
+    def record(self) -> None:
+        self.watch.events.append(self)
+
+    def synchronize(self) -> None:
+        self.watch.waits_for(self)
+
+    def elapsed_time(self, later: "Event") -> float:
+        return 1000.0
+
+
 @contextmanager
 def simulated_cuda() -> Iterator[Watch]:
     """Inside, torch has one CUDA device and every new tensor is fake. For a process that does nothing else."""
@@ -261,6 +293,7 @@ def simulated_cuda() -> Iterator[Watch]:
         (torch.cuda, "is_available", lambda: True),
         (torch.cuda, "device_count", lambda: 1),
         (torch.cuda, "set_device", lambda device: None),
+        (torch.cuda, "Event", Event),
         (torch.cuda, "is_bf16_supported", lambda including_emulation=True: True),
         (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
         # A CPU build has no generator for the device. Fake tensors draw nothing anyway.
@@ -287,6 +320,7 @@ def simulated_cuda() -> Iterator[Watch]:
         setattr(owner, name, value)
     try:
         with FakeTensorMode(allow_non_fake_inputs=False) as mode, Watch() as watch:
+            Event.watch = watch
             torch.from_numpy = lambda ndarray: mode.from_tensor(from_numpy(ndarray))
             yield watch
     finally:
