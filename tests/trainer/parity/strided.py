@@ -19,7 +19,7 @@ from trainer.draws import Draws
 from trainer.engines import EngineConfig, make_engine
 from trainer.methods.base import Method, StepContext
 from trainer.methods.parts.adversary import Adversary
-from trainer.methods.parts.image_buffers import ImageBuffer, ImageBuffers
+from trainer.methods.parts.image_buffers import ImageBuffers
 from trainer.networks.norm import InstanceNorm2d
 from trainer.step import train_step
 
@@ -45,10 +45,15 @@ class OnePool(ImageBuffers):
 
     def __init__(self, buffers: ImageBuffers, images: int) -> None:
         super().__init__(buffers.name, images, 1)
-        self.only = ImageBuffer(images)
 
-    def _buffer(self, slot: int, device: torch.device) -> ImageBuffer:
-        return self.only
+    def show(self, images: Tensor, slots: Tensor, draws: Draws) -> Tensor:
+        if not self.capacity:
+            return images.detach()
+        seen = []
+        for image, stream in zip(images, draws.per_slot(slots, self.name), strict=True):
+            uniform, place = (torch.tensor([draw]) for draw in (stream.uniform(), stream.integers(self.capacity)))
+            seen.append(self.exchange(image[None], torch.tensor([0]), uniform, place))
+        return torch.cat(seen, out=torch.empty_like(images.detach()))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pipelines.decode import EncodedCrop, PillowDecoder
 from pipelines.images import encode, multiple_of, resize, to_array
 from tests.trainer.parity.recorded import Recording, assert_same, each
 from trainer.losses import adversarial_loss, patch_nce, perturbation, robustness_loss
-from trainer.methods.parts.image_buffers import ImageBuffer
+from trainer.methods.parts.image_buffers import ImageBuffers
 from trainer.networks import PatchDiscriminator, ProjectionHeads, ResnetGenerator, init_weights
 from trainer.networks.heads import sample_patches
 from trainer.networks.norm import InstanceNorm2d
@@ -227,11 +227,14 @@ def assert_same_robustness(recording: Recording, tag: str) -> None:
 @each("imagepool*.npz")
 def test_image_buffer(recording: Recording) -> None:
     for tag in recording.before("_pool_size"):
-        buffer = ImageBuffer(recording.plain(f"{tag}_pool_size"))
+        buffer = ImageBuffers("buffer", recording.plain(f"{tag}_pool_size"), 1)
         columns = (recording.plain(f"{tag}_{column}") for column in ("in_id", "out_id", "uniform", "randint"))
         for given, expected, uniform, index in zip(*columns, strict=True):
-            assert buffer.query(torch.full((1, 2, 2), given), uniform, index).unique().item() == expected
-        assert buffer.state_dict()["images"][:, 0, 0, 0].tolist() == recording.plain(f"{tag}_final")
+            image, draws = torch.full((1, 1, 2, 2), given), (torch.tensor([each]) for each in (uniform, index))
+            shown = buffer.exchange(image, torch.tensor([0]), *draws) if buffer.capacity else image
+            assert shown.unique().item() == expected
+        kept = buffer.state().get("buffer/0", torch.empty(0, 1, 1, 1))
+        assert kept[:, 0, 0, 0].tolist() == recording.plain(f"{tag}_final")
 
 
 @each("lr_schedule*.npz")

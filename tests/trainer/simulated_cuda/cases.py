@@ -141,7 +141,7 @@ def _train(
 
 
 def ready(make: Callable[[], Any], engine: dict[str, Any], optim: OptimConfig) -> tuple[Trainer, list[Any]]:
-    """On the simulated device, with full image buffers, since only those give back earlier images."""
+    """On the simulated device, with image buffers that have met their slots."""
     method, batches = make()
     runs = make_engine(EngineConfig(kind="single", device="cuda", **{"compile": "false", "triton": "false"} | engine))
     runs.prepare(method, optim)
@@ -150,9 +150,8 @@ def ready(make: Callable[[], Any], engine: dict[str, Any], optim: OptimConfig) -
         trainer.averaged.started = True  # as from the second step on
     for buffers in image_buffers(method):
         for batch in batches:
-            for slot in batch.slots.tolist():
-                for _ in range(buffers.capacity):
-                    buffers._buffer(slot, DEVICE).query(batch.source[0], 0.0, 0)
+            draws = (torch.zeros(len(batch.slots), dtype=kind, device=DEVICE) for kind in (torch.float32, torch.int64))
+            buffers.exchange(batch.source.to(runs.dtype or torch.float32), batch.slots, *draws)
     return trainer, batches
 
 

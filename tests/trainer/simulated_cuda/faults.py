@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.methods.parts import contrast
-from trainer.methods.parts.image_buffers import ImageBuffer
+from trainer.methods.parts.image_buffers import ImageBuffers
 from trainer.networks import norm
 from trainer.networks.padding import Pad2d
 
@@ -88,11 +88,11 @@ HARMLESS: dict[str, Callable[[torch.device], Any]] = {
     "padding": lambda device: _backward(Pad2d(1)(_maps(device))),
 }
 
-_query, _patch_ids = ImageBuffer.query, contrast.patch_ids
+_exchange, _patch_ids = ImageBuffers.exchange, contrast.patch_ids
 
 
-def _curious_query(self: ImageBuffer, image: Tensor, uniform: float, index: int) -> Tensor:
-    return _query(self, image, uniform if image.mean() > 0 else 0.0, index)
+def _curious_exchange(self: ImageBuffers, images: Tensor, slots: Tensor, uniform: Tensor, place: Tensor) -> Tensor:
+    return _exchange(self, images, slots, uniform if images.mean() > 0 else 0 * uniform, place)
 
 
 # Name -> the kind of finding, the function in which it is, and what is put in place of what.
@@ -100,7 +100,7 @@ IN_A_STEP: dict[str, tuple[str, str, tuple[Any, str, Any]]] = {
     "a step's patch ids stay on the host": (
         "error", "sample_patches", (contrast, "patch_ids", lambda *args: [ids.cpu() for ids in _patch_ids(*args)])),
     "the image buffer looks at its images": (
-        "synchronisation", "_curious_query", (ImageBuffer, "query", _curious_query)),
+        "synchronisation", "_curious_exchange", (ImageBuffers, "exchange", _curious_exchange)),
     "norms go to group norm": ("types", "_normalise", (norm, "_in_groups", lambda x: True)),
     "a step's padding is torch's own": (
         "layout", "_stock_forward", (Pad2d, "forward", lambda self, x: _stock_forward(self, x))),
