@@ -20,6 +20,7 @@ from pipelines.ahead import Ahead
 from pipelines.cache import OpenShard
 from pipelines.config import DataConfig
 from pipelines.dataset import ImageDataset
+from pipelines.decode import DaliDecoder
 from pipelines.loader import Batch, Loader
 from pipelines.manifest import MANIFEST, Manifest, Shard
 from tests.conftest import S3Server
@@ -102,6 +103,33 @@ def test_both_decoders_give_the_same_batches(root: str) -> None:
         assert one[0].source_keys == other[0].source_keys and one[0].target_keys == other[0].target_keys
         assert (one[0].source - other[0].source).abs().max() <= 4 / 255
         assert (one[0].target - other[0].target).abs().max() <= 4 / 255
+
+
+@pytest.mark.skipif(not has_dali, reason="DALI is not installed")
+def test_dali_has_the_files_of_the_next_call_and_its_memory_is_handed_on(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A queue of two calls: while one is decoded the next one waits in DALI. On a CPU nothing copies what comes of it."""
+    under_way: list[int] = []
+    made: list[int] = []
+    meet, wait = DaliDecoder._meet, DaliDecoder._wait
+
+    def watched_meet(self: DaliDecoder) -> None:
+        under_way.append(len(self._runs))
+        meet(self)
+
+    def watched_wait(self: DaliDecoder, run: Any) -> torch.Tensor:
+        made.append(wait(self, run).untyped_storage().data_ptr())
+        return wait(self, run)
+
+    monkeypatch.setattr(DaliDecoder, "_meet", watched_meet)
+    monkeypatch.setattr(DaliDecoder, "_wait", watched_wait)
+    taken = steps(make(root, dataclasses.replace(CONFIG, decoder="dali", prefetch=1)), 6)
+    assert under_way[:6] == [2] * 6
+    for number, batches in enumerate(taken):
+        for batch in batches:
+            for images in (batch.source, batch.target):
+                assert images.untyped_storage().data_ptr() == made[number]
 
 
 def test_images_are_crops_of_the_named_samples(root: str) -> None:

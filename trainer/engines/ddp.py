@@ -31,6 +31,7 @@ class DdpEngine(Engine):
     _store: dist.Store | None = None  # of this attempt
 
     def _connect(self) -> None:
+        self.reducers: dict[str, DistributedDataParallel] = {}  # beside `modules`, by the name of an optimiser
         if not dist.is_initialized():  # a launcher such as Ray Train has connected its processes already
             self._join()
         # Hosts agree by themselves: through the accelerators' group they would have to wait for these.
@@ -56,9 +57,7 @@ class DdpEngine(Engine):
             ) from None  # fmt: skip
 
     def _wrap(self, module: LossModule, spec: OptimiserSpec, optim: OptimConfig) -> nn.Module:
-        # Every network of an optimiser takes part in its losses. Buffers are constants (blur kernels), or batch norm's running
-        # statistics, which no rank trains with.
-        return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return reducing(module)
 
     def _gradients_stay_here(self, name: str) -> AbstractContextManager:
         return self.modules[name].no_sync()  # type: ignore[operator]
@@ -106,10 +105,17 @@ class DdpEngine(Engine):
         if dist.is_initialized():
             # Who lets go of a group last waits for its thread, which may need the GIL. Python gives that up meanwhile; a reducer
             # of DDP does not, and would wait for ever (pytorch issue 56297).
-            for module in self.modules.values():
+            for module in (*self.modules.values(), *self.reducers.values()):
                 for name in ("reducer", "logger"):
                     vars(module).pop(name, None)
             dist.destroy_process_group()
+
+
+def reducing(module: LossModule) -> DistributedDataParallel:
+    """The same, whose gradients become means over the ranks while the rest of the backward pass runs."""
+    # Every network of an optimiser takes part in its losses. Buffers are constants (blur kernels), or batch norm's running
+    # statistics, which no rank trains with.
+    return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def _free_port() -> int:
