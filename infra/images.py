@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-from infra.sixteen_bits import HOLDS_SIXTEEN, has_low_bytes, sixteen_bit_file, take_low_bytes
+from infra.sixteen_bits import HOLDS_SIXTEEN, has_low_bytes, low_bytes, mend_planes, sixteen_bit_file
 
 # What Pillow and its libraries decode within this process. EPS, for one, it hands to Ghostscript, a whole interpreter.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
@@ -26,6 +26,10 @@ class TooLarge(ValueError):
     """An image of more than MAX_PIXELS, which is not decoded."""
 
 
+class UnknownRange(ValueError):
+    """An image of 32 bits a pixel, of which nobody can say what is white."""
+
+
 def open_image(file: Path | BytesIO, formats: tuple[str, ...] = FORMATS) -> ImageFile.ImageFile:
     """An image file, of which only the header is read yet. Nothing else in this project opens one.
 
@@ -38,6 +42,7 @@ def open_image(file: Path | BytesIO, formats: tuple[str, ...] = FORMATS) -> Imag
     if image.width * image.height > MAX_PIXELS:  # Pillow's own limit is a global variable, which other code may lift
         image.close()
         raise TooLarge(TOO_LARGE)
+    mend_planes(image)
     return image
 
 
@@ -64,18 +69,20 @@ class Picture:
 
 
 def read_picture(file: Path | bytes, formats: tuple[str, ...] = FORMATS) -> Picture:
-    """The first frame of an image file, given by its path or content. Raises one of DAMAGED for what cannot be read, and
-    ValueError for 32-bit grey, whose range is unknown."""
+    """The first frame of an image file, given by its path or content. Raises one of DAMAGED for what cannot be read, among them
+    UnknownRange for 32-bit grey."""
     with _opened(file, formats) as image:
         format = image.format if image.format in FORMATS else "JPEG"  # a JPEG file may call itself MPO
         animated = format != "JPEG" and getattr(image, "is_animated", False)
         profile = image.info.get("icc_profile") if image.mode in ("RGB", "RGBA") else None
         low = _low_bytes(file, formats) if has_low_bytes(image) else None
         ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith("I;16"):
+        if _is_sixteen_bit_grey(image):
             stored = np.repeat(np.asarray(image).astype(np.uint16)[:, :, None], 3, axis=2)
+            stored = _with_key(stored, image.info.get("transparency"))
         elif low is not None:
             stored = np.asarray(image).astype(np.uint16) << 8 | low
+            stored = _with_key(stored, image.info.get("transparency"))
         elif image.has_transparency_data:
             stored = np.asarray(image.convert("RGBA"))
         else:
@@ -91,9 +98,20 @@ def _opened(file: Path | bytes, formats: tuple[str, ...]) -> ImageFile.ImageFile
 
 def _low_bytes(file: Path | bytes, formats: tuple[str, ...]) -> np.ndarray:
     with _opened(file, formats) as image:
-        take_low_bytes(image)
-        ImageOps.exif_transpose(image, in_place=True)
-        return np.asarray(image)
+        return low_bytes(image)
+
+
+def _is_sixteen_bit_grey(image: Image.Image) -> bool:
+    """In a PPM file, too, of which Pillow makes 32 bits."""
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+
+
+def _with_key(colours: np.ndarray, key: int | tuple[int, ...] | None) -> np.ndarray:
+    """uint16 colours with an alpha channel where one of them, if any, stands for what is transparent."""
+    if key is None:
+        return colours
+    seen = (colours != key).any(axis=2, keepdims=True)
+    return np.concatenate([colours, seen * np.uint16(65535)], axis=2)
 
 
 def _over_white(rgba: np.ndarray) -> np.ndarray:
@@ -105,12 +123,11 @@ def _over_white(rgba: np.ndarray) -> np.ndarray:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any of Pillow's modes as RGB with 8 bits a channel, transparency over white. ValueError for 32-bit gray, whose range is
-    unknown."""
-    if image.mode.startswith("I;16"):
+    """Any of Pillow's modes as RGB with 8 bits a channel, transparency over white. UnknownRange for 32-bit gray."""
+    if _is_sixteen_bit_grey(image):
         return Image.fromarray(eight_bits(np.asarray(image))).convert("RGB")
     if image.mode in ("I", "F"):
-        raise ValueError("32-bit images have no agreed range of values")
+        raise UnknownRange("32 bits have no agreed range of values")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

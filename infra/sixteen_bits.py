@@ -6,30 +6,52 @@ PNG: W3C, "Portable Network Graphics", sections 5, 9 and 11. TIFF: Adobe, "TIFF 
 import struct
 import sys
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from PIL import ImageFile
+from PIL import ImageFile, ImageOps
 
 HOLDS_SIXTEEN = ("PNG", "TIFF")
 # How Pillow calls what it takes the first or the second byte of each number of, by what it calls the order of the bytes.
 _OTHER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+_GREY_ALPHA = "LA;16B"
+_SIXTEEN = ("RGB;16", "RGBA;16", "R;16", "G;16", "B;16", "A;16", _GREY_ALPHA[:-1])
+_PLANES = ("R", "G", "B", "A")
+_BITS_PER_SAMPLE = 258  # a tag of TIFF
 _PNG_COLOURS = {3: 2, 4: 6}  # the colour type of so many channels
 
 
+def mend_planes(image: ImageFile.ImageFile) -> None:
+    """Have a TIFF file of RGB whose channels lie one after the other, with 16 bits each, decode to the upper 8 of them: where it
+    is not compressed, Pillow takes each byte for a pixel."""
+    if image.format == "TIFF" and set(image.tag_v2.get(_BITS_PER_SAMPLE, ())) == {16}:  # type: ignore[attr-defined]
+        order = "L" if image.tag_v2.prefix == b"II" else "B"  # type: ignore[attr-defined]
+        _replace_ways(image, lambda way: f"{way};16{order}" if way in _PLANES else way)
+
+
 def has_low_bytes(image: ImageFile.ImageFile) -> bool:
-    """Whether an image that is not decoded yet is RGB or RGBA with 16 bits a channel, of which Pillow takes the upper 8."""
+    """Whether an image that is not decoded yet is RGB or RGBA, or grey with alpha, with 16 bits a channel, of which Pillow takes
+    the upper 8."""
     ways = [_raw_mode(tile.args) for tile in image.tile]
-    return image.mode in ("RGB", "RGBA") and bool(ways) and all(way[:-1] in ("RGB;16", "RGBA;16") for way in ways)
+    return image.mode in ("RGB", "RGBA") and bool(ways) and all(way[:-1] in _SIXTEEN for way in ways)
 
 
-def take_low_bytes(image: ImageFile.ImageFile) -> None:
-    """Have such an image decode to the lower 8 bits of each number in place of the upper ones."""
+def low_bytes(image: ImageFile.ImageFile) -> np.ndarray:
+    """Of such an image the lower 8 bits of each number, (H, W, 3 or 4), turned upright as its EXIF orientation says."""
+    grey = _raw_mode(image.tile[0].args) == _GREY_ALPHA
+    # For grey with alpha Pillow knows no lower bytes; as four channels of 8 bits it gives all bytes of a pixel.
+    _replace_ways(image, lambda way: "RGBA" if grey else way[:-1] + _OTHER[way[-1]])
+    ImageOps.exif_transpose(image, in_place=True)
+    values = np.asarray(image)
+    return values[:, :, [1, 1, 1, 3]] if grey else values
+
+
+def _replace_ways(image: ImageFile.ImageFile, new: Callable[[str], str]) -> None:
     for number, tile in enumerate(image.tile):
         args: Any = tile.args
-        way = _raw_mode(args)
-        other = way[:-1] + _OTHER[way[-1]]
-        image.tile[number] = tile._replace(args=other if isinstance(args, str) else (other, *args[1:]))
+        way = new(_raw_mode(args))
+        image.tile[number] = tile._replace(args=way if isinstance(args, str) else (way, *args[1:]))
 
 
 def _raw_mode(args: Any) -> str:

@@ -9,17 +9,24 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from infra.errors import UserError
-from infra.images import DAMAGED, Picture, TooLarge, format_of, open_image, read_picture, to_rgb
+from infra.images import DAMAGED, Picture, TooLarge, UnknownRange, format_of, open_image, read_picture, to_rgb
 
 
 def find_images(folder: Path) -> list[Path]:
-    """All image files below a folder, by extension, sorted by path; links are followed.
+    """All image files below a folder, by extension, sorted by path; links are followed, but not those that lead back up.
 
     UserError if the folder does not exist or holds no image.
     """
     if not folder.is_dir():
         raise UserError(f"the folder {folder} does not exist: check the path")
-    paths = [Path(root) / file for root, _, files in os.walk(folder, followlinks=True) for file in files]
+    paths, above = list[Path](), dict[str, frozenset[str]]()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        here, before = os.path.realpath(root), above.get(os.path.dirname(root), frozenset())
+        if here in before:
+            folders.clear()
+        else:
+            above[root] = before | {here}
+            paths += [Path(root) / file for file in files]
     images = sorted(path for path in paths if format_of(path))
     if not images:
         raise UserError(f"the folder {folder} holds no images: put some there, or check the path")
@@ -98,6 +105,8 @@ def _unreadable(path: Path, error: Exception) -> UserError:
         return UserError(f"the file {path} does not exist: check the path")
     if isinstance(error, TooLarge):
         return UserError(f"{path} is too large ({error}): make it smaller, or remove it")
+    if isinstance(error, UnknownRange):
+        return UserError(f"{path} is no picture ({error}): convert it to 8 or 16 bits, or remove it")
     return UserError(f"{path} cannot be read as an image ({type(error).__name__}): repair or remove it")
 
 

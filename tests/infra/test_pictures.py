@@ -1,6 +1,8 @@
 """Image files of every kind, read with what they have and written again as they were."""
 
 import io
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from infra import sixteen_bits
-from infra.images import DAMAGED, FORMATS, WITH_ALPHA, Picture, picture_file, read_picture
+from infra.images import DAMAGED, FORMATS, WITH_ALPHA, Picture, open_image, picture_file, read_picture
 
 
 def noise(channels: int, dtype: Any = np.uint8, seed: int = 0) -> np.ndarray:
@@ -62,6 +64,66 @@ def test_sixteen_bits_of_a_tiff_that_is_not_packed(monkeypatch: pytest.MonkeyPat
     entry = plain.index(b"\x03\x01\x03\x00\x01\x00\x00\x00\x08")
     plain = plain[: entry + 8] + b"\x01" + plain[entry + 9 :]
     assert plain != packed and np.array_equal(read_picture(plain).colours, colours)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_sixteen_bits_of_a_tiff_whose_channels_lie_one_after_the_other(order: str) -> None:
+    """Of which Pillow makes noise."""
+    height, width, short, long = 6, 9, 3, 4
+    colours, plane = noise(3, np.uint16), 2 * 6 * 9
+    bits, starts, lengths, first = 8, 14, 26, 38  # where what is pointed to lies
+    entries = [
+        (256, long, 1, width), (257, long, 1, height), (258, short, 3, bits), (259, short, 1, 1), (262, short, 1, 2),
+        (273, long, 3, starts), (277, short, 1, 3), (278, long, 1, height), (279, long, 3, lengths), (284, short, 1, 2),
+    ]  # fmt: skip
+    data = struct.pack(f"{order}3H3L3L", 16, 16, 16, *(first + number * plane for number in range(3)), *[plane] * 3)
+    data += colours.transpose(2, 0, 1).astype(f"{order}u2").tobytes()
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}L", 8 + len(data))
+    directory = struct.pack(f"{order}H", len(entries))
+    for tag, kind, count, value in entries:
+        inline = struct.pack(f"{order}HH", value, 0) if (kind, count) == (short, 1) else struct.pack(f"{order}L", value)
+        directory += struct.pack(f"{order}HHL", tag, kind, count) + inline
+    file = head + data + directory + bytes(4)
+    assert np.array_equal(read_picture(file).colours, colours)
+    with open_image(io.BytesIO(file)) as image:  # as training data are read
+        assert np.array_equal(np.asarray(image), colours >> 8)
+
+
+def sixteen_bit_png(values: np.ndarray, colour_type: int, transparent: bytes = b"") -> bytes:
+    """Of the type that the PNG standard gives this number."""
+    height, width = values.shape[:2]
+    rows = values.astype(">u2").view(np.uint8).reshape(height, -1)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0))]
+    chunks += [(b"tRNS", transparent)] if transparent else []
+    chunks += [(b"IDAT", zlib.compress(np.pad(rows, ((0, 0), (1, 0))).tobytes())), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(sixteen_bits._chunk(*chunk) for chunk in chunks)
+
+
+def test_grey_with_alpha_has_its_sixteen_bits() -> None:
+    grey, alpha = noise(1, np.uint16), noise(1, np.uint16, 1)
+    picture = read_picture(sixteen_bit_png(np.dstack([grey, alpha]), 4))
+    assert picture.alpha is not None and np.array_equal(picture.alpha, alpha)
+    over = 65535 + (grey.astype(float) - 65535) * (alpha / 65535)
+    assert np.abs(picture.colours - over[:, :, None]).max() <= 0.5
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_colour_of_sixteen_bits_that_stands_for_the_transparent(channels: int) -> None:
+    values = noise(channels, np.uint16)
+    file = sixteen_bit_png(values, 0 if channels == 1 else 2, values[2, 3:4].astype(">u2").tobytes())
+    picture = read_picture(file)
+    assert (
+        picture.alpha is not None and picture.alpha[2, 3] == 0 and (np.delete(picture.alpha, 2 * 9 + 3) == 65535).all()
+    )
+    assert (picture.colours[2, 3] == 65535).all() and np.array_equal(
+        picture.colours[0], np.atleast_3d(values)[0] * [1, 1, 1]
+    )
+
+
+def test_grey_of_sixteen_bits_in_a_ppm_file() -> None:
+    values = noise(1, np.uint16)
+    picture = read_picture(b"P5 9 6 65535\n" + values.astype(">u2").tobytes())
+    assert picture.format == "PPM" and np.array_equal(picture.colours, values[:, :, None].repeat(3, axis=2))
 
 
 @pytest.mark.parametrize("format", ["JPEG", "WEBP", "BMP"])

@@ -85,6 +85,11 @@ def test_what_is_not_an_image_is_named(kind: str, tmp_path: Path) -> None:
         path.write_bytes({"text": b"hello", "empty": b"", "truncated": encode(noise, "png")[:5000]}[kind])
     with pytest.raises(UserError, match="broken one.png"):
         read_image(path)
+    if kind == "32-bit":
+        with pytest.raises(
+            UserError, match="is no picture .32 bits have no agreed range of values.: convert it to 8 or 16"
+        ):
+            read_image(path)
 
 
 def test_images_are_found_below_links_in_order_and_other_files_are_not(tmp_path: Path) -> None:
@@ -94,6 +99,7 @@ def test_images_are_found_below_links_in_order_and_other_files_are_not(tmp_path:
     for name in ("b.png", "a.webp", "notes.txt", ".DS_Store"):
         (tmp_path / "here" / name).touch()
     (tmp_path / "here" / "aa").symlink_to(tmp_path / "far")
+    (tmp_path / "far" / "back").symlink_to(tmp_path / "here")  # round and round
     found = [path.relative_to(tmp_path / "here").as_posix() for path in find_images(tmp_path / "here")]
     assert found == ["a.webp", "aa/c.JPEG", "b.png"]
 
