@@ -55,16 +55,25 @@ class Form:
 
 
 def translate_image(translator: Translator, source: Path, out: Path, form: Form) -> None:
-    """Write the translation of an image file, in the format that the ending of its name tells, or else in that of the input."""
+    """Write the translation of an image file, in the format that the ending of its name tells, or without one in that of the
+    input. UserError, before anything is done, for a place or an ending that it cannot have."""
     if out.is_dir():
-        raise UserError(f"{source} is an image and {out} a folder: name a file, such as {out / source.name}")
+        raise UserError(
+            f"{source} is an image and {out} a folder: name a file, such as {out / 'translated'}{source.suffix}"
+        )
     if out.exists() and out.samefile(source):
         raise UserError(f"{out} is the image that is to be translated: name another file")
+    told = format_of(out)
+    if out.suffix and told is None:
+        raise UserError(
+            f"{out} does not end as an image that can be written: give it an ending such as .png or .jpg, or none"
+        )
+    if told and form.ending and told != ENDINGS[form.ending]:
+        raise UserError(f"{out} does not end as --format {form.ending}: name it otherwise, or leave out --format")
     picture = picture_of(source)
     with _named(source):
         colours = translator(picture.colours, source.name)
-    format = format_of(out) or picture.format
-    _write(out, form.file(dataclasses.replace(picture, colours=colours, format=format)))
+    _write(out, form.file(dataclasses.replace(picture, colours=colours, format=told or picture.format)))
 
 
 class Folder:

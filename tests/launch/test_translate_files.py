@@ -133,6 +133,9 @@ def test_formats_are_chosen(run: Path, folder: Path, tmp_path: Path, monkeypatch
     single = tmp_path / "single.webp"
     assert translate(monkeypatch, run, folder / "0.png", single) == 0
     assert read_picture(single).format == "WEBP"
+    for options, format in (([], "PNG"), (["--format", "tiff"], "TIFF")):  # a name without an ending
+        assert translate(monkeypatch, run, folder / "0.png", tmp_path / "single", *options) == 0
+        assert read_picture(tmp_path / "single").format == format
 
 
 def test_an_image_is_turned_upright_and_translated(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +256,13 @@ def test_places_that_cannot_be_written_to(
         ((folder, other), r"holds other files .photo.png.: name another OUTPUT"),
         ((folder, other / "photo.png"), "is a file: name a folder"),
         ((image, image), "is the image that is to be translated: name another file"),
-        ((image, other), "is an image and .*other a folder: name a file, such as .*other/0.png"),
+        ((image, other), "is an image and .*other a folder: name a file, such as .*other/translated.png"),
+        ((image, image.parent), "name a file, such as .*images/translated.png"),
+        (
+            (image, tmp_path / "x.mp4"),
+            "x.mp4 does not end as an image that can be written: give it an ending such as .png",
+        ),
+        ((image, tmp_path / "x.jpg", "--format", "png"), "x.jpg does not end as --format png: name it otherwise"),
         ((tmp_path / "nothing", tmp_path / "out"), "nothing does not exist"),
         ((other, tmp_path / "out", "--quality", "101"), "the quality 101 is impossible"),
         ((other, tmp_path / "out", "--style", "4"), "this method has no styles to draw: leave out --style"),
