@@ -71,6 +71,7 @@ def translate_image(translator: Translator, source: Path, out: Path, form: Form)
     if told and form.ending and told != ENDINGS[form.ending]:
         raise UserError(f"{out} does not end as --format {form.ending}: name it otherwise, or leave out --format")
     picture = picture_of(source)
+    _tell_of_frames(source, picture)
     with _named(source):
         colours = translator(picture.colours, source.name)
     _write(out, form.file(dataclasses.replace(picture, colours=colours, format=told or picture.format)))
@@ -154,8 +155,7 @@ class Folder:
 
     def _write(self, _: Names, made: Pictures) -> None:
         for name, picture in made.items():
-            if picture.animated:
-                log.warning("%s is an animation: its first frame is translated", self.source / name)
+            _tell_of_frames(self.source / name, picture)
             if not self._is_made(name):
                 _write(self.out / self.form.name(name), self.form.file(picture))
 
@@ -177,6 +177,11 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _tell_of_frames(path: Path, picture: Picture) -> None:
+    if picture.animated:
+        log.warning("%s is an animation: its first frame is translated", path)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -147,6 +147,21 @@ def test_an_image_is_turned_upright_and_translated(run: Path, tmp_path: Path, mo
     assert np.array_equal(read_picture(out).colours, load_translator(run)(np.rot90(noise(12, 20), -1)))
 
 
+def test_of_an_animation_the_first_frame_is_translated(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = (Image.fromarray(noise(16, 24, seed)) for seed in (0, 1))
+    source, out = tmp_path / "in" / "a.png", tmp_path / "out"
+    source.parent.mkdir()
+    first.save(source, save_all=True, append_images=[second])
+    for given, made in ((source, tmp_path / "b.png"), (source.parent, out)):
+        caplog.clear()
+        assert translate(monkeypatch, run, given, made) == 0
+        assert f"{source} is an animation: its first frame is translated" in caplog.text
+    for made in (tmp_path / "b.png", out / "a.png"):
+        assert np.array_equal(read_picture(made).colours, load_translator(run)(noise(16, 24, 0)))
+
+
 def test_styles_are_drawn_by_a_number_or_taken_from_an_image(
     munit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

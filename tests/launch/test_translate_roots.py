@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import re
+import sys
 import tarfile
 from pathlib import Path
 
@@ -173,6 +174,11 @@ def test_a_root_in_s3_becomes_one_that_every_command_takes(
         assert words in refused(monkeypatch, capsys, out, run, source, place)
     assert translate(monkeypatch, run, root, out, "--format", "jpg") == 2
     assert "was prepared with format = png, not jpg: name another output" in capsys.readouterr().err
+
+
+def test_one_machine_needs_no_ray(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert translate(monkeypatch, make_run(tmp_path / "run"), root, tmp_path / "out") == 0
 
 
 def tar_of(parts: dict[str, bytes]) -> bytes:
