@@ -62,6 +62,17 @@ class OptimConfig:
         return self.epochs + self.decay_epochs
 
 
+def read_rate_from_device(optimiser: torch.optim.Optimizer, device: torch.device) -> None:
+    """Have its learning rate in a tensor there, which a captured step reads anew each time. CUDA's fused kernels take one in
+    float32 alone, so that the rate is rounded to 1 in 10^7; a CPU's take float64, which changes no number."""
+    on_gpu = device.type == "cuda"
+    for group in optimiser.param_groups:
+        dtype = torch.float32 if on_gpu else torch.float64
+        group["lr"] = torch.full((), group["lr"], dtype=dtype, device=device)
+        group["capturable"] = on_gpu
+    vars(optimiser)["_warned_capturable_if_run_uncaptured"] = True  # which it does in a first step of each kind
+
+
 def make_optimiser(
     parameters: Iterable[nn.Parameter],
     config: OptimConfig,

@@ -24,7 +24,6 @@ def train_step(method: Method[Any, Any], engine: Engine, batches: Sequence[Any],
     ranks; infinite where fp16 overflowed), on the device. Where the method gives its batches an `amount`, both what is
     minimised and what is returned count with it: their mean over ranks is that of the global batch.
     """
-    engine.begin_step()
     reported: list[Losses] = []
     weights = _weights(method, engine, batches)
     phases = [phase for phase in method.phases if phase.runs_in(context)]

@@ -81,8 +81,15 @@ def refused(words: str, *line: str) -> None:
         (["--method.robust.taps", "4,4"], "taps 4, 4 name one twice"),
         (["--global-batch", "3", "--optim.accumulation", "2"], "global batch of 3 does not divide.*multiple of 2"),
         (["--precision", "fp16", "--engine.zero-stage", "1"], "ZeRO with fp16 is not supported"),
-        (["--engine.graphs", "true", "--engine.compile", "false"], "leave out --engine.compile false"),
-        (["--engine.graphs", "true"], "--engine.graphs true needs a GPU, and .* on a cpu: leave"),
+        (
+            ["--engine.graphs", "true", "--precision", "fp16"],
+            "engine.graphs cannot capture fp16, .*: give --precision bf16",
+        ),
+        (["--engine.graphs", "true", "--engine", "ddp"], "captures the steps of one process, and this is engine ddp"),
+        (
+            ["--engine.graphs", "true", "--method", "semst"],
+            "cannot capture steps of Semst, which cuts images elsewhere",
+        ),
         (["--engine.triton", "true"], "--engine.triton true needs a GPU, and this run is on a cpu: leave it out"),
         (
             ["--engine.zero-stage", "1"],

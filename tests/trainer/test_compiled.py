@@ -25,7 +25,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     chosen = ["aot_eager"]
 
     @functools.cache
-    def compiled(function: Any, mode: str) -> Any:
+    def compiled(function: Any) -> Any:
         return torch.compile(function, fullgraph=True, dynamic=False, backend=chosen[0])
 
     monkeypatch.setattr(compiling, "_compiled", compiled)
@@ -77,7 +77,7 @@ def test_what_cannot_be_compiled_runs_as_it_is_with_one_warning(
 def test_auto_compiles_whole_passes_alone(name: str) -> None:
     """Of networks whose passes are marked. The generator's gradient of a gradient has no compiled form."""
     method = method_config(name).build(seed=0, global_batch=2)
-    use_compiler(method, "true", torch.device("cpu"), graphs=False)
+    use_compiler(method, "true", torch.device("cpu"))
     marked = [part for part in method.modules() if isinstance(part, Compilable) and part.compiled]
     assert all(part in method.compiled_parts() for part in marked)
     assert bool(marked) == (name not in ("munit", "drit", "sincut"))

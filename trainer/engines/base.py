@@ -17,7 +17,7 @@ from infra.signals import StopRequest
 from trainer.engines.faster import SWITCH, use_compiler, use_triton
 from trainer.engines.peers import Peers
 from trainer.methods.base import Method, OptimiserSpec
-from trainer.optim import OptimConfig, make_optimiser
+from trainer.optim import OptimConfig, make_optimiser, read_rate_from_device
 
 Loss = Callable[[], Tensor]
 OptimiserState = dict[str, dict[str, Tensor]]
@@ -48,7 +48,10 @@ class EngineConfig:
         "auto", "have torch.compile fuse what lies between convolutions (takes minutes at the first start); auto: of ResNet "
         "generators and PatchGANs, on a GPU with Triton", choices=SWITCH, resumable=True, before="false",
     )  # fmt: skip
-    graphs: bool = option(False, "on a GPU: replay what is compiled as CUDA graphs (not measured yet)", resumable=True)
+    graphs: bool = option(
+        False, "one GPU: capture whole training steps as CUDA graphs, compiled or not, and replay them (not measured yet); on a "
+        "CPU the same code runs, and nothing is captured", resumable=True,
+    )  # fmt: skip
     triton: str = option(
         "auto", "instance norm of what is not compiled by this project's Triton kernels; auto: on a GPU with Triton",
         choices=SWITCH, resumable=True, before="false",
@@ -70,8 +73,10 @@ class EngineConfig:
         if not (5 <= self.silence < math.inf and 1 <= self.longest_step < math.inf):
             raise UserError(f"engine.silence {self.silence:g} must be 5 seconds or more and engine.longest_step "
                             f"{self.longest_step:g} 1 or more: 30 and 45 are usual")  # fmt: skip
-        if self.graphs and self.compile == "false":
-            raise UserError("engine.graphs replays what is compiled: leave out --engine.compile false")
+        if self.graphs and self.precision == "fp16":
+            raise UserError(
+                "engine.graphs cannot capture fp16, whose loss scaler decides on the host: give --precision bf16"
+            )
         # ZeRO brings a loss scaler of its own, whose state no checkpoint of ours would hold.
         if self.zero_stage > 0 and self.precision == "fp16":
             raise UserError("ZeRO with fp16 is not supported: give --precision bf16, or --engine.zero-stage 0")
@@ -136,11 +141,11 @@ class Engine:
         if config.zero_stage > 0 and self.kind != "deepspeed":
             raise UserError(f"--engine.zero-stage {config.zero_stage} needs DeepSpeed, and this is engine {self.kind}: "
                             "start with the deepspeed launcher, or leave it out")  # fmt: skip
-        for name in ("triton", "graphs"):
-            if getattr(config, name) in (True, "true") and self.device.type != "cuda":
-                raise UserError(
-                    f"--engine.{name} true needs a GPU, and this run is on a {self.device.type}: leave it out"
-                )
+        if config.triton == "true" and self.device.type != "cuda":
+            raise UserError(f"--engine.triton true needs a GPU, and this run is on a {self.device.type}: leave it out")
+        if config.graphs and self.kind != "single":
+            raise UserError(f"--engine.graphs true captures the steps of one process, and this is engine {self.kind}: leave it "
+                            "out, or start one process without a launcher")  # fmt: skip
 
     def _connect(self) -> None:
         """Join the other processes."""
@@ -151,10 +156,13 @@ class Engine:
 
     def prepare(self, method: Method[Any, Any], optim: OptimConfig) -> None:
         """Move a method's networks to the device and make its optimisers. All ranks must hold equal weights."""
+        if self.config.graphs and not method.replayable:
+            raise UserError(f"--engine.graphs true cannot capture steps of {type(method).__name__}, which cuts images elsewhere "
+                            "in each of them: leave it out")  # fmt: skip
         method.to(self.device)
         self._lay_out(method)
         use_triton(method, self.config.triton, self.device)
-        use_compiler(method, self.config.compile, self.device, self.config.graphs)
+        use_compiler(method, self.config.compile, self.device)
         for spec in method.optimisers:
             networks = method.networks(spec.name)
             self.specs[spec.name] = spec
@@ -162,6 +170,8 @@ class Engine:
             self.optimisers[spec.name] = make_optimiser(
                 networks.parameters(), optim, weight_decay=spec.weight_decay, betas=spec.betas
             )
+            if self.config.graphs:
+                read_rate_from_device(self.optimisers[spec.name], self.device)
             self.scalers[spec.name] = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
             self.modules[spec.name] = self._wrap(LossModule(networks), spec, optim)
         self.set_learning_rate(optim.lr)
@@ -183,11 +193,6 @@ class Engine:
     def step(self, number: int) -> AbstractContextManager:
         """While the training step of that number is under way."""
         return self.peers.step(number) if self.peers else nullcontext()
-
-    def begin_step(self) -> None:
-        """Called before each training step: graphs may overwrite what they returned in the last one."""
-        if self.config.graphs:
-            torch.compiler.cudagraph_mark_step_begin()
 
     def autocast(self) -> AbstractContextManager:
         """The precision of everything that runs forward."""
@@ -227,7 +232,9 @@ class Engine:
             return
         broken = ~norm.isfinite()
         if self.halts:
-            broken = self._halted = broken if self._halted is None else broken | self._halted
+            if self._halted is None:
+                self._halted = torch.zeros_like(broken)
+            broken = self._halted.logical_or_(broken)
         self._withhold(name, broken)
 
     def _withhold(self, name: str, broken: Tensor) -> None:
@@ -253,7 +260,8 @@ class Engine:
         """The run's; each optimiser takes its own factor of it."""
         for name, optimiser in self.optimisers.items():
             for group in optimiser.param_groups:
-                group["lr"] = rate * self.specs[name].rate
+                own = rate * self.specs[name].rate
+                group["lr"] = group["lr"].fill_(own) if isinstance(group["lr"], Tensor) else own
 
     # ---- what travels between ranks, and into checkpoints -----------------------------------------------------------
 

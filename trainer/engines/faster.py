@@ -27,18 +27,17 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def use_compiler(method: Method[Any, Any], switch: str, device: torch.device, graphs: bool) -> None:
+def use_compiler(method: Method[Any, Any], switch: str, device: torch.device) -> None:
     """Have a method's networks compiled when they first run; of auto, those whose passes have been tried whole."""
     if not is_on(switch, device):
         return
     allow_variants()
     log.info("passes of the networks are compiled as they first run, about a minute each; a later start finds them")
-    mode = "reduce-overhead" if graphs else "default"
     for part in method.compiled_parts():
         if isinstance(part, Compilable):
-            part.compiled = mode
+            part.compiled = True
         elif switch == "true":
-            part.compile(dynamic=False, mode=None if mode == "default" else mode)
+            part.compile(dynamic=False)
 
 
 def use_triton(method: nn.Module, switch: str, device: torch.device) -> None:

@@ -9,7 +9,7 @@ from trainer.networks.heads import normalise
 _MASKED_SIMILARITY = -10.0  # as in PatchNCE
 
 
-def hard_negative_weights(key: Tensor, groups: int, gamma: float) -> Tensor:
+def hard_negative_weights(key: Tensor, groups: int, gamma: float | Tensor) -> Tensor:
     """How much each key counts as a negative of each other one: (G, N, N) in [0, 1], float32 or wider, no gradient.
 
     key: (G * N, C) rows of the source, in `groups` equal runs. gamma: above 0; the larger, the more alike the weights (infinity:

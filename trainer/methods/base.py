@@ -1,9 +1,9 @@
 """What every method gives: forward passes, a loss for each phase of a step, and the networks that each optimiser trains."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,10 @@ class Batch(Protocol):
 class StepContext:
     """What a step knows beside its images.
 
+    What a step does may depend on the course of the training by `begun` and `turn` alone, and on chance by `coin` and `choice`
+    of its draws; what it computes with, by `number`. So a step that is replayed knows which of its kinds it is, and has its
+    numbers where it looks for them (trainer/static_step.py).
+
     progress: images (of the source) seen so far as a share of the whole schedule, in [0, 1).
     all_ranks: gathers detached rows (n, c) from all ranks in rank order, and says at which row this rank's begin.
     """
@@ -33,6 +37,18 @@ class StepContext:
     draws: Draws
     progress: float = 0.0
     all_ranks: "RowGather" = field(default=lambda rows: (rows, 0))
+
+    def begun(self, start: float) -> bool:
+        """Whether this share of all epochs is done."""
+        return self.progress >= start
+
+    def turn(self, every: int) -> int:
+        """The step's number (counted from 0) modulo this."""
+        return self.draws.step % every
+
+    def number(self, of_progress: Callable[[float], float]) -> float | Tensor:
+        """What this makes of `progress`, to compute with: a number, or one in a tensor on the step's device."""
+        return of_progress(self.progress)
 
 
 class RowGather(Protocol):
@@ -82,7 +98,7 @@ class Phase:
     start: float = 0.0
 
     def runs_in(self, context: StepContext) -> bool:
-        return context.draws.step % self.every in self.at and context.progress >= self.start
+        return context.turn(self.every) in self.at and context.begun(self.start)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +117,11 @@ class Method(nn.Module, ABC, Generic[Data, Outputs]):
     updates its networks (trainer/step.py).
 
     product: the module that the whole run is for, whose children are networks by their names in a checkpoint.
+    replayable: whether what a step launches depends on nothing but the shapes and slots of its batches and what it asks of its
+    context, so that another step can replay it (trainer/step_graphs.py).
     """
+
+    replayable: ClassVar[bool] = True
 
     phases: tuple[Phase, ...]
     optimisers: tuple[OptimiserSpec, ...]

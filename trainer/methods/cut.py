@@ -159,7 +159,7 @@ class Cut(Method[Batch, Outputs]):
         self.adversary.buffers.load_state(state)
 
     def forward(self, batch: Batch, context: StepContext, name: str = "translate") -> Outputs:
-        flipped = self.config.flip_equivariance and context.draws.stream("flip", "coin").coin()
+        flipped = self.config.flip_equivariance and context.draws.coin("flip", "coin")
         images = torch.cat([batch.source, batch.target]) if self.config.identity else batch.source
         images = images.flip(3) if flipped else images
         translated, features = self.translate(images, batch, context)

@@ -168,7 +168,7 @@ class Branch:
         ids = patch_ids(view.features, config.taps, config.patches, self.name, context)
         made = self.generator.encode(view.made, config.taps)
         queries, keys = projected(self.heads, made, view.features, ids)
-        gamma = config.gamma_at(context.progress)
+        gamma = context.number(config.gamma_at)
         found = {"hDCE": config.lambda_hdce * mean_hdce(queries, keys, images, gamma, config.temperature)}
         if config.ts.weight > 0:
             found["TS"] = config.ts.weight * self._structure(view, queries, keys)
@@ -193,6 +193,7 @@ class Semst(Method[BoxedBatch, Outputs]):
     """networks: generator_global, generator_local, scale_fusion, heads_global, heads_local, discriminator_fused and, with
     adversarial branches, discriminator_global."""
 
+    replayable = False  # it cuts windows where the boxes of its images lie
     phases = (
         Phase(name="discriminator", optimiser="discriminator"),
         Phase(name="generator", optimiser="generator", differentiates=True),

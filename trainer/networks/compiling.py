@@ -20,11 +20,10 @@ _refused: set[str] = set()  # passes that could not be compiled in this process
 class Compilable(nn.Module):
     """A network whose passes are marked by `whole`.
 
-    compiled: how torch.compile is to take them ("default", or another of its modes) while it is in training; None: not at all.
-    It is no more than a word, so a copy of the network has passes of its own.
+    compiled: whether torch.compile is to take them while it is in training. A copy of the network has passes of its own.
     """
 
-    compiled: str | None = None
+    compiled: bool = False
 
 
 def whole(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,10 +31,10 @@ def whole(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def run(self: Compilable, *args: Any) -> Any:
-        if self.compiled is None or not self.training or torch.compiler.is_compiling() or run_name in _refused:
+        if not self.compiled or not self.training or torch.compiler.is_compiling() or run_name in _refused:
             return function(self, *args)
         try:
-            return _compiled(function, self.compiled)(self, *args)
+            return _compiled(function)(self, *args)
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
             if not _refused:
                 why = " ".join(str(error).splitlines()[:2])  # of torch's line and that of the cause
@@ -49,8 +48,8 @@ def whole(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @functools.cache
-def _compiled(function: Callable[..., Any], mode: str) -> Callable[..., Any]:
-    return torch.compile(function, fullgraph=True, dynamic=False, mode=None if mode == "default" else mode)
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, fullgraph=True, dynamic=False)
 
 
 def allow_variants() -> None:

@@ -38,7 +38,7 @@ class RecordedDraws(Draws):
                 taps = len(self.taps)
                 first = {"nce": 0, "identity": taps, "robust": 2 * taps}[stream]  # drawn one after the other
                 ids = self.recorded(f"ids{first if stream == 'robust' else first + self.taps.index(tap)}")
-                return SimpleNamespace(permutation=lambda positions: ids)
+                return SimpleNamespace(permutation=lambda positions, count: ids)
             case ("flip", "coin"):
                 return SimpleNamespace(coin=lambda: bool(self.recorded("flipdraw0") < 0.5))
             case ("robust", "choice"):

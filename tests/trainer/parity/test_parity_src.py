@@ -85,7 +85,7 @@ class RecordedDraws(Draws):
         stream, kind, tap = name
         assert (stream, kind) == ("hdce", "ids")
         ids = self.recording[f"s{self.step}_ids{self.taps.index(int(tap))}"]
-        return SimpleNamespace(permutation=lambda positions: ids)
+        return SimpleNamespace(permutation=lambda positions, count: ids)
 
 
 @each("src_trace_*.npz", compact=False)

@@ -89,7 +89,11 @@ def translating(
 
     def make() -> tuple[Any, list[Any]]:
         made = config.build(seed=0, global_batch=batch * accumulation)
-        return made, [pairs(range(part * batch, (part + 1) * batch)) for part in range(accumulation)]
+        parts = [pairs(range(part * batch, (part + 1) * batch)) for part in range(accumulation)]
+        if engine.get("graphs"):  # methods that cut boxes are not captured
+            for part in parts:
+                del part.source_boxes, part.target_boxes
+        return made, parts
 
     return _train(make, engine, OptimConfig(epochs=EPOCHS, decay_epochs=0, global_batch=1, ema=ema), steps, continued)
 
@@ -223,11 +227,11 @@ def small(commit: Callable[[torch.device], Any]) -> list[Finding]:
     return list(found)
 
 
-def in_a_step(owner: Any, name: str, value: Any) -> list[Finding]:
+def in_a_step(owner: Any, name: str, value: Any, graphs: bool = False) -> list[Finding]:
     kept = getattr(owner, name)
     setattr(owner, name, value)
     try:
-        return translating("cut", {"method.buffer": 2}, BF16)
+        return translating("cut", {"method.buffer": 2}, BF16 | {"graphs": graphs}, steps=(5, 6) if graphs else (5,))
     finally:
         setattr(owner, name, kept)
 
@@ -254,6 +258,34 @@ def row(options: dict[str, Any]) -> Callable[[], list[Finding]]:
     )
 
 
+# Name -> method and options of steps that are captured.
+REPLAYED: dict[str, tuple[str, dict[str, Any]]] = {
+    "CUT": ("cut", {"method.buffer": 4, "method.all_negatives": True}),
+    "FastCUT, bank": ("fastcut", {"method.bank.size": 64}),
+    "SRUNIT": ("srunit", {"method.buffer": 4}),
+    "SRUNIT released": ("srunit-released", {}),
+    "E1, E2, E5": (
+        "srunit",
+        {f"method.constraint.{name}": 1.0 for name in ("self_distance", "smoothness", "consistency")},
+    ),
+    "CycleGAN": ("cyclegan", {"method.identity": 0.5}),
+    "DistanceGAN": ("distancegan", {}),
+    "GcGAN": ("gcgan", {}),
+    "MUNIT": ("munit", {}),
+    "SRC": ("src", {}),
+    "SinCUT": ("sincut", {}),
+    "DRIT": ("drit", {}),
+}
+
+
+def replayed(method: str, options: dict[str, Any]) -> Callable[[], list[Finding]]:
+    """Before and after late losses begin, each kind of step met twice and more."""
+    return partial(
+        translating, method, options, BF16 | {"graphs": True, "triton": "auto"}, batch=4 if method == "drit" else 2,
+        steps=(0, 1, 2, 5, 6, 7, 8, 9),
+    )  # fmt: skip
+
+
 STEPS: dict[str, Callable[[], list[Finding]]] = {
     "CUT bf16": partial(translating, "cut", {}, BF16),
     "CUT fp16": partial(translating, "cut", {}, FP16),
@@ -276,6 +308,7 @@ STEPS: dict[str, Callable[[], list[Finding]]] = {
     "SRUNIT relative bf16": partial(translating, "srunit", {"method.robust.rule": "relative"}, BF16),
     "SRUNIT relative fp16, accumulation": partial(
         translating, "srunit", {"method.robust.rule": "relative", "method.robust.per_step": "one"}, FP16, accumulation=2),
+    **{f"{name} by graphs bf16": replayed(*given) for name, given in REPLAYED.items()},
     "SemST bf16": partial(translating, "semst", {"method.lambda_src": 0.05}, BF16, batch=2),
     "SemST fp16, pixels, continued": partial(
         translating, "semst", {"method.ts.space": "pixels", "method.adversarial": "fused"}, FP16, continued=True),

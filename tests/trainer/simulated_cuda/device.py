@@ -1,15 +1,16 @@
 """A CUDA device without the device: torch's fake tensors know shapes, types, places and CUDA's strides but hold no numbers,
 and a watch says what a real device would not do, or only slowly.
 
-What it finds: tensors on different devices, reads that make the host wait, calls that CUDA's kernels refuse, and feature maps
-that are copied from one layout to another. What it cannot find: wrong numbers, slow kernels, and faults of Triton, DALI, NCCL.
+What it finds: tensors on different devices, reads that make the host wait, calls that CUDA's kernels refuse, feature maps
+that are copied from one layout to another, and what a CUDA graph cannot replay. What it cannot find: wrong numbers, slow kernels,
+and faults of Triton, DALI, NCCL.
 The library of library.py must be loaded before this module is imported.
 """
 
 import functools
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 import trainer.draws
 import trainer.engines.faster
+import trainer.step_graphs
 from launch.benchmarks.counting import tensors_in
+from trainer.methods.base import Losses
+from trainer.step_graphs import Run
 
 DEVICE = torch.device("cuda", 0)
 ROOT = Path(__file__).parents[3]
@@ -89,9 +93,13 @@ KERNEL_RULES: dict[Any, tuple[Callable[[tuple[Any, ...]], bool], str]] = {
     aten._fused_sgd_.default: (_equal_lists(2), "native/cuda/FusedSgdKernel.cu: one scalar_t for weights and gradients"),
 }  # fmt: skip
 
-# Torch knows no shapes for it, of which there are none: it changes what it is given.
+KERNEL_RULES[aten._fused_adam_.tensor_lr] = KERNEL_RULES[aten._fused_adam_.default]
+KERNEL_RULES[aten._fused_sgd_.tensor_lr] = KERNEL_RULES[aten._fused_sgd_.default]
+
+# Torch knows no shapes for these, of which there are none: they change what they are given.
 _SHAPES = torch.library.Library("aten", "IMPL", "Meta")
-_SHAPES.impl("_fused_sgd_", lambda *args, **kwargs: None)
+for _name in ("_fused_sgd_", "_fused_sgd_.tensor_lr", "_fused_adam_.tensor_lr"):
+    _SHAPES.impl(_name, lambda *args, **kwargs: None)
 
 
 def _refuses(operator: Any, args: tuple[Any, ...]) -> str | None:
@@ -137,7 +145,7 @@ def _copy_waits(source: torch.device, target: torch.device, non_blocking: bool) 
 
 @dataclass(frozen=True)
 class Finding:
-    """kind: synchronisation, types, layout, or error. place: of this project's code that is nearest to the call."""
+    """kind: synchronisation, types, layout, capture, or error. place: of this project's code that is nearest to the call."""
 
     kind: str
     operator: str
@@ -154,9 +162,18 @@ class Watch(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.findings: dict[Finding, None] = {}
-        self._noting = False
+        self._noting = self._capturing = False
         self._pinned = WeakTensorKeyDictionary()  # on the host, where a device writes without being waited for
         self.events: list[Event] = []  # in the order in which they were recorded last
+
+    @contextmanager
+    def capturing(self) -> Iterator[None]:
+        """While a step would be captured, of which the host's part is not replayed."""
+        self._capturing = True
+        try:
+            yield
+        finally:
+            self._capturing = False
 
     @contextmanager
     def notes(self) -> Iterator[dict[Finding, None]]:
@@ -188,6 +205,8 @@ class Watch(TorchDispatchMode):
         result = operator(*args, **kwargs)
         if pinned:
             self._pinned[result] = True
+        if self._noting and self._capturing and any(x.device.type == "cpu" for x in [*given, *tensors_in((result,))]):
+            self._note("capture", operator, "a tensor on the host is read or made, which no replay does")
         if self._noting and on_device and not _is_view(operator):
             before, after = _layouts(given), _layouts(tensors_in((result,)))
             if before and after and len({*before, *after}) > 1:
@@ -283,6 +302,25 @@ class Event:
         return 1000.0
 
 
+class Capture:
+    """In place of CUDA's: a step that is captured, or replayed, runs anew, and what the host does in it is noted."""
+
+    watch: Watch
+
+    def __init__(self, device: torch.device) -> None:
+        pass
+
+    def __call__(self, run: Run, /) -> tuple[Losses, Run]:
+        def again() -> Losses:
+            with self.watch.capturing():
+                return run()
+
+        return again(), again
+
+    def warming(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
 @contextmanager
 def simulated_cuda() -> Iterator[Watch]:
     """Inside, torch has one CUDA device and every new tensor is fake. For a process that does nothing else."""
@@ -311,6 +349,7 @@ def simulated_cuda() -> Iterator[Watch]:
         (trainer.engines.faster, "has_triton", lambda: True),  # whose kernels are not run either
         (nn.Module, "_apply", _replace_tensors),
         (torch, "from_numpy", from_numpy),
+        (trainer.step_graphs, "CudaCapture", Capture),
         (torch, "tensor", lambda data, dtype=None, device="cpu": tensor(data, dtype=dtype).to(device)),
         (FakeTensor, "numpy", lambda self: np.zeros(self.shape, str(self.dtype).removeprefix("torch."))),
         (FakeTensorMode, "__deepcopy__", lambda self, memo: self),  # which its tensors' copies belong to
@@ -320,7 +359,7 @@ def simulated_cuda() -> Iterator[Watch]:
         setattr(owner, name, value)
     try:
         with FakeTensorMode(allow_non_fake_inputs=False) as mode, Watch() as watch:
-            Event.watch = watch
+            Event.watch = Capture.watch = watch
             torch.from_numpy = lambda ndarray: mode.from_tensor(from_numpy(ndarray))
             yield watch
     finally:

@@ -96,15 +96,22 @@ def _curious_exchange(self: ImageBuffers, images: Tensor, slots: Tensor, uniform
 
 
 # Name -> the kind of finding, the function in which it is, and what is put in place of what.
-IN_A_STEP: dict[str, tuple[str, str, tuple[Any, str, Any]]] = {
+IN_A_STEP: dict[str, tuple[str, str, tuple[Any, ...]]] = {
     "a step's patch ids stay on the host": (
         "error", "sample_patches", (contrast, "patch_ids", lambda *args: [ids.cpu() for ids in _patch_ids(*args)])),
     "the image buffer looks at its images": (
         "synchronisation", "_curious_exchange", (ImageBuffers, "exchange", _curious_exchange)),
+    "a captured step draws on the host": (
+        "capture", "_own_patch_ids", (contrast, "patch_ids", lambda *args: _own_patch_ids(*args), True)),
     "norms go to group norm": ("types", "_normalise", (norm, "_in_groups", lambda x: True)),
     "a step's padding is torch's own": (
         "layout", "_stock_forward", (Pad2d, "forward", lambda self, x: _stock_forward(self, x))),
 }  # fmt: skip
+
+
+def _own_patch_ids(features: Any, taps: Any, count: int, stream: str, context: Any) -> list[Tensor]:
+    ids = [torch.randperm(feature.shape[2] * feature.shape[3])[:count] for feature in features]
+    return [each.to(features[0].device, non_blocking=True) for each in ids]
 
 
 def _stock_forward(self: Pad2d, x: Tensor) -> Tensor:

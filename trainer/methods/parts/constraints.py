@@ -93,8 +93,8 @@ class Smoothness(Part):
     def value(self, outputs: Outputs, batch: Batch, context: StepContext) -> Tensor:
         source = outputs.seen_source(batch)
         places = (source.shape[2] - PATCH_SIZE + 1) * (source.shape[3] - PATCH_SIZE + 1)
-        corners = context.draws.stream("smoothness", "ids", 0).permutation(places)
-        corners = corners[: min(self.patches, places) // 2 * 2]
+        count = min(self.patches, places) // 2 * 2
+        corners = context.draws.stream("smoothness", "ids", 0).permutation(places, count)
         return smoothness_loss(source, outputs.fake, corners.to(source.device, non_blocking=True))
 
 

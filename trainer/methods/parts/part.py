@@ -82,7 +82,7 @@ class Part(Owner, ABC):
 
     def acts(self, context: StepContext) -> bool:
         """Whether it has begun."""
-        return context.progress >= self.start
+        return context.begun(self.start)
 
     def note(self) -> str:
         """See `Method.notes`; empty: nothing."""
@@ -99,7 +99,7 @@ def patch_ids(
     """For the feature maps (b, c, h, w) at each tap so many distinct places (n,), flat positions y * w + x, shared by the
     whole global batch; all places where a map has fewer."""
     ids = [
-        context.draws.stream(stream, "ids", tap).permutation(feature.shape[2] * feature.shape[3])[:count]
+        context.draws.stream(stream, "ids", tap).permutation(feature.shape[2] * feature.shape[3], count)
         for tap, feature in zip(taps, features, strict=True)
     ]
     return [each.to(features[0].device, non_blocking=True) for each in ids]

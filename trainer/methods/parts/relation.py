@@ -57,7 +57,7 @@ class RelationContrast(PatchContrast):
         config, compared, images = self.config, self.compared(outputs, batch), len(batch.source)
         ids = patch_ids(compared.queries, config.taps, config.patches, "hdce", context)
         queries, keys = projected(self.heads, compared.queries, compared.keys, ids)
-        gamma = config.gamma_at(context.progress)
+        gamma = context.number(config.gamma_at)
         total = value = config.lambda_hdce * mean_hdce(queries, keys, images, gamma, config.temperature)
         named = {"hDCE": value}
         if compared.identity:
@@ -80,7 +80,7 @@ def projected(
 
 
 def mean_hdce(
-    queries: Sequence[Tensor], keys: Sequence[Tensor], images: int, gamma: float, temperature: float
+    queries: Sequence[Tensor], keys: Sequence[Tensor], images: int, gamma: float | Tensor, temperature: float
 ) -> Tensor:
     """Over taps and patches. Negatives come from the same image."""
     return torch.stack(

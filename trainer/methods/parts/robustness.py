@@ -112,7 +112,7 @@ class Robustness(Part):
         """Over the taps of this step, divided by the number of all K taps, as Eqn. 3 and the published code."""
         config, own_taps = self.config, self.own_taps
         one = config.per_step == "one"
-        taps = (own_taps[int(context.draws.stream("robust", "choice").integers(len(own_taps)))],) if one else own_taps
+        taps = (own_taps[context.draws.choice(len(own_taps), "robust", "choice")],) if one else own_taps
         heads = [self.all_taps.index(tap) for tap in taps]
         clean = [outputs.source_features[head] for head in heads]
         taus, magnitudes = zip(
