@@ -1,6 +1,7 @@
-"""Which device of this machine work is done on, where no option says so, and a CPU's memory."""
+"""Which device of this machine work is done on, where no option says so, and what a CPU does well."""
 
 import ctypes
+from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
@@ -10,6 +11,23 @@ def usual_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def has_fast_bf16() -> bool:
+    """Whether this machine's CPU multiplies in bf16 faster than in fp32: by AMX, or by AVX512-BF16, unless it is Intel's. That
+    of two cores of a Xeon without AMX made 169 GFLOP/s in bf16 and 303 in fp32, one core of an AMD EPYC 209 and 94."""
+    import torch
+
+    if torch.cpu._is_amx_tile_supported():
+        return True
+    return torch.cpu._is_avx512_bf16_supported() and not _is_intels()
+
+
+def _is_intels() -> bool:
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    except OSError:  # of another system than Linux
+        return False
 
 
 def keep_freed_memory() -> None:

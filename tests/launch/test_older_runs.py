@@ -85,7 +85,7 @@ def test_what_was_left_open_stays_as_it_was(recorded: RunFolder, monkeypatch: py
     )
     shutil.copytree("run", "explicit", symlinks=True)
     shutil.copytree(recorded.checkpoints, "mirror", ignore=shutil.ignore_patterns("best"))
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr("trainer.engines.base.has_fast_bf16", lambda: True)
     train(parse_arguments([*OPTIONS, "--run-dir", "run"]))
     saved = read_yaml(recorded.config_file)
     assert (saved["engine.precision"], saved["data.root"], saved["method.bank.size"]) == ("fp32", "data", 0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from infra.config import option
-from infra.devices import keep_freed_memory
+from infra.devices import has_fast_bf16, keep_freed_memory
 from infra.errors import UserError
 from infra.signals import StopRequest
 from trainer.engines.faster import SWITCH, use_compiler, use_triton
@@ -375,5 +375,4 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16" if has_bf16 else "fp32"
+    return "bf16" if has_fast_bf16() else "fp32"
