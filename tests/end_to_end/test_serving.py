@@ -67,6 +67,19 @@ def test_it_translates_what_comes_together_and_ends_when_the_last_is_answered(ch
         assert [each.result().status for each in last] == [200] * 8
 
 
+def test_replicas_are_on_a_cluster_and_leave_it(checkpoint: Path) -> None:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        for _ in range(2):  # the second one finds the room that the first had
+            with service(checkpoint, png(picture()), "--address", cluster.address) as server:
+                assert ask(server.url, png(picture())).status == 200
+                assert json.loads(ask(server.url.removesuffix("translate") + "about").body)["max_pixels"] == 4_000_000
+    finally:
+        cluster.shutdown()
+
+
 def test_load_beside_mlflow_with_a_killed_replica(checkpoint: Path) -> None:
     load = Load(clients=(2,), requests=6, soak=20, size=(48, 32))
     metrics = {each.name: each.values for each in run(checkpoint, load, 1)}

@@ -87,7 +87,7 @@ def refused(words: str, *line: str) -> None:
         ),
         (["--engine.graphs", "true", "--engine", "ddp"], "captures the steps of one process, and this is engine ddp"),
         (
-            ["--engine.graphs", "true", "--method", "semst"],
+            ["--engine.graphs", "true", "--method", "semst", "--method.local", "16"],
             "cannot capture steps of Semst, which cuts images elsewhere",
         ),
         (["--engine.triton", "true"], "--engine.triton true needs a GPU, and this run is on a cpu: leave it out"),
