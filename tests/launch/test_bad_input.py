@@ -86,10 +86,6 @@ def refused(words: str, *line: str) -> None:
             "engine.graphs cannot capture fp16, .*: give --precision bf16",
         ),
         (["--engine.graphs", "true", "--engine", "ddp"], "captures the steps of one process, and this is engine ddp"),
-        (
-            ["--engine.graphs", "true", "--method", "semst", "--method.local", "16"],
-            "cannot capture steps of Semst, which cuts images elsewhere",
-        ),
         (["--engine.triton", "true"], "--engine.triton true needs a GPU, and this run is on a cpu: leave it out"),
         (
             ["--engine.zero-stage", "1"],

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from infra.errors import UserError
 from tests.trainer.small import BATCHES, IN_USE, crop_of, small_method
 from trainer.engines import Engine, EngineConfig
 from trainer.engines.base import tell_fused
@@ -223,3 +224,10 @@ def test_a_step_that_draws_otherwise_is_refused() -> None:
     method.contrast.config = replace(method.contrast.config, patches=8)
     with pytest.raises(RuntimeError, match="a step of a kind that was seen before draws otherwise"):
         take(trainer, "cut", range(2, 3))
+
+
+def test_a_method_whose_steps_are_not_alike_is_refused() -> None:
+    with pytest.raises(
+        UserError, match="--engine.graphs true cannot capture steps of Semst, which cuts images elsewhere"
+    ):
+        trainer_of("semst", graphs=True)
