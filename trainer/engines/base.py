@@ -131,7 +131,7 @@ class Engine:
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
         self.scalers: dict[str, torch.amp.GradScaler] = {}
         self.halts = True  # whether after a gradient that is not finite no weight is changed any more
-        self._halted: Tensor | None = None  # a bool on the device: whether there was one
+        self._halted = torch.zeros((), dtype=torch.bool, device=self.device)  # whether there was one
         self.peers: Peers | None = None
         self._connect()
 
@@ -232,8 +232,6 @@ class Engine:
             return
         broken = ~norm.isfinite()
         if self.halts:
-            if self._halted is None:
-                self._halted = torch.zeros_like(broken)
             broken = self._halted.logical_or_(broken)
         self._withhold(name, broken)
 
