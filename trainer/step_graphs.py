@@ -13,9 +13,8 @@ from trainer.methods.base import Losses, Method, StepContext
 from trainer.static_step import StaticStep
 from trainer.step import train_step
 
-LIMIT = (
-    32  # kinds of step; methods have up to about twenty: with and without late losses, mirrored or not, by random taps
-)
+# Kinds of step; methods have up to about twenty: with and without late losses, mirrored or not, by random taps.
+LIMIT = 32
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +49,9 @@ class CudaCapture:
 
     def __call__(self, run: Run, /) -> tuple[Losses, Run]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+        capture = torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
+        # Around it the stream of now, to which torch does not go back where a capture fails.
+        with torch.cuda.stream(torch.cuda.current_stream()), capture:
             static = run()
 
         def replay() -> Losses:
@@ -90,7 +91,7 @@ class StepGraphs:
         for place, kind in enumerate(self._kinds):
             if kind.fits(batches, context):
                 kind.fill(batches, context)
-                return self._runs[place]() if place in self._runs else self._captured(place, kind)
+                return self._runs[place]() if place in self._runs else self._captured(place, batches, context)
         if self._adds and len(self._kinds) == LIMIT:
             self._adds = False
             log.warning("there are more than %d kinds of training step: the others are launched one operation at a time, which "
@@ -103,7 +104,9 @@ class StepGraphs:
         self._kinds.append(kind)
         return losses
 
-    def _captured(self, place: int, kind: StaticStep) -> Losses:
+    def _captured(self, place: int, batches: Sequence[Any], context: StepContext) -> Losses:
+        """The second step of a kind, with which that is filled."""
+        kind = self._kinds[place]
         try:
             losses, self._runs[place] = self._capture(lambda: self._eager(kind.batches, kind.filled))
         except RuntimeError as error:
@@ -115,7 +118,7 @@ class StepGraphs:
             self._adds = False
             self._kinds.clear()
             self._runs.clear()
-            return self._eager(kind.batches, kind.filled)
+            return self._eager(batches, context)
         return losses
 
     def _eager(self, batches: Sequence[Any], context: StepContext) -> Losses:

@@ -17,6 +17,7 @@ from trainer.engines.base import tell_fused
 from trainer.loop import LoopConfig, Trainer
 from trainer.methods import METHODS
 from trainer.methods.base import Losses
+from trainer.methods.cut import Cut
 from trainer.optim import OptimConfig
 from trainer.state import collect_state
 from trainer.step_graphs import Run, StepGraphs
@@ -224,6 +225,26 @@ def test_a_step_that_draws_otherwise_is_refused() -> None:
     method.contrast.config = replace(method.contrast.config, patches=8)
     with pytest.raises(RuntimeError, match="a step of a kind that was seen before draws otherwise"):
         take(trainer, "cut", range(2, 3))
+
+
+class Failing(Recorded):
+    """Fails before it has computed anything, as CUDA's does."""
+
+    def __call__(self, run: Run, /) -> tuple[Losses, Run]:
+        raise RuntimeError("out of memory")
+
+
+def test_where_a_capture_fails_a_step_draws_as_it_would_have_without(caplog: pytest.LogCaptureFixture) -> None:
+    """And not what the first step of its kind did: its draws may be why."""
+    eager, failing = trainer_of("cut", False), trainer_of("cut", True, capture=Failing())
+    taken = []
+    for trainer in (eager, failing):
+        losses, method = take(trainer, "cut", range(1)), trainer.method
+        assert isinstance(method, Cut)
+        method.contrast.config = replace(method.contrast.config, patches=8)
+        taken.append(losses + take(trainer, "cut", range(1, 3)))
+    assert_same(eager, failing, *taken)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
 def test_a_method_whose_steps_are_not_alike_is_refused() -> None:
