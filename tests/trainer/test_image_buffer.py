@@ -56,9 +56,11 @@ def test_full_buffer_swaps_or_passes_through() -> None:
 def test_restored_buffer_goes_on_exactly() -> None:
     whole = replay(buffer_of(3), range(40))
     for stop in (0, 2, 3, 17):
-        first, second = buffer_of(3), buffer_of(3)
+        first, saved_again, second = buffer_of(3), buffer_of(3), buffer_of(3)
         given = replay(first, range(stop))
-        second.load_state(first.state())
+        saved_again.load_state(first.state())
+        second.load_state(saved_again.state() | {"other/0": torch.ones(1, 3, 2, 2)})
+        assert second.state().keys() <= {"buffer/0"}
         assert given + replay(second, range(stop, 40)) == whole
 
 

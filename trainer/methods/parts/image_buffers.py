@@ -77,9 +77,10 @@ class ImageBuffers:
             self._counts[slot] = len(images)
 
     def state(self) -> dict[str, Tensor]:
-        """ "name/slot" -> images (n, C, H, W), in order, of the slots that this rank has met."""
+        """ "name/slot" -> images (n, C, H, W), in order, of the slots that this rank has met; before the first step of a run
+        that goes on, all that its checkpoint has: it may be saved again then, after an evaluation that was owed."""
         if self._kept is None or self._counts is None:
-            return {}
+            return {key: images for key, images in self._restored.items() if key.startswith(f"{self.name}/")}
         counts, kept = self._counts.tolist(), self._kept.unflatten(0, (self.slots, self.capacity))
         return {f"{self.name}/{slot}": kept[slot, : counts[slot]].clone() for slot in self._met}
 
