@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional  # imported while there is a group, it would keep it: as a default of its functions
+import torch.distributed.nn.functional  # before there is a group, which its functions would keep as a default
 from torch import Tensor, nn
 from torch.distributed import PrefixStore
 from torch.nn.parallel import DistributedDataParallel
