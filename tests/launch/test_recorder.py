@@ -98,13 +98,8 @@ def test_the_progress_goes_on_while_rows_come_a_report_late(tmp_path: Path) -> N
     own.record(5, [{"step": 4, "G": 4.0}, {"step": 5, "G": 5.0}])  # at a stop, when no step is done
     own.close()
     assert seen == [1, 2, 3, 4, 5, 5]
-    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [
-        1,
-        2,
-        3,
-        4,
-        5,
-    ]
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5]
 
 
 def test_the_end_names_what_was_skipped() -> None:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 
 class FaultyS3(S3Storage):
-    """A real S3 store whose first downloads fail with the errors given ."""
+    """A real S3 store whose first downloads fail with the errors given."""
 
     def __init__(self, bucket: str, faults: Sequence[Exception] = ()) -> None:
         super().__init__(bucket)
