@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NoReturn, Protocol
 
 import torch
@@ -24,8 +23,8 @@ from trainer.optim import OptimConfig
 from trainer.reports import Pending, Report, Reports
 from trainer.schedule import Schedule
 from trainer.state import TrainingState, collect_state, restore_state
-from trainer.step import NORM, train_step
-from trainer.step_graphs import StepGraphs
+from trainer.step import NORM
+from trainer.step_graphs import steps_of
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +133,7 @@ class Trainer:
         self.evaluate_every = evaluate_every
         self.averaged = MovingAverage(method.product, optim.ema) if optim.ema else None
         self.engine.halts = config.on_nonfinite == "stop"
-        self._graphs = StepGraphs(method, engine) if engine.config.graphs else None
+        self._take = steps_of(method, engine)
         self.reports = Reports(engine)
         # The step that ends the run, its metrics, and the names of those that are not finite.
         self._broken: tuple[Pending, dict[str, float], list[str]] | None = None
@@ -288,8 +287,7 @@ class Trainer:
 
     def _step(self, step: int, batches: Sequence[Any]) -> None:
         self.engine.set_learning_rate(self.schedule.learning_rate(step))
-        take = self._graphs.take if self._graphs else partial(train_step, self.method, self.engine)
-        losses = take(batches, self._context(step))
+        losses = self._take(batches, self._context(step))
         self.reports.pending.append(Pending(step, losses, [_samples(batch) for batch in batches], self._waited))
         if self.averaged is not None:
             self.averaged.update(self.method.product)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -67,6 +68,11 @@ class CudaCapture:
         with torch.cuda.stream(self._stream):
             yield
         current.wait_stream(self._stream)
+
+
+def steps_of(method: Method[Any, Any], engine: Engine) -> Callable[[Sequence[Any], StepContext], Losses]:
+    """What takes a training step: `train_step`, or where the engine is asked for graphs one that replays it."""
+    return StepGraphs(method, engine).take if engine.config.graphs else partial(train_step, method, engine)
 
 
 class StepGraphs:

@@ -22,6 +22,7 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ from trainer.draws import Draws
 from trainer.engines import make_engine
 from trainer.methods.base import StepContext
 from trainer.step import train_step
-from trainer.step_graphs import StepGraphs
+from trainer.step_graphs import steps_of
 
 HELP = "the training step of a job: time, FLOPs and their share of the device's best, memory, time by kind of work"
 PROGRESS = 0.5  # of the schedule: every loss has begun
@@ -58,17 +59,14 @@ class Training:
         self.batches = iter(self.loader)
         self.method = config.method.build(seed=config.seed, global_batch=optim.global_batch)
         self.engine.prepare(self.method, optim)
-        self.graphs = StepGraphs(self.method, self.engine) if config.engine.graphs else None
+        self.take = steps_of(self.method, self.engine)
 
     def close(self) -> None:
         self.loader.close()
         self.engine.close()
 
     def update(self, batches: Sequence[Any], context: StepContext) -> None:
-        if self.graphs:
-            self.graphs.take(batches, context)
-        else:
-            train_step(self.method, self.engine, batches, context)
+        self.take(batches, context)
 
     def step(self) -> float:
         """Take the next step; returns the seconds it waited for data."""
@@ -124,7 +122,7 @@ def run(config: JobConfig, repetitions: int, steps: int | None) -> list[Measurem
         for _ in range(WARM_UP if on_gpu or config.engine.compile == "true" else 1):
             training.step()
         found = interleaved([lambda: training.steps(count)], repetitions)
-        training.graphs = None  # which show no operator of theirs
+        training.take = partial(train_step, training.method, training.engine)  # graphs show no operator of theirs
         tflop = flops_of(training.step) / 1e12
         shares = time_shares(training.step, training.device)
         if training.engine.rank:

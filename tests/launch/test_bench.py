@@ -145,10 +145,10 @@ def test_a_step_has_all_its_losses_and_draws_of_its_own(root: str, monkeypatch: 
     training = Training(config_of(root, method__robust__start=0.25))
     seen: list[tuple[int, bool]] = []
 
-    def taken(method: object, engine: object, batches: object, context: step.StepContext) -> None:
+    def taken(batches: object, context: step.StepContext) -> None:
         seen.append((context.draws.step, context.progress >= 0.25))
 
-    monkeypatch.setattr(step, "train_step", taken)
+    monkeypatch.setattr(training, "take", taken)
     training.steps(2)
     training.close()
     assert seen == [(0, True), (1, True)]

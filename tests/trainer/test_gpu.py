@@ -1,7 +1,6 @@
 """What a GPU computes against the same step in fp32 on a CPU."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import pytest
@@ -13,8 +12,7 @@ from trainer.draws import Draws
 from trainer.engines import EngineConfig, make_engine
 from trainer.methods.base import StepContext
 from trainer.optim import OptimConfig
-from trainer.step import train_step
-from trainer.step_graphs import StepGraphs
+from trainer.step_graphs import steps_of
 
 pytestmark = pytest.mark.gpu
 
@@ -35,7 +33,7 @@ def losses_of(steps: int, beta: float, **options: Any) -> list[dict[str, float]]
     engine.prepare(method, OptimConfig(lr=1e-12))
     images = torch.rand(2, 2, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
     batch = Pairs(images[0].to(engine.device), images[1].to(engine.device), torch.arange(2))
-    take = StepGraphs(method, engine).take if engine.config.graphs else partial(train_step, method, engine)
+    take = steps_of(method, engine)
     named = [take([batch], StepContext(Draws(0, step))) for step in range(steps)]
     return [{name: value.item() for name, value in losses.items()} for losses in named]
 

@@ -156,7 +156,7 @@ def test_pairs_per_s_counts_the_wait_for_the_accelerator_and_nothing_that_is_no_
             clock.now += 1000
             super().save(state, evaluation)
 
-    monkeypatch.setattr("trainer.loop.train_step", train_step)
+    monkeypatch.setattr(trainer, "_take", train_step)
     monkeypatch.setattr(trainer.engine, "mean", mean)
     trainer.schedule = Schedule(trainer.schedule.optim, 100)
     recorder = Slow()
@@ -185,7 +185,7 @@ def test_a_report_has_the_share_of_time_spent_waiting_for_data_and_the_pause_of_
         def save(self, state: TrainingState, evaluation: Evaluation | None) -> None:
             clock.now += 60.0
 
-    monkeypatch.setattr("trainer.loop.train_step", train_step)
+    monkeypatch.setattr(trainer, "_take", train_step)
     recorder = Slow()
     trainer.fit(slow_loader(), 0, recorder=recorder, sample=recorder.sample, evaluate=None, save=recorder.save)
     waits = {int(row["step"]): row["data/wait"] for row in recorder.rows if "data/wait" in row}

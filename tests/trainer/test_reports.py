@@ -94,9 +94,9 @@ class Device:
 def test_the_host_runs_ahead_and_the_rates_are_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     device = Device(clock)
-    monkeypatch.setattr("trainer.loop.train_step", device.step)
     monkeypatch.setattr("trainer.reports.Moment", device.moment())
     trainer = late(20, report_every=4, checkpoint_every=10)
+    monkeypatch.setattr(trainer, "_take", device.step)
     ahead: dict[int, float] = {}
 
     class Watcher(Recorder):

@@ -106,7 +106,7 @@ def trainer_of(name: str, graphs: bool, *, capture: Any = None, accumulation: in
     engine.prepare(method, optim)
     trainer = Trainer(method, engine, optim, LoopConfig(), seed=3, source_samples=batch)
     if capture is not None:
-        trainer._graphs = StepGraphs(method, engine, capture)
+        trainer._take = StepGraphs(method, engine, capture).take
     return trainer
 
 
@@ -193,7 +193,7 @@ def test_the_operators_of_a_step_are_recorded_once_for_each_kind() -> None:
 def test_where_a_capture_fails_the_training_goes_on_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     capture = Recorded()
     failing = trainer_of("cut", True)
-    failing._graphs = StepGraphs(failing.method, failing.engine, capture)  # whose engine reads a norm on the host
+    failing._take = StepGraphs(failing.method, failing.engine, capture).take  # whose engine reads a norm on the host
     eager = trainer_of("cut", False)
     assert_same(eager, failing, take(eager, "cut", range(4)), take(failing, "cut", range(4)))
     assert not capture.captured
