@@ -1,4 +1,4 @@
-"""Where the time of a step goes, by kind of work, from a torch.profiler trace."""
+"""Where the time of steps goes, by kind of work, from a torch.profiler trace."""
 
 import os
 from collections.abc import Callable
@@ -21,12 +21,12 @@ PATTERNS = {
 NOT_NORM = ("linalg_vector_norm", "linalgvectornorm", "normal")  # lengths of vectors, and random numbers
 
 
-def time_shares(step: Callable[[], Any], device: torch.device) -> dict[str, float]:
-    """Run a step and share out its time among KINDS: of the operators on a CPU, of the kernels on a GPU."""
+def time_shares(run: Callable[[], Any], device: torch.device) -> dict[str, float]:
+    """Run this and share out its time among KINDS: of the operators on a CPU, of the kernels on a GPU."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would say that it starts and stops
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     with profile(activities=activities, record_shapes=True) as trace:
-        step()
+        run()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     seconds = dict.fromkeys(KINDS, 0.0)

@@ -9,13 +9,14 @@ seconds            s a step
 pairs_per_s        pairs of images a second, of all ranks
 cpu_seconds        s of all cores a step: with one thread, other programs on the machine change it little
 waiting            share of the time spent waiting for data
-tflop              10^12 FLOPs of a step, counted by torch: two for a multiplication with its addition, backward included
+tflop              10^12 FLOPs of a step, the mean of as many as a repetition has (steps of some methods differ in turn), counted
+                   by torch: two for a multiplication with its addition, backward included
 tflops             10^12 of these a second
 matmul             the same of a large matrix product in this precision, right after the steps (what the device can do)
 matmul_share       tflops / matmul
 peak               GiB: largest memory allocated on a GPU, largest resident memory of the process on a CPU
 parameters/NETWORK in millions
-share/KIND         of the time of one profiled step, KINDS of `launch.benchmarks.profiling`
+share/KIND         of the time of as many profiled steps, KINDS of `launch.benchmarks.profiling`
 """
 
 import resource
@@ -107,10 +108,10 @@ class Training:
         return {name: sum(each.numel() for each in network.parameters()) for name, network in networks.items()}
 
 
-def flops_of(step: Callable[[], Any]) -> float:
+def flops_of(run: Callable[[], Any]) -> float:
     """FLOPs of what this runs."""
     with FlopCounterMode(display=False) as counter:
-        step()
+        run()
     return float(counter.get_total_flops())
 
 
@@ -123,8 +124,13 @@ def run(config: JobConfig, repetitions: int, steps: int | None) -> list[Measurem
             training.step()
         found = interleaved([lambda: training.steps(count)], repetitions)
         training.take = partial(train_step, training.method, training.engine)  # graphs show no operator of theirs
-        tflop = flops_of(training.step) / 1e12
-        shares = time_shares(training.step, training.device)
+
+        def repetition() -> None:
+            for _ in range(count):
+                training.step()
+
+        tflop = flops_of(repetition) / count / 1e12
+        shares = time_shares(repetition, training.device)
         if training.engine.rank:
             return []
         tflops = [tflop / seconds for seconds in found["seconds"]]

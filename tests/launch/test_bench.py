@@ -166,6 +166,23 @@ def test_two_ranks_take_steps_together_and_the_first_one_tells(root: str) -> Non
     )
 
 
+def test_steps_that_take_turns_are_counted_as_they_are_timed(root: str) -> None:
+    """Two of three steps of DRIT are its content discriminator alone, a small part of the work; a repetition has all three."""
+    small = {"method.name": "drit", "method.generator.ngf": 4, "method.discriminator.ndf": 4,
+             "method.content_layers": 1, "data.crop": 64, "data.decoder": "pillow",
+             "engine.device": "cpu", "engine.precision": "fp32", "data.threads": 1, "optim.global_batch": 2}  # fmt: skip
+    config = make_config(small, {"data.root": root})
+    training = Training(config)
+    work = [flops_of(training.step) / 1e12 for _ in range(3)]
+    training.close()
+    assert max(work) > 3 * min(work)
+    metrics = {metric.name: metric.values for metric in step.run(config, repetitions=1, steps=3)}
+    assert metrics["tflop"] == pytest.approx([sum(work) / 3])
+    assert metrics["tflops"] == pytest.approx(
+        [work / seconds for work, seconds in zip(metrics["tflop"], metrics["seconds"], strict=True)]
+    )
+
+
 @pytest.mark.gpu
 def test_a_step_is_measured_on_a_gpu(root: str) -> None:
     config = config_of(root, engine__device="cuda", engine__precision="bf16", data__decoder="auto")
