@@ -74,17 +74,17 @@ def plan(out: Path, *, toy: bool) -> list[Measure]:
     add("parity", "-m pytest -q -m gpu tests/trainer" + (" --collect-only" if toy else ""), 300)
     bench("rates", "launch/bench.py rates", 60)
     one, every = ("--method.robust.per-step", "one"), ("--method.robust.per-step", "all")
+    graphs = ("--engine.graphs", "true")
     eager, compiled = ("--engine.compile", "false"), ("--engine.compile", "false" if toy else "true")
     for batch in batches:
         bench(f"step/srunit one tap/{batch}/eager", STEP, 90, "--global-batch", str(batch), *one, *eager)
+    for batch in batches[:2]:  # a graph is captured in seconds
+        bench(f"step/srunit one tap/{batch}/graphs", STEP, 120, "--global-batch", str(batch), *one, *eager, *graphs)
     for batch in batches[:2]:  # a pass is compiled anew for each batch, and for each tap
         bench(f"step/srunit one tap/{batch}/compiled", STEP, 300, "--global-batch", str(batch), *one, *compiled)
     bench("step/published", "-m tests.trainer.published_step", 120, *one, *eager)
-    if not toy:
-        bench(
-            "step/srunit one tap/1/graphs", STEP, 300, "--global-batch", "1", *one, *compiled, "--engine.graphs", "true"
-        )
-    of_batch = ("--global-batch", str(batches[0]))
+    of_one, of_batch = ("--global-batch", "1"), ("--global-batch", str(batches[0]))
+    bench("step/srunit one tap/1/compiled, graphs", STEP, 300, *of_one, *one, *compiled, *graphs)
     bench(f"step/srunit all taps/{batches[0]}/eager", STEP, 90, *of_batch, *every, *eager)
     for method in ("cut", "cyclegan", "semst"):
         bench(f"step/{method}/{batches[0]}/eager", STEP, 90, *of_batch, *eager, method=method)
@@ -197,7 +197,16 @@ def table(report: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     gpus = ", ".join(report["machine"]["gpus"]) or f"no GPU, {report['machine']['cpu']}"
     about = f"{gpus}; torch {report['versions'].get('torch', '?')}.\n"
-    return "\n".join([about, tables.markdown(head, rows), "", tables.markdown(["measure", "", "found"], others), ""])
+    need: list[str] = []
+    if steps:
+        rate, fastest = max((each["metrics"].get("pairs_per_s", 0.0), name) for name, each in steps)
+        need = [
+            f"The fastest step ({fastest}) takes {_shown(2 * rate)} images/s, which decoding must keep up with.",
+            "",
+        ]
+    return "\n".join(
+        [about, tables.markdown(head, rows), "", *need, tables.markdown(["measure", "", "found"], others), ""]
+    )
 
 
 def _shown(value: float | None) -> str:

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from infra.errors import UserError
+from launch import bench, flipping, prepare
 from launch.bench import measure
 from launch.benchmarks import gpu
+from launch.runs.config import parse_arguments
+from tests.trainer import published_step
 
 pytestmark = pytest.mark.slow
 
@@ -49,6 +52,7 @@ def test_the_whole_at_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     measure(["gpu", "--out", str(tmp_path), "--include", str(document)])
     text = document.read_text()
     assert text.startswith("before") and text.endswith("after") and "| srunit one tap/1/eager |" in text
+    assert "images/s, which decoding must keep up with" in text
 
     def never(command: Sequence[str], limit: float, log: Path) -> int | None:
         raise AssertionError(command)
@@ -59,10 +63,31 @@ def test_the_whole_at_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_the_plan_for_a_gpu_has_the_parts_that_are_wanted(tmp_path: Path) -> None:
     names = [each.name for each in gpu.plan(tmp_path, toy=False)]
     for part in ("parity", "rates", "step/published", "step/srunit one tap/64/eager", "step/srunit one tap/16/compiled",
-                 "step/srunit one tap/1/graphs", "step/semst", "operators", "decode/1024x512", "training", "translate",
+                 "step/srunit one tap/16/graphs",
+                 "step/srunit one tap/1/compiled, graphs", "step/semst", "operators", "decode/1024x512",
+                 "training", "translate",
                  "flipping"):  # fmt: skip
         assert any(name.startswith(part) for name in names), part
     assert all(each.limit <= 900 for each in gpu.plan(tmp_path, toy=False))
+
+
+def test_the_commands_for_a_gpu_have_options_that_exist(tmp_path: Path) -> None:
+    """A wrong one would be found on a machine that is paid by the hour."""
+    parsers = {"launch/prepare.py": prepare.parser(), "launch/flipping.py": flipping.parser()}
+    seen = set[str]()
+    for each in gpu.plan(tmp_path, toy=False):
+        script = next(
+            (part for part in each.command if part.endswith(".py") or part == "tests.trainer.published_step"), "pytest"
+        )
+        options = list(each.command[each.command.index(script) + 1 :])
+        seen.add(script)
+        if script in parsers:
+            parsers[script].parse_args(options)
+        elif script != "pytest":
+            own = bench.parser() if script == "launch/bench.py" else published_step.parser()
+            of_job = options if script == "launch/train.py" else own.parse_known_args(options)[1]
+            parse_arguments([*of_job, "--engine.device", "cpu"])
+    assert len(seen) == 6, seen
 
 
 def test_a_measure_ends_at_its_limit_with_all_that_it_started(tmp_path: Path) -> None:

@@ -231,11 +231,16 @@ def compare(config: JobConfig, repetitions: int) -> list[Measurement]:
     ]
 
 
-if __name__ == "__main__":
+def parser() -> argparse.ArgumentParser:
+    """Of what is not the job's."""
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--repetitions", type=int, default=3)
     own.add_argument("--json", type=Path)
-    args, options = own.parse_known_args(sys.argv[1:])
+    return own
+
+
+if __name__ == "__main__":
+    args, options = parser().parse_known_args(sys.argv[1:])
     job = parse_arguments(options)
     measured = compare(job, args.repetitions)
     if args.json:
