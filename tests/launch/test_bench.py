@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 
@@ -25,6 +26,7 @@ from pipelines.prepare import Encoding, prepare
 from pipelines.sources.drawn import street_scenes
 from tests.conftest import S3Server
 from trainer.draws import Draws
+from trainer.networks import compiling
 
 pytestmark = pytest.mark.slow
 
@@ -181,6 +183,18 @@ def test_steps_that_take_turns_are_counted_as_they_are_timed(root: str) -> None:
     assert metrics["tflops"] == pytest.approx(
         [work / seconds for work, seconds in zip(metrics["tflop"], metrics["seconds"], strict=True)]
     )
+
+
+def test_a_compiled_step_has_the_work_of_one_that_is_not(
+    root: str, steps: dict[str, Measurement], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = partial(torch.compile, fullgraph=True, dynamic=False, backend="eager")
+    monkeypatch.setattr(compiling, "_compiled", cache(compiled))
+    monkeypatch.setattr(compiling, "_refused", set())
+    config = config_of(root, method__robust__per_step="one", engine__compile="true")
+    monkeypatch.setattr(step, "WARM_UP", 1)
+    metrics = {metric.name: metric.values for metric in step.run(config, repetitions=2, steps=2)}
+    assert not compiling._refused and metrics["tflop"] == pytest.approx(steps["tflop"].values)
 
 
 @pytest.mark.gpu
