@@ -84,3 +84,23 @@ def test_a_run_has_the_view_of_its_method(place: Path, monkeypatch: pytest.Monke
     }  # fmt: skip
     translator.train(make_config(TINY, run))
     assert [row["epoch"] for row in JsonLines(place / "run" / "metrics.jsonl").read()] == [1, 1, 2, 2]
+
+
+def test_what_a_run_compiles_is_kept_beside_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ready(Exception):
+        pass
+
+    def end(*_: Any, **__: Any) -> None:
+        raise Ready
+
+    kept: list[Path] = []
+    write_root(LocalStorage(place / "data"), source=(1,), target=(1,))
+    monkeypatch.setattr(training, "keep_compiled", kept.append)
+    monkeypatch.setattr(training, "Trainer", end)
+    run = {
+        "data.root": "data", "data.crop": 32, "data.decoder": "pillow", "run_dir": "runs/one", "engine.device": "cpu",
+        "engine.precision": "fp32", "engine.compile": "true",
+    }  # fmt: skip
+    with pytest.raises(Ready):
+        translator.train(make_config(TINY, run))
+    assert [folder.resolve() for folder in kept] == [place / "runs"]

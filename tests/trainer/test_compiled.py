@@ -2,18 +2,22 @@
 
 import functools
 import logging
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from tests.trainer.one_step import Step
-from tests.trainer.small import method_config
-from trainer.engines.faster import use_compiler
+from tests.trainer.small import method_config, small_method
+from trainer.engines import faster
+from trainer.engines.faster import use_compiler, use_triton
 from trainer.methods import METHODS
 from trainer.methods.cut import Cut
 from trainer.networks import compiling
-from trainer.networks.compiling import Compilable
+from trainer.networks.compiling import Compilable, keep_compiled
+from trainer.networks.norm import InstanceNorm2d
 
 pytestmark = pytest.mark.slow
 
@@ -71,6 +75,43 @@ def test_what_cannot_be_compiled_runs_as_it_is_with_one_warning(
     }
     (record,) = caplog.records
     assert "no compiler" in record.getMessage() and "--engine.compile false" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("device", "triton", "on"), [("cuda", True, True), ("cuda", False, False), ("cpu", True, False)]
+)
+def test_auto_is_a_gpu_with_triton(device: str, triton: bool, on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network has to be on the device for that."""
+    monkeypatch.setattr(faster, "has_triton", lambda: triton)
+    monkeypatch.setattr(faster, "_refusal", lambda device: "")
+    method: Cut = small_method("cut")
+    use_compiler(method, "auto", torch.device(device))
+    use_triton(method, "auto", torch.device(device))
+    assert [network.compiled for network in (method.generator, method.discriminator)] == [on, on]
+    assert {norm.triton for norm in method.modules() if isinstance(norm, InstanceNorm2d)} == {on}
+
+
+def test_where_triton_does_not_work_auto_leaves_the_norms_with_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(faster, "has_triton", lambda: True)
+    monkeypatch.setattr(faster, "_refusal", lambda device: "no driver")
+    method = small_method("cut")
+    with caplog.at_level(logging.WARNING, logger=faster.__name__):
+        use_triton(method, "auto", torch.device("cuda"))
+    assert not any(norm.triton for norm in method.modules() if isinstance(norm, InstanceNorm2d))
+    (record,) = caplog.records
+    assert "no driver" in record.getMessage()
+
+
+@pytest.mark.parametrize("given", [{}, {"TORCHINDUCTOR_CACHE_DIR": "mine"}])
+def test_what_is_compiled_is_kept_beside_the_runs(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or where the environment says."""
+    monkeypatch.setattr(os, "environ", dict(given))
+    keep_compiled(tmp_path)
+    assert os.environ == {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / ".compiled")} | given
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -14,6 +14,7 @@ import torch
 
 from tests.trainer.simulated_cuda import counted, library
 from tests.trainer.simulated_cuda.cases import WIDE
+from trainer.methods import METHODS
 
 pytestmark = [
     pytest.mark.slow,
@@ -100,6 +101,10 @@ def counts(request: pytest.FixtureRequest) -> dict[str, dict[str, dict[str, int]
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return dict(zip(names, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
+def test_every_method_has_a_stated_number() -> None:
+    assert {request["method"] for request, _ in STEPS.values()} == set(METHODS)
 
 
 @pytest.mark.parametrize("name", STEPS)
