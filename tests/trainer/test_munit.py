@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from infra.errors import UserError
 from tests.trainer.small import method_config, small_method
 from tests.trainer.test_methods import Pairs, at, close, pairs
 from trainer.methods.munit import Munit
+from trainer.networks.munit import Doubled
 from trainer.translator import Translator
 
 pytestmark = pytest.mark.slow
@@ -112,3 +113,24 @@ def test_images_take_the_style_of_an_example() -> None:
     assert not np.array_equal(of_one, of_other)
     both = translator(np.stack([image, image]), example=one)
     assert np.abs(both.astype(int) - of_one).max() <= 1  # a rounding at most
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_doubling_is_torchs_upsampling(dtype: torch.dtype, layout: torch.memory_format) -> None:
+    """Bit for bit and in its type, also where its gradient's sums of four are rounded once."""
+    x = torch.randn(2, 12, 7, 9).to(dtype).contiguous(memory_format=layout).requires_grad_()
+    weights = torch.randn(2, 12, 14, 18).to(dtype).contiguous(memory_format=layout)
+    made = []
+    for layer in Doubled(), nn.Upsample(scale_factor=2):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = layer(x)
+        made.append((y, *torch.autograd.grad(y, x, weights)))
+    for ours, theirs in zip(*made, strict=True):
+        assert ours.dtype == theirs.dtype == dtype and torch.equal(ours, theirs)
+
+
+def test_doubling_is_one_operator_of_an_exported_graph() -> None:
+    program = torch.export.export(Doubled(), (torch.zeros(1, 2, 4, 4),))
+    calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert calls == [torch.ops.aten.upsample_nearest2d.vec]

@@ -26,6 +26,19 @@ class AdaptiveBlock(nn.Module):
         return x + torch.addcmul(shift_2, self.norm(self.second(y)), scale_2)
 
 
+class Doubled(nn.Upsample):
+    """(B, C, H, W) -> (B, C, 2 H, 2 W), each pixel four times. In the features' own type, which a GPU's autocast would widen."""
+
+    def __init__(self) -> None:
+        super().__init__(scale_factor=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():  # one operator, which other programs have
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x)
+
+
 class Decoder(nn.Module):
     """(B, 4 ngf, H, W) and (B, blocks, 4, 4 ngf) -> (B, 3, 4 H, 4 W) in (-1, 1)."""
 
@@ -33,9 +46,9 @@ class Decoder(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(AdaptiveBlock(4 * ngf) for _ in range(blocks))
         self.image = nn.Sequential(
-            nn.Upsample(scale_factor=2),
+            Doubled(),
             *conv_block(4 * ngf, 2 * ngf, 5, norm="sample deviation"),
-            nn.Upsample(scale_factor=2),
+            Doubled(),
             *conv_block(2 * ngf, ngf, 5, norm="sample deviation"),
             *conv_block(ngf, 3, 7, slope=1.0),
             nn.Tanh(),
