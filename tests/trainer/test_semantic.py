@@ -304,6 +304,21 @@ def test_d_sees_both_where_the_target_has_the_class_of_the_source(run: str, labe
     assert named["G_GAN"].item() == pytest.approx((fake - 1).square().mean().item(), rel=1e-9)
 
 
+def test_a_step_in_micro_batches_hides_what_a_whole_one_does(run: str) -> None:
+    """In micro-batches G's phase has a pass of its own, which D's mask is not known to."""
+
+    def trained(micro_batches: int) -> tuple[dict[str, Tensor], Cut]:
+        method, size = network_of(with_segmenter(run, semantic__mask=True)), 4 // micro_batches
+        engine, batch = Engine(EngineConfig(device="cpu", precision="fp32")), labelled(4)
+        engine.prepare(method, OptimConfig(global_batch=4, accumulation=micro_batches))
+        parts = [part(batch, slice(place, place + size)) for place in range(0, 4, size)]
+        return train_step(method, engine, parts, at()), method
+
+    (whole, one), (parts, two) = trained(1), trained(2)
+    close(parts, whole, 1e-8)
+    close(dict(two.named_parameters()), dict(one.named_parameters()), 1e-8)
+
+
 # ---- balanced patches ---------------------------------------------------------------------------------------------------
 
 
@@ -331,6 +346,21 @@ def test_the_loss_of_real_patches_is_weighed_by_shares_of_their_classes(run: str
     plain, _ = play(make("cut"), batch, at())
     assert named["D_fake"].item() == plain["D_fake"].item() and named["D_real"].item() != plain["D_real"].item()
     assert method.measured_steps() == semantic.MEASURED // 4
+
+
+def test_patches_are_weighed_by_what_the_segmenter_sees_without_the_mask(run: str) -> None:
+    """A hidden class is still the patch's."""
+    batch = labelled(2)
+    method = network_of(with_segmenter(run, semantic__balance=1.5, semantic__mask=True))
+    method.measure([batch], at())
+    outputs = method(batch, at())
+    _, named = method.loss("discriminator", outputs, batch, at())
+    scores = method.discriminator(outputs.masked(batch.target))
+    seen, whole = (
+        method.adversary.balance.weights(each, scores) for each in (outputs.masked(batch.target), batch.target)
+    )
+    assert not torch.equal(seen, whole)
+    assert named["D_real"].item() == pytest.approx((whole * (scores - 1) ** 2).mean().item(), rel=1e-9)
 
 
 def test_shares_that_were_not_counted_weigh_nothing_and_absent_classes_as_much_as_may_be() -> None:

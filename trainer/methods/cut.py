@@ -183,16 +183,23 @@ class Cut(Method[Batch, Outputs]):
         return total, {name: value.detach() for name, value in named.items()}
 
     def discriminator_loss(self, outputs: Outputs, batch: Batch, context: StepContext) -> tuple[Tensor, Losses]:
-        outputs.mask = self.mask.of(outputs, batch) if self.mask else None
+        self._hide(outputs, batch)
         outputs.shown = self.adversary.shown(outputs.masked(outputs.fake), batch.slots, context.draws)
-        d_fake, d_real, right = self.adversary.discriminator_losses(outputs.shown, outputs.masked(batch.target))
+        real = outputs.masked(batch.target)
+        d_fake, d_real, right = self.adversary.discriminator_losses(outputs.shown, real, batch.target)
         return (d_fake + d_real) / 2, {"D_fake": d_fake, "D_real": d_real, **right.named("D")}
 
     def generator_loss(self, outputs: Outputs, batch: Batch, context: StepContext) -> tuple[Tensor, Losses]:
+        self._hide(outputs, batch)
         g_gan = self.adversary.generator_loss(outputs.masked(outputs.fake))
         compared, named = self.contrast.losses(outputs, batch, context)
         total = g_gan + compared
         return total, {"G_GAN": g_gan, "G": total, **named}
+
+    def _hide(self, outputs: Outputs, batch: Batch) -> None:
+        """Find the mask, if there is one, unless an earlier phase on these outputs did: in micro-batches each has its own."""
+        if self.mask and outputs.mask is None:
+            outputs.mask = self.mask.of(outputs, batch)
 
     def _terms(
         self, phase: str, outputs: Outputs, batch: Batch, context: StepContext

@@ -64,10 +64,13 @@ class Adversary:
         """What D is to see in place of translations (b, 3, h, w) of these slots: some come from the image buffers."""
         return self.buffers.show(fake, slots, draws)
 
-    def discriminator_losses(self, shown: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Right]:
-        """D's losses on translations without a gradient, and on as many target images; and how often it was right."""
+    def discriminator_losses(
+        self, shown: Tensor, real: Tensor, whole: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Right]:
+        """D's losses on translations without a gradient, and on as many target images; and how often it was right. whole: the
+        target images without a mask, by which they are balanced; None: `real`."""
         score_fake, score_real = self.discriminator(torch.cat([shown, real])).chunk(2)
-        weights = self.balance.weights(real, score_real) if self.balance else None
+        weights = self.balance.weights(real if whole is None else whole, score_real) if self.balance else None
         losses = adversarial_loss(self.kind, score_fake, False), adversarial_loss(self.kind, score_real, True, weights)
         return *losses, Right.of(self.kind, [score_fake], [score_real])
 
