@@ -106,6 +106,10 @@ def main() -> None:
     arms = read_arms()
     titles = {name: arm.title for name, arm in arms.items()}
     if args.table:
+        if not args.table.exists():
+            raise UserError(
+                f"there is no file {args.table}: name one that launch/flipping.py wrote, such as OUT/runs.json"
+            )
         print(tables(_chosen(read_runs(args.table), args), titles))
         return
     out = args.out or Path(f"runs/flipping-{args.data.resolve().name if args.data else args.tier}")

@@ -24,7 +24,7 @@ from infra.errors import UserError
 from infra.storage import open_storage, replacing
 from launch.flipping_arms import MATCH, SEGMENTER, Arm
 from launch.flipping_data import BenchmarkData
-from launch.flipping_results import Run, add_runs, run_of
+from launch.flipping_results import Run, add_runs, read_runs, run_of
 from launch.matching import matched
 from launch.runs.embedded import GUIDE, LARGE_SEGMENTER, OWN_SEED, QUIET, SMALL_SEGMENTER, Setup
 from launch.runs.folder import RunFolder, has_finished
@@ -135,7 +135,8 @@ class Benchmark:
 
     def run(self, file: Path) -> None:
         """Do whatever is not done yet, and add each finished run to the file. UserError, when all others have ended, if a
-        training failed."""
+        training failed, and before anything is made for a file that no run can be added to."""
+        read_runs(file)
         with one_at_a_time(self.out / "data"):
             self._prepare()
         done = [cell for cell in self.cells if self._is_done(cell)]

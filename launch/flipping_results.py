@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from infra.errors import UserError
+from infra.shapes import shaped
 from infra.tables import markdown, spreads
 from launch.runs.results import Result, add_results, read_results
 
 Run = Result
 
 STRENGTHS = {"none": 0.0, "middle": 0.5, "strong": 1.0}  # of the mismatch
-KEY = ("arm", "mismatch", "seed", "steps")
+KEY: dict[str, type] = {"arm": str, "mismatch": str, "seed": int, "steps": int}
 REMEDY = "name another --json"
 # Of each what a table calls it, and what it is multiplied by there.
 METRICS = {
@@ -44,12 +45,33 @@ def _metrics(row: Mapping[str, Any]) -> dict[str, float]:
 
 def read_runs(file: Path) -> list[Run]:
     """The runs of a file; none if there is no file. UserError if it holds something else."""
-    return read_results(file, KEY, REMEDY)
+    runs = read_results(file, [*KEY], REMEDY)
+    try:
+        for number, run in enumerate(runs):
+            _check(run, str(number))
+    except ValueError as error:
+        raise UserError(f"cannot read the runs in {file} ({error}): correct it, or {REMEDY}") from None
+    return runs
+
+
+def _check(run: Run, where: str) -> None:
+    """ValueError, with the place, for values that no table can be made of."""
+    for name, kind in KEY.items():
+        shaped(kind, run[name], f"{where}.{name}")
+    parts = {f"{where}.{name}": run[name] for name in ("baseline", "ceiling") if name in run}
+    rows = shaped(tuple[dict[str, Any], ...], run.get("evaluations", []), f"{where}.evaluations")
+    for number, row in enumerate(rows):
+        parts[f"{where}.evaluations.{number}"] = row
+        shaped(int, row.get("steps"), f"{where}.evaluations.{number}.steps")
+    for place, part in {where: run, **parts}.items():
+        for name in METRICS.keys() & shaped(dict[str, Any], part, place).keys():
+            shaped(float, part[name], f"{place}.{name}")
 
 
 def add_runs(file: Path, runs: Sequence[Run]) -> None:
     """Put runs into the file, over those of the same arm, mismatch, seed and steps; all others stay."""
-    add_results(file, runs, KEY, lambda run: (*_setting(run), run["arm"], run["seed"]), REMEDY)
+    read_runs(file)
+    add_results(file, runs, [*KEY], lambda run: (*_setting(run), run["arm"], run["seed"]), REMEDY)
 
 
 def _setting(run: Run) -> tuple[int, int, str]:
@@ -72,7 +94,7 @@ def tables(runs: Sequence[Run], titles: Mapping[str, str]) -> str:
 
 def _table(runs: Sequence[Run], titles: Mapping[str, str]) -> str:
     columns = {name: factor for name, (_, factor) in METRICS.items() if any(name in run for run in runs)}
-    checkpoints = sorted({row["steps"] for run in runs for row in run["evaluations"]})
+    checkpoints = sorted({row["steps"] for run in runs for row in run.get("evaluations", [])})
     header = ["arm", "seeds", *(METRICS[name][0] for name in columns), *(f"flip rate at {n:,}" for n in checkpoints)]
     blank = [""] * len(checkpoints)
     rows = [
@@ -83,7 +105,7 @@ def _table(runs: Sequence[Run], titles: Mapping[str, str]) -> str:
     present = {run["arm"] for run in runs}
     for arm in (*(name for name in titles if name in present), *sorted(present - titles.keys())):
         own = sorted((run for run in runs if run["arm"] == arm), key=lambda run: run["seed"])
-        earlier = [[row for run in own for row in run["evaluations"] if row["steps"] == n] for n in checkpoints]
+        earlier = [[row for run in own for row in run.get("evaluations", []) if row["steps"] == n] for n in checkpoints]
         on_the_way = [cell for rows_there in earlier for cell in spreads(rows_there, {"flip_rate": 100})]
         seeds = ", ".join(str(run["seed"]) for run in own)
         rows.append([titles.get(arm, arm), seeds, *spreads(own, columns), *on_the_way])

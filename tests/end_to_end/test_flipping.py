@@ -211,6 +211,21 @@ def test_what_cannot_be(tiny: Setup, change: dict[str, Any], message: str) -> No
         Benchmark(tiny, StreetScenes(tiny, Path("out")), Path("out"), **usual | change)
 
 
+def test_a_damaged_list_of_runs_is_found_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs.json").write_text('[{"arm": "cut", "mismatch": "str')
+    monkeypatch.setattr(Setup, "draw", lambda *_: pytest.fail("scenes are drawn"))
+    with pytest.raises(SystemExit, match="2"):
+        flipping(monkeypatch, "--arms", "cut", "--json", "runs.json")
+    assert "cannot read the runs in runs.json" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        flipping(monkeypatch, "--table", "rnus.json")
+    assert "there is no file rnus.json: name one" in capsys.readouterr().err
+    assert [path.name for path in Path().iterdir()] == ["runs.json"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

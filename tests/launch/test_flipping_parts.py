@@ -1,5 +1,6 @@
 """The arms' file, the list of runs and its tables, and processes that run at once, each by itself."""
 
+import json
 import multiprocessing
 import os
 import subprocess
@@ -99,13 +100,31 @@ def test_commands_that_add_runs_at_once_lose_none(tmp_path: Path) -> None:
     assert len(read_runs(tmp_path / "runs.json")) == 30
 
 
-@pytest.mark.parametrize("content", ["{", '{"arm": 1}', '[{"arm": "cut"}]', "[1]"])
+SOME = {"arm": "cut", "mismatch": "strong", "seed": 0, "steps": 4}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{", '{"arm": 1}', '[{"arm": "cut"}]', "[1]", json.dumps([SOME | {"seed": "0"}]), json.dumps([SOME | {"arm": ["cut"]}]),
+        json.dumps([SOME | {"flip_rate": "high"}]), json.dumps([SOME | {"mIoU": None}]), json.dumps([SOME | {"evaluations": 4}]),
+        json.dumps([SOME | {"evaluations": [{"flip_rate": 0.1}]}]), json.dumps([SOME | {"evaluations": [4]}]),
+        json.dumps([SOME | {"baseline": {"mIoU": "low"}}]), json.dumps([SOME | {"ceiling": 1}]),
+    ],
+)  # fmt: skip
 def test_a_file_of_something_else_is_left_alone(tmp_path: Path, content: str) -> None:
     file = tmp_path / "runs.json"
     file.write_text(content)
-    with pytest.raises(UserError, match="name another --json"):
-        add_runs(file, [made("cut", "none", 0, 4, 0.1)])
+    for use in (lambda: add_runs(file, [made("cut", "none", 0, 4, 0.1)]), lambda: read_runs(file)):
+        with pytest.raises(UserError, match="name another --json") as caught:
+            use()
+        assert "\n" not in str(caught.value)
     assert file.read_text() == content
+
+
+def test_a_run_of_another_program_has_what_it_must_have_alone(tmp_path: Path) -> None:
+    (tmp_path / "runs.json").write_text(json.dumps([SOME | {"flip_rate": 0.25, "mIoU": 0.2, "Dist": 40}]))
+    assert "| CUT | 0 | 20.0 | 25.0 | 40.0 |" in tables(read_runs(tmp_path / "runs.json"), {"cut": "CUT"})
 
 
 def test_the_tables() -> None:
