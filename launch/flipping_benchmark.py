@@ -34,6 +34,7 @@ from launch.runs.trainings import Training, train_all
 from pipelines.dataset import ImageDataset
 from pipelines.manifest import load_manifest
 from trainer.samples import stack
+from trainer.segmentation.load import load_segmenter, weights_sha256
 from trainer.translator import load_translator
 
 LAUNCH = Path(__file__).parent
@@ -172,8 +173,13 @@ class Benchmark:
         return Rounds(out, translator, {**QUIET, **self.tier.segmenter, **GUIDE}, first=first).segmenter(arm.rounds)
 
     def _is_done(self, cell: Cell) -> bool:
-        """UserError if the run is there with other options."""
-        return has_finished(RunFolder(self.run_dir(cell)), cell.arm.config(self.tier.config, self._options(cell)))
+        """UserError if the run is there with other options, or another judge evaluated it."""
+        folder = RunFolder(self.run_dir(cell))
+        finished = has_finished(folder, cell.arm.config(self.tier.config, self._options(cell)))
+        judge = folder.saved().get("evaluation.segmenter") if finished else None
+        if judge and Path(judge).exists() and not _same_segmenter(Path(judge), self.data.judge):
+            raise UserError(f"{folder.path} was judged by {judge}, not {self.data.judge}: name another --out")
+        return finished
 
     def _command(self, cell: Cell) -> list[Any]:
         options = as_arguments(self._options(cell))
@@ -203,3 +209,7 @@ class Benchmark:
         with replacing(path) as file:
             Image.fromarray(stack(rows, axis=0)).save(file, format="png")
         return path
+
+
+def _same_segmenter(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve() or len({weights_sha256(load_segmenter(each)) for each in (one, other)}) == 1

@@ -9,6 +9,7 @@ from infra.storage import open_storage
 from launch.flipping_results import STRENGTHS
 from launch.runs.embedded import Setup
 from pipelines.manifest import Manifest, load_manifest
+from trainer.segmentation import check_label_space, load_segmenter
 
 
 class BenchmarkData(Protocol):
@@ -74,9 +75,11 @@ class OwnData:
         return self.path
 
     def prepare(self, names: Sequence[str]) -> None:
-        if self._manifest.split("test", "source").label_space is None:
+        label_space = self._manifest.split("test", "source").label_space
+        if label_space is None:
             raise UserError(f"the test sources of {self.path} have no labels, from which flips are counted: prepare them with "
                             "labels")  # fmt: skip
+        check_label_space(load_segmenter(self.judge), label_space)
 
     @property
     def training_images(self) -> int:

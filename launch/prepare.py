@@ -26,7 +26,7 @@ EXAMPLES = """examples:
   python launch/prepare.py images monet.jpg photo.jpg --limit 1024 --out data/monet
   python launch/prepare.py gta5 GTA5 --cityscapes Cityscapes --out data/gta2city
   python launch/prepare.py gta5 GTA5 --cityscapes Cityscapes --out s3://bucket/gta2city --address head:6379
-  python launch/prepare.py match data/gta2city --by segmenter runs/segmenter
+  python launch/prepare.py match data/gta2city --by segmenter runs/source-segmenter
   python launch/prepare.py inspect data/gta2city
 
 Run the same command again to continue a preparation that was interrupted. S3 takes its endpoint and credentials

@@ -58,7 +58,9 @@ def translators(arguments: Sequence[str], data: str, judge: str | None) -> JobCo
         raise UserError(
             f"{method} has no L_sem (method.semantic), which keeps classes in rounds: give another --method, such as cut"
         )
-    given = parse_arguments([*arguments, "--data", data, "--method.semantic.segmenter", "S"])
+    given = parse_arguments(["--method.semantic.segmenter", "S", *arguments, "--data", data])
+    if flatten(given)["method.semantic.segmenter"] != "S":
+        raise UserError("rounds train the segmenters themselves: leave out --method.semantic.segmenter")
     if given.run_dir or given.data.match:
         raise UserError(
             "rounds name their run folders in --out and make their own matches: leave out --run-dir and --data.match"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 from tqdm import tqdm
 
 from infra.errors import UserError
@@ -18,6 +17,7 @@ from infra.storage import open_storage
 from pipelines.dataset import ImageDataset
 from pipelines.labels import CLASSES, colourise
 from pipelines.manifest import Manifest, load_manifest
+from pipelines.matching.match import load_facts
 from trainer.engines import Engine
 from trainer.evaluation import Example, MetricCollection, compute_metrics, deltas_of
 from trainer.evaluation.charts import distribution_chart, flip_chart
@@ -30,7 +30,7 @@ from trainer.evaluation.worst import WorstImages
 from trainer.exact import exact_arithmetic
 from trainer.samples import stack
 from trainer.segmentation import check_label_space, load_segmenter
-from trainer.segmentation.trained import weights_hash
+from trainer.segmentation.load import weights_sha256
 from trainer.translator import Translator
 
 SHEET_ROWS = 8
@@ -66,6 +66,16 @@ def _run_of(path: str) -> Path:
     """The folder of a run, also of one of its checkpoints."""
     place = Path(path).resolve()
     return place.parents[1] if place.parent.name == "checkpoints" else place
+
+
+def _matched_by(config: Mapping[str, Any]) -> str | None:
+    """The hash of the segmenter that a training's target crops were matched by, where they were and the match is still there."""
+    if not config.get("data.match") or not config.get("data.root"):
+        return None
+    try:
+        return load_facts(open_storage(config["data.root"]), config["data.match"]).segmenter
+    except UserError:
+        return None
 
 
 class TestImages:
@@ -172,15 +182,18 @@ class Evaluator:
         self._new_metrics = functools.partial(MetricCollection, CLASSES, deltas_of(task), extractor)
 
     def check_judge(self, config: Mapping[str, Any], given: Mapping[str, str]) -> None:
-        """UserError if the segmenter is what a translator was trained with: it would see what it was told to. config: the
-        translator's, flat. given: the hashes that its checkpoints have."""
+        """UserError if the segmenter is what a translator was trained with, or its targets matched by: it would see what it was
+        told to. config: the translator's, flat. given: the hashes that its checkpoints have."""
         judge, teacher = self.config.segmenter, config.get(TEACHER)
-        if self.segmenter is None or judge is None or TEACHER not in given:
+        if self.segmenter is None or judge is None:
             return
-        network = self.segmenter.logits
-        same = isinstance(network, nn.Module) and weights_hash(network) == given[TEACHER]
-        if same or (teacher and _run_of(judge) == _run_of(teacher)):
-            raise UserError(f"the translator was trained with the segmenter {judge} (--{TEACHER}), which cannot judge it: "
+        weights, option = weights_sha256(self.segmenter), None
+        if TEACHER in given and (weights == given[TEACHER] or (teacher and _run_of(judge) == _run_of(teacher))):
+            option = TEACHER
+        elif weights == _matched_by(config):
+            option = f"data.match {config['data.match']}"
+        if option:
+            raise UserError(f"the translator was trained with the segmenter {judge} (--{option}), which cannot judge it: "
                             "evaluate it with another, such as one of launch/train_segmenter.py --domain target")  # fmt: skip
 
     def best_metric(self, name: str) -> str:

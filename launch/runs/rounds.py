@@ -9,6 +9,7 @@ OUT/segmenter-1           S of the next round, trained on these data
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from launch.translating.roots import translated_part
 from pipelines.derived import Part, derive, encoding_of
 from pipelines.manifest import DOMAINS, load_manifest
 from pipelines.shards import Sample
+from trainer.segmentation.load import load_segmenter
 from trainer.segmentation.segmenter import Segmenter
 from trainer.segmentation.trained import load_trained, weights_hash
 from trainer.translator import load_translator
@@ -93,6 +95,14 @@ class Rounds:
         if source.image_size != target.image_size:
             raise UserError(f"sources and targets of {self.root} differ in size: prepare both in one, since translations and "
                             "targets train one segmenter")  # fmt: skip
+        if judge := translator.evaluation.segmenter:
+            place = Path(judge).resolve()
+            if place.is_relative_to(out.resolve()) and re.match(
+                r"segmenter-\d+/", f"{place.relative_to(out.resolve())}/"
+            ):
+                raise UserError(f"the judge {judge} is one of the segmenters that these rounds train with: give another, such as "
+                                "one of launch/train_segmenter.py --domain target")  # fmt: skip
+            load_segmenter(Path(judge))  # which is needed hours later
         self.first = first
         self._segmenters: dict[int, Path] = {}
         self._translators: dict[int, Path] = {}

@@ -114,6 +114,9 @@ def test_the_benchmark_from_nothing_to_the_table(
     assert {path.name for path in Path("own").iterdir()} >= {"pictures.png", "logs"} and not Path(
         "own/segmenter"
     ).exists()
+    with pytest.raises(SystemExit, match="2"):
+        flipping(monkeypatch, *options_of_own.replace("segmenter", "source-segmenter").split(), own=True)
+    assert "own/runs/strong-best-3-4 was judged by segmenter, not source-segmenter" in capsys.readouterr().err
     monkeypatch.chdir("..")
 
     # The options of an arm have changed: its old run is not taken for one of the new.

@@ -15,6 +15,7 @@ from pipelines.dataset import ImageDataset
 from pipelines.manifest import MANIFEST
 from pipelines.prepare import Encoding, prepare
 from pipelines.sources.drawn import street_scenes
+from tests.trainer import segmenters
 
 SEGMENTER = "{model: {output_stride: 8, width: 0.25}, optim: {epochs: 0.5}, jitter: 0.5, engine: {precision: fp32}}"
 OPTIONS = (
@@ -106,6 +107,8 @@ def test_the_options_of_every_translator(root: str) -> None:
         ("--method munit", "munit has no L_sem"),
         ("--method cut --run-dir runs/x", "leave out --run-dir"),
         ("--method cut --data.match labels", "leave out --run-dir and --data.match"),
+        ("--method cut --method.semantic.segmenter S2", "leave out --method.semantic.segmenter"),
+        ("--method cut --judge nowhere", "there is no segmenter nowhere"),
         ("--method cut --optim.lr fast", "optim.lr = 'fast' is not a number"),
     ],
 )
@@ -117,6 +120,17 @@ def test_what_cannot_be(
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
     assert not Path("out").exists()
+
+
+def test_a_segmenter_of_the_rounds_judges_none_of_them(
+    root: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    segmenters.save(Path("out/segmenter-1"), 3, (64, 32), segmenter=segmenters.network(1))
+    for judge in ("out/segmenter-1", "out/segmenter-1/checkpoints/step_3"):
+        with pytest.raises(SystemExit, match="2"):
+            start(monkeypatch, f"--method cut --judge {judge}")
+        assert f"the judge {judge} is one of the segmenters that these rounds train with" in capsys.readouterr().err
+    assert [path.name for path in Path("out").iterdir()] == ["segmenter-1"]
 
 
 def test_sources_without_labels(root: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

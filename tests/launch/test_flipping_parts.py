@@ -12,10 +12,15 @@ from pathlib import Path
 import pytest
 
 from infra.errors import UserError
+from infra.storage import LocalStorage
 from launch.flipping_arms import choose, read_arms
 from launch.flipping_benchmark import TIERS
+from launch.flipping_data import OwnData
 from launch.flipping_results import Run, add_runs, read_runs, tables
 from launch.runs.processes import run_all
+from pipelines.prepare import Encoding, prepare
+from pipelines.sources.drawn import street_scenes
+from tests.trainer import segmenters
 from trainer.methods import Srunit
 from trainer.methods.parts.robustness import Robustness
 
@@ -164,6 +169,14 @@ Mismatch none, 4,000 steps
     )
     with pytest.raises(UserError, match="there are no finished runs"):
         tables([], {})
+
+
+def test_a_judge_that_is_none_is_found_before_anything_is_trained(tmp_path: Path) -> None:
+    prepare(street_scenes(1, 1), LocalStorage(tmp_path / "data"), Encoding((64, 32)), progress=False)
+    segmenters.save(tmp_path / "judge", 1, segmenter=segmenters.network(1))
+    OwnData(tmp_path / "data", "gta2city", tmp_path / "judge").prepare(["data"])
+    with pytest.raises(UserError, match="there is no segmenter nowhere"):
+        OwnData(tmp_path / "data", "gta2city", Path("nowhere")).prepare(["data"])
 
 
 def test_processes_run_some_at_once_and_say_what_went_wrong(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from infra.errors import UserError
 from infra.json_lines import JsonLines
+from launch.matching import match
 from launch.runs import training, translator
 from launch.runs.config import parse_arguments
 from tests.launch.evaluating import evaluate, make_scenes, sentence
@@ -71,6 +72,19 @@ def test_its_own_teacher_does_not_judge_it(train: Train, workplace: Path, judge:
     ):
         train("--method.semantic.segmenter", "source", "--evaluation.segmenter", judge, "--run-dir", "refused")
     assert not (workplace / "refused").exists()
+
+
+def test_nor_does_what_its_targets_were_matched_by(
+    train: Train, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    match("data", ["segmenter", "other"], crop=32, k=2, name="by-other")
+    matched = ("--data.match", "by-other", "--method.semantic.weight", "0", "--max-steps", "1", "--run-dir")
+    with pytest.raises(UserError, match="with the segmenter other .--data.match by-other., which cannot judge it"):
+        train(*matched, "refused", "--evaluation.segmenter", "other")
+    assert not (workplace / "refused").exists()
+    train(*matched, "matched", "--evaluation.segmenter", "source")
+    assert evaluate(monkeypatch, "matched", "--segmenter", "other") == 2
+    assert "(--data.match by-other)" in sentence(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
