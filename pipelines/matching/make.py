@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import io
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,14 +96,20 @@ def make_match(
     )  # fmt: skip
     work = _work_folder(storage, options.name)
     there = _made_before(storage, options.name, asked)
-    if there is None:
-        with _claimed(work, asked, options.name):
+    if there is not None:
+        if progress:
+            print(f"already matched: {storage.url}/{file_of(options.name, 'json')}")
+        load_match(storage, manifest, options.name)
+        shutil.rmtree(work, ignore_errors=True)
+        return there
+    with _claimed(work, asked, options.name):
+        # Another process may have finished it since.
+        there = _made_before(storage, options.name, asked)
+        if there is None:
             maker = _Maker(storage, splits, lattices, asked, options.name, work, progress)
             there = maker.make(predict, workers)
-    elif progress:
-        print(f"already matched: {storage.url}/{file_of(options.name, 'json')}")
-    load_match(storage, manifest, options.name)  # what stays behind is whole
-    shutil.rmtree(work, ignore_errors=True)
+        load_match(storage, manifest, options.name)  # what stays behind is whole
+        shutil.rmtree(work, ignore_errors=True)
     return there
 
 
@@ -151,26 +158,41 @@ def _claimed(work: Path, asked: Facts, name: str) -> Iterator[None]:
     """Hold the work folder, emptied of what belongs to other options. UserError while another process does."""
     folder = LocalStorage(work)
     claim = json.dumps(asked.made_of(), sort_keys=True).encode()
-    try:
-        before: bytes | None = folder.read(CLAIM)
-    except FileNotFoundError:
-        before = None
-    with open(_made(work.parent, name) / f".{work.name}.lock", "wb") as lock:
+    with _locked(_made(work.parent) / f".{work.name}.lock", name):
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process makes the match {name}: wait for it, or give another --name") from None
-        try:
-            if before != claim:
-                shutil.rmtree(work, ignore_errors=True)
-                folder.write(CLAIM, claim)
-            folder.sweep()
-            yield
-        finally:
-            Path(lock.name).unlink(missing_ok=True)
+            before: bytes | None = folder.read(CLAIM)
+        except FileNotFoundError:
+            before = None
+        if before != claim:
+            shutil.rmtree(work, ignore_errors=True)
+            folder.write(CLAIM, claim)
+        folder.sweep()
+        yield
 
 
-def _made(folder: Path, name: str) -> Path:
+@contextmanager
+def _locked(path: Path, name: str) -> Iterator[None]:
+    """Hold a lock file, which is gone afterwards. UserError while another process does."""
+    while True:
+        with open(path, "wb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"another process makes the match {name}: wait for it, or give another --name"
+                ) from None
+            except OSError:
+                pass  # a file system without locks
+            if not (path.exists() and os.path.samestat(path.stat(), os.fstat(lock.fileno()))):
+                continue  # who had it removed it after it was opened here
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _made(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

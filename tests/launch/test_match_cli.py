@@ -1,12 +1,15 @@
 """launch/prepare.py match as a person types it: what it leaves, the same to the byte, and what bad input gets."""
 
 import dataclasses
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +190,52 @@ def test_what_other_options_left_unfinished_is_not_used(copy: Path, made: Path) 
     (copy / "matches" / "labels.json").unlink()
     assert match(copy) == 0
     assert files(str(copy), "labels") == files(str(made), "labels") and not work.exists()
+
+
+def test_a_match_that_another_process_finished_meanwhile_is_left_as_it_is(
+    copy: Path, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(copy / "matches")
+    claimed, describing, described = make._claimed, make.describe, list[int]()
+
+    def describe_and_note(*given: Any) -> None:
+        described.append(1)
+        describing(*given)
+
+    @contextmanager
+    def claimed_late(*given: Any) -> Iterator[None]:
+        monkeypatch.setattr(make, "_claimed", claimed)
+        assert match(copy) == 0  # by the other process
+        with claimed(*given):
+            yield
+
+    monkeypatch.setattr(make, "describe", describe_and_note)
+    monkeypatch.setattr(make, "_claimed", claimed_late)
+    assert match(copy) == 0
+    assert len(described) == 1 and files(str(copy), "labels") == files(str(made), "labels")
+    assert sorted(path.name for path in (copy / "matches").iterdir()) == [f"labels.{kind}" for kind in sorted(KINDS)]
+
+
+def test_one_process_makes_a_match_and_a_lock_file_that_was_removed_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, flock, removed = tmp_path / ".lock", fcntl.flock, list[int]()
+
+    def removed_before(file: Any, operation: int) -> None:
+        if not removed:
+            removed.append(1)
+            path.unlink()
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", removed_before)
+    with make._locked(path, "near"):
+        assert removed and path.exists()
+        with (
+            pytest.raises(UserError, match="another process makes the match near: wait for it"),
+            make._locked(path, "near"),
+        ):
+            pass
+    assert not path.exists()
 
 
 def test_the_same_command_on_a_finished_match_changes_nothing(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
