@@ -27,6 +27,7 @@ from launch.flipping_data import BenchmarkData
 from launch.flipping_results import Run, add_runs, read_runs, run_of
 from launch.matching import matched
 from launch.runs.embedded import GUIDE, LARGE_SEGMENTER, OWN_SEED, QUIET, SMALL_SEGMENTER, Setup
+from launch.runs.evaluation import check_judged_by
 from launch.runs.folder import RunFolder, has_finished
 from launch.runs.processes import one_at_a_time
 from launch.runs.rounds import Rounds
@@ -34,7 +35,6 @@ from launch.runs.trainings import Training, train_all
 from pipelines.dataset import ImageDataset
 from pipelines.manifest import load_manifest
 from trainer.samples import stack
-from trainer.segmentation.load import load_segmenter, weights_sha256
 from trainer.translator import load_translator
 
 LAUNCH = Path(__file__).parent
@@ -176,9 +176,8 @@ class Benchmark:
         """UserError if the run is there with other options, or another judge evaluated it."""
         folder = RunFolder(self.run_dir(cell))
         finished = has_finished(folder, cell.arm.config(self.tier.config, self._options(cell)))
-        judge = folder.saved().get("evaluation.segmenter") if finished else None
-        if judge and Path(judge).exists() and not _same_segmenter(Path(judge), self.data.judge):
-            raise UserError(f"{folder.path} was judged by {judge}, not {self.data.judge}: name another --out")
+        if finished:
+            check_judged_by(folder, self.data.judge)
         return finished
 
     def _command(self, cell: Cell) -> list[Any]:
@@ -187,7 +186,11 @@ class Benchmark:
 
     def _found(self, cell: Cell) -> Run:
         key = (cell.arm.name, cell.mismatch, cell.seed, self.steps)
-        return run_of(key, RunFolder(self.run_dir(cell)).evaluations())
+        folder = RunFolder(self.run_dir(cell))
+        evaluations = folder.evaluations()
+        if not evaluations:
+            raise UserError(f"{folder.evaluations_file} holds no evaluation: delete {folder.path} to train it again")
+        return run_of(key, evaluations)
 
     # ---- pictures ---------------------------------------------------------------------------------------------------
 
@@ -209,7 +212,3 @@ class Benchmark:
         with replacing(path) as file:
             Image.fromarray(stack(rows, axis=0)).save(file, format="png")
         return path
-
-
-def _same_segmenter(one: Path, other: Path) -> bool:
-    return one.resolve() == other.resolve() or len({weights_sha256(load_segmenter(each)) for each in (one, other)}) == 1

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from infra.errors import UserError
 from infra.signals import ToldToStop, current
 from infra.storage import open_storage
+from launch.runs.folder import RunFolder
 from pipelines.dataset import ImageDataset
 from pipelines.labels import CLASSES, colourise
 from pipelines.manifest import Manifest, load_manifest
@@ -66,6 +67,16 @@ def _run_of(path: str) -> Path:
     """The folder of a run, also of one of its checkpoints."""
     place = Path(path).resolve()
     return place.parents[1] if place.parent.name == "checkpoints" else place
+
+
+def check_judged_by(folder: RunFolder, judge: Path) -> None:
+    """UserError if a run was evaluated by another segmenter than this one, which its options leave free. One that is gone may be
+    this one, moved."""
+    before = Path(folder.saved().get("evaluation.segmenter") or judge)
+    if before.resolve() == judge.resolve() or not before.exists():
+        return
+    if len({weights_sha256(load_segmenter(each)) for each in (before, judge)}) > 1:
+        raise UserError(f"{folder.path} was judged by {before}, not {judge}: name another --out")
 
 
 def _matched_by(config: Mapping[str, Any]) -> str | None:

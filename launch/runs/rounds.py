@@ -27,6 +27,7 @@ from infra.tables import plain
 from launch.matching import matched
 from launch.runs import segmenter as segmenters
 from launch.runs.config import JobConfig, make_config
+from launch.runs.evaluation import check_judged_by
 from launch.runs.folder import RunFolder
 from launch.runs.translator import train
 from launch.translating.roots import translated_part
@@ -157,6 +158,8 @@ class Rounds:
         """Those of SHOWN that there are: of the translator its last evaluation, and "segmenter": the mIoU of S on the labelled
         target test images, if there are any."""
         translator = self.translator(number)
+        if judge := self.options.evaluation.segmenter:
+            check_judged_by(RunFolder(translator), Path(judge))
         file = self._folder(number) / "metrics.json"
         if known := read_json(file, dict):
             return dict(known)

@@ -214,6 +214,15 @@ def test_what_cannot_be(tiny: Setup, change: dict[str, Any], message: str) -> No
         Benchmark(tiny, StreetScenes(tiny, Path("out")), Path("out"), **usual | change)
 
 
+def test_a_run_whose_evaluations_are_gone(tiny: Setup) -> None:
+    arm = read_arms()["cut"]
+    benchmark = Benchmark(tiny, StreetScenes(tiny, Path("out")), Path("out"), [arm], ["none"], [0], 4, 1)
+    with pytest.raises(
+        UserError, match="evaluations.jsonl holds no evaluation: delete out/runs/none-cut-0-4 to train it"
+    ):
+        benchmark._found(benchmark.cells[0])
+
+
 def test_a_damaged_list_of_runs_is_found_before_anything_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

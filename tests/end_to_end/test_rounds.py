@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from infra.config import flatten
+from infra.config import flatten, to_yaml
+from infra.errors import UserError
 from infra.storage import open_storage
 from launch import rounds as cli
 from launch.runs import rounds
@@ -131,6 +132,18 @@ def test_a_segmenter_of_the_rounds_judges_none_of_them(
             start(monkeypatch, f"--method cut --judge {judge}")
         assert f"the judge {judge} is one of the segmenters that these rounds train with" in capsys.readouterr().err
     assert [path.name for path in Path("out").iterdir()] == ["segmenter-1"]
+
+
+def test_a_round_that_another_judge_evaluated_is_not_taken_for_one_of_this(root: str) -> None:
+    for name, seed in (("judge", 1), ("other", 2)):
+        segmenters.save(Path(name), 3, (64, 32), segmenter=segmenters.network(seed))
+    config = cli.translators(["--method", "cut"], root, "judge")
+    found = rounds.Rounds(Path("out"), config, {})
+    found._translators[0] = Path("out/round-0/translator")
+    found._translators[0].mkdir(parents=True)
+    (found._translators[0] / "config.yaml").write_text(to_yaml({"evaluation.segmenter": "other"}))
+    with pytest.raises(UserError, match="out/round-0/translator was judged by other, not judge"):
+        found.metrics(0)
 
 
 def test_sources_without_labels(root: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

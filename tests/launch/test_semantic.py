@@ -7,11 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from infra.config import to_yaml
 from infra.errors import UserError
 from infra.json_lines import JsonLines
 from launch.matching import match
 from launch.runs import training, translator
 from launch.runs.config import parse_arguments
+from launch.runs.evaluation import check_judged_by
+from launch.runs.folder import RunFolder
 from tests.launch.evaluating import evaluate, make_scenes, sentence
 from tests.trainer import segmenters
 from trainer.methods.parts import semantic
@@ -95,3 +98,16 @@ def test_what_is_no_segmenter(train: Train, workplace: Path, segmenter: str, wor
     with pytest.raises(UserError, match=words):
         train("--method.semantic.segmenter", segmenter, "--run-dir", "refused")
     assert not (workplace / "refused").exists()
+
+
+def test_a_run_was_judged_by_that_segmenter_or_by_none_that_is_still_there(workplace: Path, tmp_path: Path) -> None:
+    """source and moved have the same weights."""
+
+    def judged_by(path: Path) -> RunFolder:
+        (tmp_path / "config.yaml").write_text(to_yaml({"evaluation.segmenter": str(path)}))
+        return RunFolder(tmp_path)
+
+    for before in ("source", "moved", "gone"):
+        check_judged_by(judged_by(workplace / before), workplace / "source")
+    with pytest.raises(UserError, match="was judged by .*other, not .*source: name another --out"):
+        check_judged_by(judged_by(workplace / "other"), workplace / "source")

@@ -268,6 +268,12 @@ def test_options_that_cannot_work_are_refused(options: dict[str, Any], words: st
         method_config("cut", **{f"semantic__{name}": value for name, value in options.items()})
 
 
+def test_a_segmenter_that_nothing_uses_is_named_in_the_log(run: str) -> None:
+    (note,) = with_segmenter(run).notes()
+    assert note.startswith("no method.semantic option uses method.semantic.segmenter: give a weight")
+    assert with_segmenter(run, semantic__mask=True).notes() == []
+
+
 def test_a_path_that_is_no_segmenter_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is neither a run folder nor a checkpoint"):
         prepared(str(tmp_path))

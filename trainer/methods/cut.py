@@ -146,7 +146,14 @@ class Cut(Method[Batch, Outputs]):
         return {part.starts_at: part.start for part in self.parts if part.starts_at}
 
     def notes(self) -> list[str]:
-        return [note for part in self.parts if (note := part.note())]
+        idle = [
+            "no method.semantic option uses method.semantic.segmenter: give a weight, mask or balance, or leave it out"
+        ]
+        semantic = self.config.semantic
+        return [
+            *(note for part in self.parts if (note := part.note())),
+            *(idle if semantic.segmenter and not semantic.used else []),
+        ]
 
     def guesses(self) -> Guesses:
         of_d = dict.fromkeys(("D_fake", "D_real"), self.adversary.guess)
