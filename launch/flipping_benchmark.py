@@ -20,6 +20,7 @@ from PIL import Image
 
 from infra.config import as_arguments
 from infra.console import setup_logging
+from infra.disk import why_unwritable
 from infra.errors import UserError
 from infra.storage import open_storage, replacing
 from launch.flipping_arms import MATCH, SEGMENTER, Arm
@@ -136,7 +137,10 @@ class Benchmark:
 
     def run(self, file: Path) -> None:
         """Do whatever is not done yet, and add each finished run to the file. UserError, when all others have ended, if a
-        training failed, and before anything is made for a file that no run can be added to."""
+        training failed, and before anything is made for a folder or file that takes nothing."""
+        for folder, named in ((self.out, "--out"), (file.parent, "--json")):
+            if reason := why_unwritable(folder):
+                raise UserError(f"cannot write to {folder} ({reason}): name another {named}")
         read_runs(file)
         with one_at_a_time(self.out / "data"):
             self._prepare()

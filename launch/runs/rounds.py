@@ -33,6 +33,7 @@ from launch.runs.translator import train
 from launch.translating.roots import translated_part
 from pipelines.derived import Part, derive, encoding_of
 from pipelines.manifest import DOMAINS, load_manifest
+from pipelines.matching.make import MatchOptions, lattices_of
 from pipelines.shards import Sample
 from trainer.segmentation.load import load_segmenter
 from trainer.segmentation.segmenter import Segmenter
@@ -96,6 +97,8 @@ class Rounds:
         if source.image_size != target.image_size:
             raise UserError(f"sources and targets of {self.root} differ in size: prepare both in one, since translations and "
                             "targets train one segmenter")  # fmt: skip
+        options = MatchOptions(by="segmenter", name="crops", crop=translator.data.crop)
+        lattices_of({"source": source, "target": target}, options)  # of each match: that crops can be cut
         if judge := translator.evaluation.segmenter:
             place = Path(judge).resolve()
             if place.is_relative_to(out.resolve()) and re.match(

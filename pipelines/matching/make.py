@@ -82,7 +82,7 @@ def make_match(
     storage = open_storage(root)
     manifest = load_manifest(storage)
     splits = {domain: manifest.split("train", domain) for domain in DOMAINS}
-    lattices = {domain: _lattice(domain, splits[domain], options) for domain in DOMAINS}
+    lattices = lattices_of(splits, options)
     if options.by == "labels":
         _check_labels(splits)
     candidates = splits["target"].samples * lattices["target"].cells * (2 if options.mirror else 1)
@@ -111,6 +111,11 @@ def make_match(
         load_match(storage, manifest, options.name)  # what stays behind is whole
         shutil.rmtree(work, ignore_errors=True)
     return there
+
+
+def lattices_of(splits: dict[str, Split], options: MatchOptions) -> dict[str, Lattice]:
+    """Those of the crops of both domains. UserError for crops that cannot be cut."""
+    return {domain: _lattice(domain, split, options) for domain, split in splits.items()}
 
 
 def _lattice(domain: str, split: Split, options: MatchOptions) -> Lattice:

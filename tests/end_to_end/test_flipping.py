@@ -246,6 +246,8 @@ def test_a_damaged_list_of_runs_is_found_before_anything_is_made(
         ("--data ROOT --judge J --mismatch none", "--mismatch is a strength of drawn scenes"),
         ("--mismatch weak", "--mismatch weak is no strength: choose among none, middle, strong"),
         ("--data ROOT --judge J", "no prepared data at ROOT"),
+        ("--out /proc/none", "cannot write to /proc/none (No such file or directory): name another --out"),
+        ("--json /proc/none/runs.json", "cannot write to /proc/none (No such file or directory): name another --json"),
     ],
 )
 def test_what_does_not_go_together(

@@ -109,7 +109,11 @@ def test_the_options_of_every_translator(root: str) -> None:
         ("--method cut --run-dir runs/x", "leave out --run-dir"),
         ("--method cut --data.match labels", "leave out --run-dir and --data.match"),
         ("--method cut --method.semantic.segmenter S2", "leave out --method.semantic.segmenter"),
-        ("--method cut --judge nowhere", "there is no segmenter nowhere"),
+        (
+            "--method cut --crop 48",
+            "crops of 48x48 pixels cannot be cut from the source images of 64x32: pass --crop 32",
+        ),
+        ("--method cut --crop 32 --judge nowhere", "there is no segmenter nowhere"),
         ("--method cut --optim.lr fast", "optim.lr = 'fast' is not a number"),
     ],
 )
@@ -129,7 +133,7 @@ def test_a_segmenter_of_the_rounds_judges_none_of_them(
     segmenters.save(Path("out/segmenter-1"), 3, (64, 32), segmenter=segmenters.network(1))
     for judge in ("out/segmenter-1", "out/segmenter-1/checkpoints/step_3"):
         with pytest.raises(SystemExit, match="2"):
-            start(monkeypatch, f"--method cut --judge {judge}")
+            start(monkeypatch, f"--method cut --crop 32 --judge {judge}")
         assert f"the judge {judge} is one of the segmenters that these rounds train with" in capsys.readouterr().err
     assert [path.name for path in Path("out").iterdir()] == ["segmenter-1"]
 
@@ -137,7 +141,7 @@ def test_a_segmenter_of_the_rounds_judges_none_of_them(
 def test_a_round_that_another_judge_evaluated_is_not_taken_for_one_of_this(root: str) -> None:
     for name, seed in (("judge", 1), ("other", 2)):
         segmenters.save(Path(name), 3, (64, 32), segmenter=segmenters.network(seed))
-    config = cli.translators(["--method", "cut"], root, "judge")
+    config = cli.translators(["--method", "cut", "--crop", "32"], root, "judge")
     found = rounds.Rounds(Path("out"), config, {})
     found._translators[0] = Path("out/round-0/translator")
     found._translators[0].mkdir(parents=True)
