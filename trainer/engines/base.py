@@ -45,8 +45,9 @@ class EngineConfig:
         True, "on a GPU: let fp32 convolutions and products round their factors to 10 bits", resumable=True
     )
     compile: str = option(
-        "auto", "have torch.compile fuse what lies between convolutions (takes minutes at the first start); auto: of ResNet "
-        "generators and PatchGANs, on a GPU with Triton", choices=SWITCH, resumable=True, before="false",
+        "auto", "have torch.compile fuse what lies between convolutions (takes minutes at the first start); auto: in the "
+        "generators, encoders and discriminators of every method but SinCUT, on a GPU with Triton",
+        choices=SWITCH, resumable=True, before="false",
     )  # fmt: skip
     graphs: bool = option(
         False, "one GPU: capture whole training steps as CUDA graphs, compiled or not, and replay them (not measured yet); on a "

@@ -56,7 +56,7 @@ class MunitTranslation(Translation):
         """Without a code: the mean style, 0."""
         style = x_NCHW.new_zeros(len(x_NCHW), self.code or 0) if code is None else code
         ours, theirs = self._in_order(direction)
-        return theirs.decode(ours.content_encoder(x_NCHW), style)
+        return theirs.decode(ours.encode_content(x_NCHW), style)
 
     def code_of(self, x_NCHW: Tensor, direction: str = "AtoB") -> Tensor:
         return self._in_order(direction)[1].style_encoder(x_NCHW)
@@ -162,10 +162,6 @@ class Munit(Method[Batch, Outputs]):
         assert isinstance(network, AutoEncoder)
         return network
 
-    def compiled_parts(self) -> list[nn.Module]:
-        encoders = [part for domain in "ab" for part in self.autoencoder(domain).children()]
-        return [*encoders, *self.networks("discriminator").values()]
-
     def sizes(self, images: int) -> Sizes:
         return self.product.sizes & self.config.discriminator.build(slope=0.2).sizes
 
@@ -176,7 +172,7 @@ class Munit(Method[Batch, Outputs]):
             for domain, x in images.items()
         }
         if name == "shown":
-            contents = {domain: self.autoencoder(domain).content_encoder(x) for domain, x in images.items()}
+            contents = {domain: self.autoencoder(domain).encode_content(x) for domain, x in images.items()}
             return {here: self.autoencoder(here).decode(contents[there], drawn[here]) for here, there in ("ab", "ba")}
         content: dict[str, Tensor] = {}
         style: dict[str, Tensor] = {}

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-VARIANTS = 32  # of one pass at most: by shapes, taps, and what takes gradients; a step of any method has fewer than 10
+# Of one pass at most: by shapes, taps, and what takes gradients. DRIT has most, 14 of all its passes together, as
+# tests/trainer/test_compiled.py counts.
+VARIANTS = 32
 CACHE = ".compiled"  # in the folder of runs
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,8 @@
 """DRIT's networks (Lee et al. 2018, "Diverse Image-to-Image Translation via Disentangled Representations"), each one module for
 both domains, a and b. Attributes enter the generator as constant planes ("concat") or by 1x1 convolutions ("feature-wise").
 
-Contents are (B, 4 ngf, H/4, W/4), attributes (B, code); H and W are multiples of 4.
+Contents are (B, 4 ngf, H/4, W/4), attributes (B, code); H and W are multiples of 4. Compiled passes take the layers of a domain
+and not its name, so that both domains share the code.
 """
 
 import itertools
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.networks.blocks import GlobalMean, LayerNorm2d, conv_block, style_encoder
+from trainer.networks.compiling import Compilable, whole
 from trainer.networks.generator import ResnetBlock
 from trainer.networks.norm import InstanceNorm2d
 from trainer.networks.padding import Pad2d
@@ -19,7 +21,7 @@ from trainer.networks.sizes import Sizes, smallest_side
 SLOPE = 0.01  # of LeakyReLU
 
 
-class ContentEncoder(nn.Module):
+class ContentEncoder(Compilable):
     def __init__(self, *, ngf: int) -> None:
         super().__init__()
         self.shared = ResnetBlock(4 * ngf)
@@ -34,7 +36,11 @@ class ContentEncoder(nn.Module):
         )
 
     def forward(self, x: Tensor, domain: str) -> Tensor:
-        return self.shared(self.get_submodule(f"of_{domain}")(x))
+        return self._through(self.get_submodule(f"of_{domain}"), x)
+
+    @whole
+    def _through(self, own: nn.Module, x: Tensor) -> Tensor:
+        return self.shared(own(x))
 
     def sizes(self, after: int) -> Sizes:
         """The images whose content is so large each way, or larger."""
@@ -87,14 +93,18 @@ class _Gaussian(nn.Module):
         return Attribute(_wide(self.mean(features)), _wide(self.log_variance(features)))
 
 
-class AttributeEncoder(nn.Module):
+class AttributeEncoder(Compilable):
     def __init__(self, *, ngf: int, code: int, concat: bool) -> None:
         super().__init__()
         self.concat = concat
         self.of_a, self.of_b = (_Gaussian(ngf, code) if concat else style_encoder(ngf, code) for _ in "ab")
 
     def forward(self, x: Tensor, domain: str) -> Attribute:
-        found = self.get_submodule(f"of_{domain}")(x)
+        return self._through(self.get_submodule(f"of_{domain}"), x)
+
+    @whole
+    def _through(self, own: nn.Module, x: Tensor) -> Attribute:
+        found = own(x)
         return found if self.concat else Attribute(_wide(found))
 
     @property
@@ -139,7 +149,7 @@ class _ConcatDecoder(nn.Module):
         return content.tanh()
 
 
-class ConcatGenerator(nn.Module):
+class ConcatGenerator(Compilable):
     """A block that both domains share, then each domain's own decoder."""
 
     def __init__(self, *, ngf: int, code: int) -> None:
@@ -149,7 +159,11 @@ class ConcatGenerator(nn.Module):
 
     def forward(self, content: Tensor, code: Tensor, domain: str) -> Tensor:
         """(B, 3, H, W) in (-1, 1), of this domain."""
-        return self.get_submodule(f"to_{domain}")(self.shared(content), code)
+        return self._through(self.get_submodule(f"to_{domain}"), content, code)
+
+    @whole
+    def _through(self, own: nn.Module, content: Tensor, code: Tensor) -> Tensor:
+        return own(self.shared(content), code)
 
 
 class FeatureBlock(nn.Module):
@@ -185,7 +199,7 @@ class _FeatureDecoder(nn.Module):
         return self.image(content)
 
 
-class FeatureGenerator(nn.Module):
+class FeatureGenerator(Compilable):
     """Each domain's own decoder, with an MLP that makes of an attribute a vector for each block."""
 
     def __init__(self, *, ngf: int, code: int) -> None:
@@ -202,10 +216,14 @@ class FeatureGenerator(nn.Module):
 
     def forward(self, content: Tensor, code: Tensor, domain: str) -> Tensor:
         """(B, 3, H, W) in (-1, 1), of this domain."""
-        return self.get_submodule(f"to_{domain}")(content, self.get_submodule(f"mlp_{domain}")(code))
+        return self._through(self.get_submodule(f"to_{domain}"), self.get_submodule(f"mlp_{domain}"), content, code)
+
+    @whole
+    def _through(self, own: nn.Module, mlp: nn.Module, content: Tensor, code: Tensor) -> Tensor:
+        return own(content, mlp(code))
 
 
-class ContentDiscriminator(nn.Module):
+class ContentDiscriminator(Compilable):
     """Contents (B, channels, h, w) -> (B, 1, ., .) raw scores: whose content is it? With the published three layers h and w
     are 53 or more."""
 
@@ -222,5 +240,6 @@ class ContentDiscriminator(nn.Module):
     def smallest(self) -> int:
         return smallest_side(self.model)
 
+    @whole
     def forward(self, content: Tensor) -> Tensor:
         return self.model(content)

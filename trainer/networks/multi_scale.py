@@ -5,10 +5,11 @@ import itertools
 from torch import Tensor, nn
 
 from trainer.networks.blocks import conv_block
+from trainer.networks.compiling import Compilable, whole
 from trainer.networks.sizes import Sizes, smallest_side
 
 
-class MultiScaleDiscriminator(nn.Module):
+class MultiScaleDiscriminator(Compilable):
     """(B, 3, H, W) in [-1, 1] -> raw scores (B, 1, h, w) of each scale: the image, its half, its quarter, ….
 
     Each scale has its own weights: `layers` strided convolutions without a norm, which double the channels, and one of a
@@ -35,6 +36,7 @@ class MultiScaleDiscriminator(nn.Module):
         """The images that leave every scale a score."""
         return Sizes(smallest=smallest_side([self.halve] * (len(self.scales) - 1) + list(self.scales[-1].children())))
 
+    @whole
     def forward(self, x: Tensor) -> list[Tensor]:
         scores = []
         for number, scale in enumerate(self.scales):

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.networks.blocks import conv_block, style_encoder
+from trainer.networks.compiling import Compilable, whole
 from trainer.networks.generator import ResnetBlock
 from trainer.networks.norm import InstanceNorm2d
 from trainer.networks.padding import Pad2d
@@ -60,7 +61,7 @@ class Decoder(nn.Module):
         return self.image(content)
 
 
-class AutoEncoder(nn.Module):
+class AutoEncoder(Compilable):
     """Images (B, 3, H, W) in [-1, 1], H and W multiples of 4; contents (B, 4 ngf, H/4, W/4); styles (B, style).
 
     hidden: width of the MLP that makes shifts and scales of the decoder's norms from a style.
@@ -91,9 +92,15 @@ class AutoEncoder(nn.Module):
         encoders = [smallest_side(encoder) for encoder in (self.style_encoder, self.content_encoder)]
         return Sizes(multiple=4, smallest=max(encoders))
 
+    @whole
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Content and style."""
         return self.content_encoder(x), self.style_encoder(x)
 
+    @whole
+    def encode_content(self, x: Tensor) -> Tensor:
+        return self.content_encoder(x)
+
+    @whole
     def decode(self, content: Tensor, style: Tensor) -> Tensor:
         return self.decoder(content, self.mlp(style))

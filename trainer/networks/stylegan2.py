@@ -203,6 +203,7 @@ class StyleDiscriminator(nn.Module):
     the order image, row, column; H and W are multiples of `size`.
 
     ndf: picks the widths, those of StyleGAN2's. Its minibatch standard deviation is left out, as in the published code.
+    Its passes are not marked for torch.compile: R1 takes the gradient of its gradient, which compiled code has not.
     """
 
     def __init__(self, ndf: int = 8, size: int = 64) -> None:
