@@ -3,6 +3,7 @@ records torch's operators with the tensors that they had, and calls them on thos
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +12,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from infra.errors import UserError
+from tests.trainer import segmenters
 from tests.trainer.small import BATCHES, IN_USE, crop_of, small_method
+from trainer.draws import Draws
 from trainer.engines import Engine, EngineConfig
 from trainer.engines.base import tell_fused
 from trainer.loop import LoopConfig, Trainer
 from trainer.methods import METHODS
-from trainer.methods.base import Losses
+from trainer.methods.base import Losses, StepContext
 from trainer.methods.cut import Cut
 from trainer.optim import OptimConfig
 from trainer.state import collect_state
@@ -136,6 +139,30 @@ def assert_same(one: Trainer, other: Trainer, losses: list[Losses], others: list
         assert held.keys() == states[1][group].keys()
         for name, value in held.items():
             assert torch.equal(value, states[1][group][name]), (group, name)
+
+
+def test_replayed_steps_by_a_segmenter_have_the_numbers_of_those_that_are_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """L_sem of jittered looks, its mask and its balance."""
+    segmenters.save(tmp_path, 1, segmenter=segmenters.network(1))
+    given: dict[str, Any] = {
+        "segmenter": str(tmp_path),
+        "labels": "predicted",
+        "sure": 0.6,
+        "weight": 1.0,
+        "jitter": 0.5,
+    }
+    options = {
+        f"semantic.{name}": value for name, value in (given | {"mask": True, "balance": 2.0, "start": 0.3}).items()
+    }
+    capture = Recorded()
+    eager, replayed = trainer_of("fastcut", False, **options), trainer_of("fastcut", True, capture=capture, **options)
+    for each in (eager, replayed):
+        each.method.measure(batches_of("fastcut", 99), StepContext(Draws(3, 0), 0.0))
+    losses, others = (take(each, "fastcut", range(10)) for each in (eager, replayed))
+    assert_same(eager, replayed, losses, others)
+    assert "semantic" in losses[-1] and capture.captured and capture.replayed and not caplog.records
 
 
 @pytest.mark.parametrize("name", REPLAYED)
