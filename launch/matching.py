@@ -56,9 +56,11 @@ def match(
         side = None if crop is None else int(crop)
     except ValueError:
         raise UserError(f"--crop {crop} is no size: give a number of pixels, or none for whole images") from None
-    options = MatchOptions(
-        by=way, name=name or way, grid=parse_size(grid) if grid else None, k=k, crop=side, mirror=mirror
-    )
+    try:
+        squares = None if grid is None else parse_size(grid)
+    except UserError:
+        raise UserError(f"--grid {grid} is no grid: write COLUMNSxROWS, for example 4x4") from None
+    options = MatchOptions(by=way, name=name or way, grid=squares, k=k, crop=side, mirror=mirror)
     labeller, weights = None, None
     if paths:
         labeller = Labeller(Path(paths[0]))

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -114,7 +115,11 @@ def make_match(
 
 
 def lattices_of(splits: dict[str, Split], options: MatchOptions) -> dict[str, Lattice]:
-    """Those of the crops of both domains. UserError for crops that cannot be cut."""
+    """Those of the crops of both domains. UserError for crops that cannot be cut, or are not of one size."""
+    sizes = {split.image_size for split in splits.values()}
+    if options.crop is None and len(sizes) > 1:
+        raise UserError("whole images of {}x{} and {}x{} are not of one size: give a --crop that fits into both, or prepare them "
+                        "in one".format(*splits["source"].image_size, *splits["target"].image_size))  # fmt: skip
     return {domain: _lattice(domain, split, options) for domain, split in splits.items()}
 
 
@@ -311,11 +316,24 @@ class _Maker:
         return total / max(total.sum(), 1e-12)
 
     def _described(self, piece: Piece, what: str) -> np.ndarray:
-        with np.load(self.work / piece.name) as arrays:
+        path = self.work / piece.name
+        with _made_anew_if_damaged(path), np.load(path) as arrays:
             return arrays[what]
 
     def _found_file(self, piece: Piece) -> Path:
         return self.work / "found" / f"{piece.first:09d}.npy"
 
     def _found(self, piece: Piece) -> np.ndarray:
-        return np.load(self._found_file(piece))
+        path = self._found_file(piece)
+        with _made_anew_if_damaged(path):
+            return np.load(path)
+
+
+@contextmanager
+def _made_anew_if_damaged(path: Path) -> Iterator[None]:
+    """For what a crash of the machine may leave of a file. UserError for such a one, which is removed."""
+    try:
+        yield
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        path.unlink(missing_ok=True)
+        raise UserError(f"{path} is damaged ({error}) and was removed: the same command makes it anew") from None

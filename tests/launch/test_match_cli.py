@@ -238,6 +238,28 @@ def test_one_process_makes_a_match_and_a_lock_file_that_was_removed_is_none(
     assert not path.exists()
 
 
+def stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("piece", ["target/000000002.npz", "found/000000001.npy"])
+def test_a_piece_of_work_that_is_damaged_is_made_anew_by_the_same_command(
+    copy: Path, made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], piece: str
+) -> None:
+    monkeypatch.setattr(describe, "_IMAGES", 1)
+    shutil.rmtree(copy / "matches")
+    with monkeypatch.context() as stopping:
+        stopping.setattr(make._Maker, "_shares", stop)
+        assert match(copy) == 130
+    work = copy / "matches" / "labels.work" / piece
+    work.write_bytes(work.read_bytes()[:-40])
+    if piece.startswith("target"):
+        shutil.rmtree(work.parents[1] / "found")
+    assert match(copy) == 2
+    assert f"{piece} is damaged" in capsys.readouterr().err
+    assert match(copy) == 0 and files(str(copy), "labels") == files(str(made), "labels")
+
+
 def test_the_same_command_on_a_finished_match_changes_nothing(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     times = [path.stat().st_mtime_ns for path in sorted((copy / "matches").iterdir())]
     assert match(copy) == 0
@@ -260,6 +282,7 @@ def test_the_same_command_on_a_finished_match_changes_nothing(copy: Path, capsys
         (["--by", "labels", "--crop", "33"], "crops of 33x33 pixels cannot be cut from the source images of 64x32: pass"),
         (["--by", "labels", "--crop", "x"], "--crop x is no size"),
         (["--by", "labels", "--crop", "0"], "crops of 0x0 pixels cannot be cut"),
+        (["--by", "labels", "--grid", "four"], "--grid four is no grid: write COLUMNSxROWS, for example 4x4"),
         (["--by", "labels", "--grid", "9x8"], "a grid of 9x8 is too fine: give at most 64 squares"),
         (["--by", "labels", "--grid", "4x4", "--crop", "3"], "a crop of 3x3 pixels has no 4x4 squares"),
         (["--by", "thumbnail", "--grid", "4x4"], "a thumbnail has 8x8 squares: leave out --grid"),
@@ -287,6 +310,17 @@ def test_unlabelled_images_have_no_labels_to_match_by(tmp_path: Path, capsys: py
     (tmp_path / MANIFEST).write_text(dataclasses.replace(manifest, splits=splits).to_json())
     assert match(tmp_path) == 2
     assert "the target images have no labels of cityscapes19: match --by segmenter" in capsys.readouterr().err
+
+
+def test_whole_images_of_two_sizes_have_no_crops_of_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_root(LocalStorage(tmp_path))
+    manifest = load_manifest(LocalStorage(tmp_path))
+    splits = manifest.splits | {
+        "train/target": dataclasses.replace(manifest.splits["train/target"], image_size=(64, 48))
+    }
+    (tmp_path / MANIFEST).write_text(dataclasses.replace(manifest, splits=splits).to_json())
+    assert run("match", tmp_path, "--by", "thumbnail", "--crop", "none", "--workers", "1") == 2
+    assert "whole images of 48x32 and 64x48 are not of one size: give a --crop" in capsys.readouterr().err
 
 
 def loads(root: Path, view: View | None = None, **options: object) -> None:
