@@ -212,6 +212,11 @@ class Drit(Method[Batch, Outputs]):
             )  # fmt: skip
         return phases
 
+    def compiled_parts(self) -> list[nn.Module]:
+        # Spectral norm moves its vector on in each pass, and compiled code would find it moved in the backward pass of another.
+        moves = self.config.discriminator.spectral_norm
+        return [part for part in super().compiled_parts() if not (moves and isinstance(part, MultiScaleDiscriminator))]
+
     def sizes(self, images: int) -> Sizes:
         if images % 2:
             raise UserError(f"drit takes images by twos, an encoded and a random one, and each rank would take {images} at a "

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-# Of one pass at most: by shapes, taps, and what takes gradients. DRIT has most, 14 of all its passes together, as
+# Of one pass at most: by shapes, taps, and what takes gradients. DRIT has most, 13 of all its passes together, as
 # tests/trainer/test_compiled.py counts.
 VARIANTS = 32
 CACHE = ".compiled"  # in the folder of runs
