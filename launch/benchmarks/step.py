@@ -109,11 +109,8 @@ class Training:
 
 
 def flops_of(run: Callable[[], Any]) -> float:
-    """FLOPs of what this runs."""
-    with (
-        torch.compiler.set_stance("force_eager"),
-        FlopCounterMode(display=False) as counter,
-    ):  # it sees no compiled operator
+    """FLOPs of what this runs, nothing of it compiled: no operator would be seen."""
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         run()
     return float(counter.get_total_flops())
 
