@@ -12,7 +12,7 @@ from infra.errors import UserError
 from tests.trainer.small import method_config, small_method
 from tests.trainer.test_methods import Pairs, at, close, pairs
 from trainer.methods.munit import Munit
-from trainer.networks.munit import Doubled
+from trainer.networks.resample import Doubled
 from trainer.translator import Translator
 
 pytestmark = pytest.mark.slow

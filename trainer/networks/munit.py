@@ -9,6 +9,7 @@ from trainer.networks.compiling import Compilable, whole
 from trainer.networks.generator import ResnetBlock
 from trainer.networks.norm import InstanceNorm2d
 from trainer.networks.padding import Pad2d
+from trainer.networks.resample import Doubled
 from trainer.networks.sizes import Sizes, smallest_side
 
 
@@ -25,19 +26,6 @@ class AdaptiveBlock(nn.Module):
         shift, scale, shift_2, scale_2 = affine[..., None, None].unbind(dim=1)
         y = torch.addcmul(shift, self.norm(self.first(x)), scale).relu_()
         return x + torch.addcmul(shift_2, self.norm(self.second(y)), scale_2)
-
-
-class Doubled(nn.Upsample):
-    """(B, C, H, W) -> (B, C, 2 H, 2 W), each pixel four times. In the features' own type, which a GPU's autocast would widen."""
-
-    def __init__(self) -> None:
-        super().__init__(scale_factor=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_exporting():  # one operator, which other programs have
-            return super().forward(x)
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x)
 
 
 class Decoder(nn.Module):

@@ -1,4 +1,4 @@
-"""Anti-aliased resampling by binomial blurs (Zhang 2019, "Making Convolutional Networks Shift-Invariant Again")."""
+"""Resampling: anti-aliased by binomial blurs (Zhang 2019, "Making Convolutional Networks Shift-Invariant Again"), or by copies."""
 
 from typing import Any
 
@@ -50,6 +50,19 @@ class BlurDownsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return blurred(self.pad(x), self.filt, 0, 2)
+
+
+class Doubled(nn.Upsample):
+    """(B, C, H, W) -> (B, C, 2 H, 2 W), each pixel four times. In the features' own type, which a GPU's autocast would widen."""
+
+    def __init__(self) -> None:
+        super().__init__(scale_factor=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():  # one operator, which other programs have
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x)
 
 
 class BlurUpsample(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trainer.networks.blocks import LayerNorm2d
 from trainer.networks.norm import EPSILON, InstanceNorm2d
 from trainer.networks.padding import Pad2d, mirrored
-from trainer.networks.resample import Blur, BlurDownsample, BlurUpsample, blurred, spread
+from trainer.networks.resample import Blur, BlurDownsample, BlurUpsample, Doubled, blurred, spread
 from trainer.tiling.maps import RULES, Map, Span, unsupported
 
 
@@ -168,6 +168,10 @@ def _blur_downsample(layer: BlurDownsample, x: Map) -> Map:
     return x.sweep.kept(smaller)
 
 
+def _doubled(layer: Doubled, x: Map) -> Map:
+    return _interpolate(x, scale_factor=layer.scale_factor, mode=layer.mode)
+
+
 def _blur_upsample(layer: BlurUpsample, x: Map) -> Map:
     def apply(part: Tensor) -> Tensor:
         return spread(part, layer.filt, 0, (0, 0))
@@ -215,5 +219,5 @@ def _scaled(x: Map, mean: Tensor, scale: Tensor, shift: Tensor, slope: float) ->
 
 _LAYERS: dict[type[nn.Module], Callable[..., Map]] = {
     Pad2d: _pad2d, BlurDownsample: _blur_downsample, BlurUpsample: _blur_upsample, Blur: _blur,
-    InstanceNorm2d: _instance_norm, LayerNorm2d: _layer_norm,
+    InstanceNorm2d: _instance_norm, LayerNorm2d: _layer_norm, Doubled: _doubled,
 }  # fmt: skip
