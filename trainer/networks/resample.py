@@ -1,4 +1,4 @@
-"""Resampling: anti-aliased by binomial blurs (Zhang 2019, "Making Convolutional Networks Shift-Invariant Again"), or by copies."""
+"""Resampling, anti-aliased by binomial blurs (Zhang 2019, "Making Convolutional Networks Shift-Invariant Again") or by copies."""
 
 from typing import Any
 
