@@ -146,14 +146,12 @@ class Cut(Method[Batch, Outputs]):
         return {part.starts_at: part.start for part in self.parts if part.starts_at}
 
     def notes(self) -> list[str]:
-        idle = [
-            "no method.semantic option uses method.semantic.segmenter: give a weight, mask or balance, or leave it out"
-        ]
-        semantic = self.config.semantic
-        return [
-            *(note for part in self.parts if (note := part.note())),
-            *(idle if semantic.segmenter and not semantic.used else []),
-        ]
+        notes = [note for part in self.parts if (note := part.note())]
+        if self.config.semantic.segmenter and not self.config.semantic.used:
+            notes.append(
+                "no method.semantic option uses method.semantic.segmenter: give a weight, mask or balance, or leave it out"
+            )
+        return notes
 
     def guesses(self) -> Guesses:
         of_d = dict.fromkeys(("D_fake", "D_real"), self.adversary.guess)
