@@ -101,9 +101,8 @@ class Rounds:
         lattices_of({"source": source, "target": target}, options)  # of each match: that crops can be cut
         if judge := translator.evaluation.segmenter:
             place = Path(judge).resolve()
-            if place.is_relative_to(out.resolve()) and re.match(
-                r"segmenter-\d+/", f"{place.relative_to(out.resolve())}/"
-            ):
+            folders = [each.name for each in (place, *place.parents) if each.parent == out.resolve()]
+            if any(re.fullmatch(r"segmenter-\d+", name) for name in folders):
                 raise UserError(f"the judge {judge} is one of the segmenters that these rounds train with: give another, such as "
                                 "one of launch/train_segmenter.py --domain target")  # fmt: skip
             load_segmenter(Path(judge))  # which is needed hours later
