@@ -35,6 +35,13 @@ def interruptible() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def no_rank() -> Iterator[None]:
+    """A process that was a rank, and still says so in its environment, makes ranks of all that later tests start."""
+    yield
+    assert not {"RANK", "WORLD_SIZE", "MASTER_PORT"} & os.environ.keys()
+
+
 @dataclass(frozen=True)
 class S3Server:
     """A running server, which the AWS_* variables already point at."""

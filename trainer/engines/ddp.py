@@ -29,6 +29,7 @@ class DdpEngine(Engine):
     kind = "ddp"
     _kept: dist.Store | None = None  # the launcher's, which outlives attempts; none where others have connected us
     _store: dist.Store | None = None  # of this attempt
+    _own_variables: tuple[str, ...] = ()  # of the environment, set here where there is no launcher
 
     def _connect(self) -> None:
         self.reducers: dict[str, DistributedDataParallel] = {}  # beside `modules`, by the name of an optimiser
@@ -39,10 +40,9 @@ class DdpEngine(Engine):
         self._hosts = None if alike else dist.new_group(backend="gloo", timeout=PATIENCE)
 
     def _join(self) -> None:
-        for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
-            os.environ.setdefault(name, value)
-        if "MASTER_PORT" not in os.environ:
-            os.environ["MASTER_PORT"] = str(_free_port())
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        self._own_variables = tuple(alone.keys() - os.environ.keys())
+        os.environ |= alone | os.environ
         try:
             self._kept, rank, world_size = next(dist.rendezvous("env://", timeout=PATIENCE))
             self._store = of_this_attempt(self._kept, rank, world_size, PATIENCE)
@@ -109,6 +109,8 @@ class DdpEngine(Engine):
                 for name in ("reducer", "logger"):
                     vars(module).pop(name, None)
             dist.destroy_process_group()
+        for name in self._own_variables:  # whatever this process starts later is no rank of this training
+            os.environ.pop(name, None)
 
 
 def reducing(module: LossModule) -> DistributedDataParallel:
