@@ -291,7 +291,8 @@ def test_d_sees_both_where_the_target_has_the_class_of_the_source(run: str, labe
     options = {"semantic__mask": True, "semantic__labels": labels, "semantic__sure": SEEN}
     method = network_of(with_segmenter(run, "fastcut", **options))
     outputs = method(batch, at(step))
-    seen, mirrored = scores_of(batch.target).argmax(1), batch.source.flip(3) if side else batch.source
+    mirrored, target = (images.flip(3) if side else images for images in (batch.source, batch.target))
+    seen = scores_of(target).argmax(1)
     if labels == "true":
         assert batch.source_labels is not None
         classes = batch.source_labels.flip(2) if side else batch.source_labels
@@ -303,7 +304,7 @@ def test_d_sees_both_where_the_target_has_the_class_of_the_source(run: str, labe
         mask[image, :, y, x] = 1
     assert 0.005 < mask.mean() < 0.95
     _, named = method.loss("discriminator", outputs, batch, at(step))
-    fake, real = (method.discriminator(images * mask) for images in (outputs.fake, batch.target))
+    fake, real = (method.discriminator(images * mask) for images in (outputs.fake, target))
     assert named["D_fake"].item() == pytest.approx(fake.square().mean().item(), rel=1e-9)
     assert named["D_real"].item() == pytest.approx((real - 1).square().mean().item(), rel=1e-9)
     _, named = method.loss("generator", outputs, batch, at(step))

@@ -40,7 +40,13 @@ class DdpEngine(Engine):
         self._hosts = None if alike else dist.new_group(backend="gloo", timeout=PATIENCE)
 
     def _join(self) -> None:
-        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        alone = {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(_free_port()),
+        }
         self._own_variables = tuple(alone.keys() - os.environ.keys())
         os.environ |= alone | os.environ
         try:

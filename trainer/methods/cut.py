@@ -190,8 +190,10 @@ class Cut(Method[Batch, Outputs]):
     def discriminator_loss(self, outputs: Outputs, batch: Batch, context: StepContext) -> tuple[Tensor, Losses]:
         self._hide(outputs, batch)
         outputs.shown = self.adversary.shown(outputs.masked(outputs.fake), batch.slots, context.draws)
-        real = outputs.masked(batch.target)
-        d_fake, d_real, right = self.adversary.discriminator_losses(outputs.shown, real, batch.target)
+        # Through a mask both are compared place by place. Without one D sees the target as it is, as published.
+        target = outputs.seen_target(batch) if self.mask else batch.target
+        real = outputs.masked(target)
+        d_fake, d_real, right = self.adversary.discriminator_losses(outputs.shown, real, target)
         return (d_fake + d_real) / 2, {"D_fake": d_fake, "D_real": d_real, **right.named("D")}
 
     def generator_loss(self, outputs: Outputs, batch: Batch, context: StepContext) -> tuple[Tensor, Losses]:

@@ -118,7 +118,7 @@ class PixelIdentity(Part):
 
     def value(self, outputs: Outputs, batch: Batch, context: StepContext) -> Tensor:
         assert outputs.identity is not None
-        target = batch.target.flip(3) if outputs.flipped else batch.target
+        target = outputs.seen_target(batch)
         return l1_distance(outputs.identity, target)
 
 

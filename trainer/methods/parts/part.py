@@ -37,6 +37,10 @@ class Outputs:
         """The source as the generator saw it."""
         return batch.source.flip(3) if self.flipped else batch.source
 
+    def seen_target(self, batch: Batch) -> Tensor:
+        """The target likewise."""
+        return batch.target.flip(3) if self.flipped else batch.target
+
 
 class Owner:
     """Something with modules of its own, which are attributes of the method and files of a checkpoint by these names.

@@ -187,7 +187,7 @@ class Mask(Owner):
         """(b, 1, h, w), of the targets' dtype: 1 where D sees, 0 where it does not. Nothing is seen where the source's class is
         unknown."""
         classes = source_classes(self.config, self.segmenter, outputs, batch)
-        return (self.segmenter(batch.target).argmax(1) == classes)[:, None].to(batch.target.dtype)
+        return (self.segmenter(outputs.seen_target(batch)).argmax(1) == classes)[:, None].to(batch.target.dtype)
 
 
 class ClassCounts(nn.Module):
