@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--only", nargs="+", default=(), metavar="NAME", help="measures, by the start of their names")
     command.add_argument(
-        "--include", type=Path, metavar="FILE", help="measure nothing; put the table into this document"
+        "--table", type=Path, metavar="FILE", help="measure nothing; print the tables of such a results.json"
     )
     command.add_argument(
         "--wheels", action="store_true", help="measure nothing; list what such a machine has to install"
@@ -100,11 +100,10 @@ def measure(arguments: Sequence[str]) -> str:
 def _gpu(args: argparse.Namespace) -> str:
     if args.wheels:
         return gpu.wheels()
-    if args.include:
-        gpu.include(gpu.table(gpu.results(args.out)), args.include)
-        return f"written: {args.include}"
+    if args.table:
+        return gpu.table(gpu.read_results(args.table))
     file = gpu.run(args.out, args.minutes, toy=args.toy, only=args.only)
-    return f"{gpu.table(gpu.results(args.out))}\nwritten: {file}, {file.with_suffix('.md')}"
+    return f"{gpu.table(gpu.read_results(file))}\nwritten: {file}, {file.with_suffix('.md')}"
 
 
 def _serving(args: argparse.Namespace) -> str:

@@ -23,13 +23,13 @@ from packaging.utils import canonicalize_name
 
 from infra import tables
 from infra.errors import UserError
+from infra.json_lines import read_json
 from infra.storage import replacing
 from launch.benchmarks.measuring import machine, versions
 
 HELP = "all of a GPU that docs/performance.md asks for: parity first, then speed, in at most --minutes"
 ROOT = Path(__file__).parents[2]
 RESULTS = "results.json"
-MARKS = "<!-- measured on a GPU -->", "<!-- end of what was measured on a GPU -->"
 STEP, TRAIN = "launch/bench.py step", "launch/train.py"
 # Small enough for a CPU to go through every line.
 TOY = ("--engine.device cpu --precision fp32 --engine.compile false --ngf 2 --ndf 2 --method.generator.blocks 6 --data.threads 1 "
@@ -108,7 +108,7 @@ def run(out: Path, minutes: float, *, toy: bool = False, call: Call | None = Non
     """Take what is missing, until this time is over; returns the file of results. only: names, or how they begin."""
     call, file, end = call or in_process, out / RESULTS, time.monotonic() + 60 * minutes
     out.mkdir(parents=True, exist_ok=True)
-    report: dict[str, Any] = results(out) if file.is_file() else {"measures": {}}
+    report: dict[str, Any] = read_results(file) if file.is_file() else {"measures": {}}
     report |= {"machine": machine(), "versions": versions()}
     measures = [each for each in plan(out, toy=toy) if not only or each.name.startswith(tuple(only))]
     if not measures:
@@ -130,11 +130,12 @@ def run(out: Path, minutes: float, *, toy: bool = False, call: Call | None = Non
     return file
 
 
-def results(out: Path) -> dict[str, Any]:
-    """What is in the file of results. UserError where there is none."""
-    if not (out / RESULTS).is_file():
-        raise UserError(f"{out} has no {RESULTS}: measure first, by python launch/bench.py gpu")
-    return json.loads((out / RESULTS).read_text())
+def read_results(file: Path) -> dict[str, Any]:
+    """What a file of results holds. UserError where there is none, or it is another file."""
+    found: dict[str, Any] = read_json(file, dict)
+    if not isinstance(found.get("measures"), dict):
+        raise UserError(f"{file} holds no results of launch/bench.py gpu: measure first, or name its {RESULTS}")
+    return found
 
 
 def in_process(command: Sequence[str], limit: float, log: Path) -> int | None:
@@ -180,6 +181,8 @@ def read(file: Path | None) -> Metrics:
 def table(report: Mapping[str, Any]) -> str:
     """All of it in Markdown: the steps as one table, the rest as another."""
     measures: Mapping[str, Any] = report["measures"]
+    if not measures:
+        return "Nothing measured yet.\n"
     steps = [
         (name.removeprefix("step/"), each)
         for name, each in measures.items()
@@ -232,12 +235,3 @@ def wheels() -> str:
     lines = [f"{name}=={version}" for name, version in sorted(found.items())]
     return "\n".join(["# pip download -d wheels -r THIS; torch brings Triton and CUDA's libraries",
                       "--extra-index-url https://download.pytorch.org/whl/cu130", *lines])  # fmt: skip
-
-
-def include(text: str, document: Path) -> None:
-    """Put it between the marks of a document, in place of what stands there. UserError where there are none."""
-    before, first, rest = document.read_text().partition(MARKS[0])
-    _, last, after = rest.partition(MARKS[1])
-    if not (first and last):
-        raise UserError(f"{document} has no place for it: add the lines {MARKS[0]} and {MARKS[1]}")
-    document.write_text(f"{before}{first}\n\n{text}\n{last}{after}")

@@ -1,4 +1,4 @@
-"""launch/bench.py gpu: every measure at toy size on a CPU, taken up again, and its table in a document."""
+"""launch/bench.py gpu: every measure at toy size on a CPU, taken up again, and its tables."""
 
 import json
 import runpy
@@ -47,12 +47,9 @@ def test_the_whole_at_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for name, each in report["measures"].items():
         assert each["metrics"] or name.startswith(("data/", "parity", "flipping")), name
     assert report["measures"]["training"]["metrics"]["pairs_per_s"] > 0
-    document = tmp_path / "page.md"
-    document.write_text("\n".join(["before", *gpu.MARKS, "after"]))
-    measure(["gpu", "--out", str(tmp_path), "--include", str(document)])
-    text = document.read_text()
-    assert text.startswith("before") and text.endswith("after") and "| srunit one tap/1/eager |" in text
-    assert "images/s, which decoding must keep up with" in text
+    text = measure(["gpu", "--table", str(file)])
+    assert "| srunit one tap/1/eager |" in text and "images/s, which decoding must keep up with" in text
+    assert file.with_suffix(".md").read_text() == text
 
     def never(command: Sequence[str], limit: float, log: Path) -> int | None:
         raise AssertionError(command)
@@ -103,11 +100,15 @@ def test_wheels_are_those_of_cuda() -> None:
 
 
 def test_what_is_impossible_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has no results.json: measure first"):
-        measure(["gpu", "--out", str(tmp_path), "--include", "x.md"])
+    for content in (None, "{", "[]", '{"metrics": {}}'):
+        if content:
+            (tmp_path / "x.json").write_text(content)
+        with pytest.raises(UserError, match="holds no results of launch/bench.py gpu: measure first"):
+            measure(["gpu", "--table", str(tmp_path / "x.json")])
     with pytest.raises(UserError, match="no measure is called nothing"):
         gpu.run(tmp_path, 1.0, only=["nothing"])
-    (tmp_path / "results.json").write_text('{"measures": {}, "machine": {"gpus": [], "cpu": ""}, "versions": {}}')
-    (tmp_path / "x.md").write_text("no marks")
-    with pytest.raises(UserError, match="has no place for it"):
-        measure(["gpu", "--out", str(tmp_path), "--include", str(tmp_path / "x.md")])
+
+
+def test_where_nothing_is_measured_the_table_says_so(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('{"measures": {}}')
+    assert measure(["gpu", "--table", str(tmp_path / "x.json")]).strip() == "Nothing measured yet."
