@@ -28,7 +28,9 @@ from trainer.methods.parts.robustness import Robustness
 def test_every_arm_of_the_file_is_a_training_of_every_tier() -> None:
     for arm in read_arms().values():
         for tier in TIERS.values():
-            arm.config(tier.config, arm.options)
+            config = arm.config(tier.config, arm.options)
+            if not arm.uses_segmenter:
+                config.method.build(seed=0, global_batch=config.optim.global_batch)
 
 
 @pytest.mark.parametrize(("arm", "weight"), [("srunit-released", 1.84), ("released-no-rest", 1.84), ("relative", 1.84)])
