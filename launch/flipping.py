@@ -65,6 +65,12 @@ def parser() -> argparse.ArgumentParser:
     option("--tier", choices=TIERS, default="small", help="small: two CPU cores; gpu: 256x128 scenes [%(default)s]")
     option("--parallel", type=int, metavar="N", help="trainings at once [small: one per core; gpu: 1]")
     option(
+        "--compile",
+        action="store_true",
+        help="have torch.compile fuse the networks: on a CPU a fifth less time for trainings of 4,000 steps and more [on a "
+        "GPU alone]",
+    )
+    option(
         "--table",
         type=Path,
         metavar="FILE",
@@ -126,6 +132,7 @@ def main() -> None:
         args.seed_list,
         args.steps,
         parallel,
+        args.compile,
     )
     benchmark.run(file)
     print(tables([run for run in read_runs(file) if run["steps"] == benchmark.steps], titles))

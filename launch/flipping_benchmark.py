@@ -80,11 +80,12 @@ class _Aids:
 
 class Benchmark:
     """tier: options of all trainings, and of segmenters. mismatches: names of roots of the data, which exist. steps: of each
-    training; None: as many as the tier's file says. parallel: trainings at once, which share the cores."""
+    training; None: as many as the tier's file says. parallel: trainings at once, which share the cores. compiled: have the
+    networks of the translators compiled."""
 
     def __init__(
         self, tier: Setup, data: BenchmarkData, out: Path, arms: Sequence[Arm], mismatches: Sequence[str],
-        seeds: Sequence[int], steps: int | None, parallel: int,
+        seeds: Sequence[int], steps: int | None, parallel: int, compiled: bool = False,
     ) -> None:  # fmt: skip
         """UserError for arms whose options are impossible, and numbers that are."""
         if parallel < 1:
@@ -94,7 +95,7 @@ class Benchmark:
         for what, given in (("strengths of the mismatch", mismatches), ("seeds", seeds)):
             if len(set(given)) < len(given):
                 raise UserError(f"the {what} {' '.join(map(str, given))} name one twice: name each once")
-        self.tier, self.data, self.out, self.parallel = tier, data, out, parallel
+        self.tier, self.data, self.out, self.parallel, self.compiled = tier, data, out, parallel, compiled
         self.arms, self.mismatches, self.seeds = arms, mismatches, seeds
         self.cells = [Cell(arm, mismatch, seed) for seed in seeds for mismatch in mismatches for arm in arms]
         self.usual_steps = self._usual_steps()
@@ -185,7 +186,8 @@ class Benchmark:
         return finished
 
     def _command(self, cell: Cell) -> list[Any]:
-        options = as_arguments(self._options(cell))
+        engine = {"engine.compile": "true"} if self.compiled else {}
+        options = as_arguments(self._options(cell) | engine)
         return [LAUNCH / "train.py", "--config", self.tier.config, *options]
 
     def _found(self, cell: Cell) -> Run:

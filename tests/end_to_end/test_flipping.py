@@ -14,13 +14,16 @@ import pytest
 import yaml
 from PIL import Image
 
+from infra.config import flatten
 from infra.errors import UserError
 from launch import flipping as cli
 from launch import flipping_benchmark
 from launch.flipping_arms import Arm, read_arms
 from launch.flipping_benchmark import Benchmark
 from launch.flipping_data import StreetScenes
+from launch.runs.config import parse_arguments
 from launch.runs.embedded import Setup
+from launch.runs.folder import check_same
 from tests.end_to_end.jobs import REPOSITORY, kill, wait_for_step
 
 TRAINING = """
@@ -221,6 +224,23 @@ def test_a_run_whose_evaluations_are_gone(tiny: Setup) -> None:
         UserError, match="evaluations.jsonl holds no evaluation: delete out/runs/none-cut-0-4 to train it"
     ):
         benchmark._found(benchmark.cells[0])
+
+
+def test_compiled_trainings_are_the_same_runs(tiny: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Benchmark] = []
+    monkeypatch.setattr(cli, "TIERS", {"small": tiny})
+    monkeypatch.setattr(Benchmark, "run", lambda self, _: given.append(self))
+    monkeypatch.setattr(Benchmark, "write_pictures", lambda _: None)
+    monkeypatch.setattr(cli, "tables", lambda *_: "")
+    arguments = ["--arms", "cut", "--seed-list", "0", "--steps", "4"]
+    for extra in ([], ["--compile"]):
+        flipping(monkeypatch, *arguments, *extra)
+    plain, compiled = (benchmark._command(benchmark.cells[0])[1:] for benchmark in given)
+    assert compiled == [*plain, "--engine.compile=true"]
+
+    begun, goes_on = (parse_arguments(list(map(str, options))) for options in (plain, compiled))
+    assert (begun.engine.compile, goes_on.engine.compile) == ("auto", "true")
+    check_same("run", flatten(begun), goes_on)  # what one began the other goes on with
 
 
 def test_a_damaged_list_of_runs_is_found_before_anything_is_made(
