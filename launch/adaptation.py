@@ -26,9 +26,10 @@ from launch.adaptation_results import FLIPS, SOURCE, TARGET, add, examples_pictu
 from launch.flipping_benchmark import LAUNCH, Benchmark
 from launch.flipping_results import STRENGTHS
 from launch.runs.embedded import QUIET
-from launch.runs.folder import RunFolder, has_finished
+from launch.runs.folder import RunFolder
 from launch.runs.processes import one_at_a_time
 from launch.runs.results import Result
+from launch.runs.resume import has_finished
 from launch.runs.segmenter import SegmenterConfig, make_config
 from launch.runs.trainings import Training, train_all
 from launch.translating.roots import translate_root

@@ -9,7 +9,7 @@ from infra.console import setup_logging
 from infra.errors import UserError, exits_cleanly
 from launch.flipping_arms import choose, read_arms
 from launch.flipping_benchmark import TIERS, Benchmark
-from launch.flipping_data import BenchmarkData, OwnData, StreetScenes
+from launch.flipping_data import BenchmarkData, OwnData, StreetScenes, name_of
 from launch.flipping_results import STRENGTHS, Run, read_runs, tables
 from trainer.tasks import TASKS
 
@@ -45,7 +45,6 @@ def parser() -> argparse.ArgumentParser:
     option("--mismatch", nargs="+", metavar="STRENGTH", help="none, middle or strong [all three]")
     option(
         "--data",
-        type=Path,
         metavar="ROOT",
         help="prepared images with labels of the test sources [street scenes are drawn]",
     )
@@ -81,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _chosen(runs: Sequence[Run], args: argparse.Namespace) -> list[Run]:
     """The runs of the arms, mismatches and steps that were named; all where none were."""
-    wanted = {"arm": args.arms, "mismatch": args.mismatch, "steps": args.steps and [args.steps]}
+    wanted = {"arm": args.arms, "mismatch": args.mismatch, "steps": None if args.steps is None else [args.steps]}
     return [run for run in runs if all(names is None or run[key] in names for key, names in wanted.items())]
 
 
@@ -118,7 +117,7 @@ def main() -> None:
             )
         print(tables(_chosen(read_runs(args.table), args), titles))
         return
-    out = args.out or Path(f"runs/flipping-{args.data.resolve().name if args.data else args.tier}")
+    out = args.out or Path(f"runs/flipping-{name_of(args.data) if args.data else args.tier}")
     file = args.json or out / "runs.json"
     usual = (os.cpu_count() or 1) if args.tier == "small" else 1
     parallel = usual if args.parallel is None else args.parallel

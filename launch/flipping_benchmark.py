@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from infra.config import as_arguments
+from infra.config import as_arguments, read_yaml
 from infra.console import setup_logging
 from infra.disk import why_unwritable
 from infra.errors import UserError
@@ -27,10 +27,12 @@ from launch.flipping_arms import MATCH, SEGMENTER, Arm
 from launch.flipping_data import BenchmarkData
 from launch.flipping_results import Run, add_runs, read_runs, run_of
 from launch.matching import matched
+from launch.runs.config import make_config
 from launch.runs.embedded import GUIDE, LARGE_SEGMENTER, OWN_SEED, QUIET, SMALL_SEGMENTER, Setup
 from launch.runs.evaluation import check_judged_by
-from launch.runs.folder import RunFolder, has_finished
+from launch.runs.folder import RunFolder
 from launch.runs.processes import one_at_a_time
+from launch.runs.resume import has_finished
 from launch.runs.rounds import Rounds
 from launch.runs.trainings import Training, train_all
 from pipelines.dataset import ImageDataset
@@ -70,6 +72,13 @@ def _run_name(mismatch: str, arm: Arm, seed: str, steps: int) -> str:
     return f"{mismatch}-{arm.name}-{seed}-{steps}"
 
 
+def _half(pairs: int, images: int) -> float:
+    """The epochs of so many images that are half of so many pairs. Rounded down: `Schedule` takes the decimals at their word and
+    rounds steps up, so anything above would be one step more."""
+    digits = 10**10
+    return pairs * digits // (2 * images) / digits
+
+
 @dataclass(frozen=True)
 class _Aids:
     """What a training is helped by. match: its name."""
@@ -105,8 +114,9 @@ class Benchmark:
             cell.arm.config(tier.config, self._options(cell))
 
     def _usual_steps(self) -> int:
-        config = self.arms[0].config(self.tier.config, self.arms[0].options)
-        return round(config.optim.total_epochs * self.data.training_images / config.optim.global_batch)
+        """Of the tier on its own scenes, whatever the arms and the data."""
+        optim = make_config(read_yaml(self.tier.config)).optim
+        return round(optim.total_epochs * self.tier.counts[0] / optim.global_batch)
 
     def run_dir(self, cell: Cell) -> Path:
         return self.out / "runs" / cell.name(self.steps)
@@ -127,9 +137,9 @@ class Benchmark:
     def _shared(self, arm: Arm, mismatch: str, steps: int) -> dict[str, Any]:
         """Half of the steps have the full learning rate, half a falling one."""
         batch = arm.config(self.tier.config, arm.options).optim.global_batch
-        half = steps * batch / self.data.training_images / 2
+        half = _half(steps * batch, self.data.training_images)
         return {
-            "task": self.data.task, "data.root": str(self.data.root(mismatch)), "optim.epochs": half,
+            "task": self.data.task, "data.root": self.data.root(mismatch), "optim.epochs": half,
             "optim.decay_epochs": half, "evaluation.every": half / 2 if steps >= LONG else half,
             "evaluation.segmenter": str(self.data.judge),
         }  # fmt: skip
@@ -166,12 +176,14 @@ class Benchmark:
             return _Aids(segmenter)
         crop = arm.config(self.tier.config, arm.options).data.crop
         by = segmenter if arm.way == "segmenter" else None
-        return _Aids(segmenter, matched(str(self.data.root(mismatch)), arm.way, crop, by))
+        return _Aids(segmenter, matched(self.data.root(mismatch), arm.way, crop, by))
 
     def _source_segmenter(self, arm: Arm, mismatch: str) -> Path:
         """S of the arm's round. All roots have the same sources, so the first S is one."""
         first = self.tier.train_source_segmenter(self.data.sources(), self.out / "source-segmenter")
         setup_logging(None)
+        if arm.rounds == 0:
+            return first
         options = {**arm.options, **self._shared(arm, mismatch, self.usual_steps), "seed": OWN_SEED}
         translator = arm.config(self.tier.config, options)
         out = self.out / "rounds" / f"{mismatch}-{arm.name}"
@@ -205,7 +217,7 @@ class Benchmark:
         root."""
         rows = []
         for mismatch in self.mismatches:
-            root = str(self.data.root(mismatch))
+            root = self.data.root(mismatch)
             sources = ImageDataset(root, "test", "source")
             targets = ImageDataset(root, "test", "target") if load_manifest(open_storage(root)).paired else None
             translators = [load_translator(self.run_dir(Cell(arm, mismatch, self.seeds[0]))) for arm in self.arms]

@@ -4,12 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from infra.errors import UserError
 from infra.storage import open_storage
 from launch.flipping_results import STRENGTHS
 from launch.runs.embedded import Setup
+from launch.runs.evaluation import load_judge
 from pipelines.manifest import Manifest, load_manifest
-from trainer.segmentation import check_label_space, load_segmenter
+
+
+def name_of(root: str) -> str:
+    """What a data root of the user's, here or in S3, is called."""
+    return Path(root).resolve().name
 
 
 class BenchmarkData(Protocol):
@@ -19,7 +23,7 @@ class BenchmarkData(Protocol):
     names: Sequence[str]
     judge: Path
 
-    def root(self, name: str) -> Path:
+    def root(self, name: str) -> str:
         """The data root of that name."""
         ...
 
@@ -32,7 +36,7 @@ class BenchmarkData(Protocol):
         """Sources of an epoch, in every root."""
         ...
 
-    def sources(self) -> Path:
+    def sources(self) -> str:
         """A root whose sources those of every root are, prepared: what S is trained on."""
         ...
 
@@ -46,48 +50,46 @@ class StreetScenes:
     def __init__(self, setup: Setup, out: Path) -> None:
         self.setup, self.out, self.judge = setup, out, out / "segmenter"
 
-    def root(self, name: str) -> Path:
-        return self.out / "data" / name
+    def root(self, name: str) -> str:
+        return str(self.out / "data" / name)
 
     def prepare(self, names: Sequence[str]) -> None:
         for name in names:
-            self.setup.draw(self.root(name), STRENGTHS[name])
+            self._draw(name)
         self.setup.train_segmenter(self.out / "data" / "segmenter", self.judge)
 
     @property
     def training_images(self) -> int:
         return self.setup.counts[0]
 
-    def sources(self) -> Path:
-        first = self.names[0]
-        self.setup.draw(self.root(first), STRENGTHS[first])
-        return self.root(first)
+    def sources(self) -> str:
+        return self._draw(self.names[0])
+
+    def _draw(self, name: str) -> str:
+        self.setup.draw(Path(self.root(name)), STRENGTHS[name])
+        return self.root(name)
 
 
 class OwnData:
     """One prepared root, whose name is the folder's, with labels of the test sources; and a segmenter that knows its targets."""
 
-    def __init__(self, path: Path, task: str, judge: Path) -> None:
+    def __init__(self, path: str, task: str, judge: Path) -> None:
         self.path, self.task, self.judge = path, task, judge
-        self.names: Sequence[str] = (path.resolve().name,)
+        self.names: Sequence[str] = (name_of(path),)
 
-    def root(self, name: str) -> Path:
+    def root(self, name: str) -> str:
         return self.path
 
     def prepare(self, names: Sequence[str]) -> None:
-        label_space = self._manifest.split("test", "source").label_space
-        if label_space is None:
-            raise UserError(f"the test sources of {self.path} have no labels, from which flips are counted: prepare them with "
-                            "labels")  # fmt: skip
-        check_label_space(load_segmenter(self.judge), label_space)
+        load_judge(self.judge, self.path, self._manifest.split("test", "source"))
 
     @property
     def training_images(self) -> int:
         return self._manifest.split("train", "source").samples
 
-    def sources(self) -> Path:
+    def sources(self) -> str:
         return self.path
 
     @property
     def _manifest(self) -> Manifest:
-        return load_manifest(open_storage(str(self.path)))
+        return load_manifest(open_storage(self.path))

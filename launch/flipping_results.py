@@ -109,4 +109,7 @@ def _table(runs: Sequence[Run], titles: Mapping[str, str]) -> str:
         on_the_way = [cell for rows_there in earlier for cell in spreads(rows_there, {"flip_rate": 100})]
         seeds = ", ".join(str(run["seed"]) for run in own)
         rows.append([titles.get(arm, arm), seeds, *spreads(own, columns), *on_the_way])
-    return f"Mismatch {runs[0]['mismatch']}, {runs[0]['steps']:,} steps\n\n{markdown(header, rows)}\n"
+    title = f"Mismatch {runs[0]['mismatch']}, {runs[0]['steps']:,} steps"
+    if len({repr(run["baseline"]) for run in runs if "baseline" in run}) > 1:
+        title += "; of several judges, as the untranslated sources tell, so single runs do not compare"
+    return f"{title}\n\n{markdown(header, rows)}\n"

@@ -16,7 +16,7 @@ from pipelines.manifest import load_manifest
 from pipelines.matching.make import MatchOptions, make_match
 from pipelines.matching.match import FOLDER, WAYS
 from pipelines.shards import LABEL_SPACE
-from trainer.segmentation.load import load_segmenter, weights_sha256
+from trainer.segmentation.load import description_sha256, load_segmenter, weights_sha256
 from trainer.segmentation.segmenter import Segmenter, check_label_space
 
 
@@ -61,13 +61,13 @@ def match(
     except UserError:
         raise UserError(f"--grid {grid} is no grid: write COLUMNSxROWS, for example 4x4") from None
     options = MatchOptions(by=way, name=name or way, grid=squares, k=k, crop=side, mirror=mirror)
-    labeller, weights = None, None
+    labeller, weights, description = None, None, None
     if paths:
         labeller = Labeller(Path(paths[0]))
         segmenter = _load(labeller.path)
         check_label_space(segmenter, LABEL_SPACE)
-        weights = weights_sha256(segmenter)
-    facts = make_match(root, options, labeller, weights, workers)
+        weights, description = weights_sha256(segmenter), description_sha256(labeller.path)
+    facts = make_match(root, options, labeller, weights, description, workers)
     storage = open_storage(root)
     for line in describe_matches(storage, load_manifest(storage), [options.name]):
         print(line)

@@ -218,10 +218,10 @@ def main() -> None:
         print(describe(manifest))
         if storage.list(CHART):
             print(f"\nthe same as a chart: {storage.url}/{CHART}")
-        for line in describe_matches(storage, manifest):
-            print(line)
         verify(storage, manifest)
         print("every shard is complete and unchanged")
+        for line in describe_matches(storage, manifest):
+            print(line)
     elif args.command == "match":
         from launch.matching import match  # brings torch, a second or two
 

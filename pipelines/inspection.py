@@ -1,7 +1,7 @@
 """Looking at a prepared data set: what it holds, and whether every byte is still what was written."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 
 from tqdm import tqdm
@@ -50,18 +50,23 @@ def _describe_split(name: str, split: Split, found: Distribution | None) -> list
     return lines
 
 
-def describe_matches(storage: Storage, manifest: Manifest, wanted: Sequence[str] | None = None) -> list[str]:
-    """A line for each match of the data, or each one wanted. UserError if one is damaged."""
-    lines = []
+def describe_matches(storage: Storage, manifest: Manifest, wanted: Sequence[str] | None = None) -> Iterator[str]:
+    """A line for each match of the data, or each one wanted. UserError, after the others, for the first that does not serve."""
+    problem = None
     for name in names(storage) if wanted is None else wanted:
-        facts = load_match(storage, manifest, name).facts
+        try:
+            facts = load_match(storage, manifest, name).facts
+        except UserError as error:
+            problem = problem or error
+            continue
         (width, height), kept = facts.crop, f"{facts.k} target crops for each source crop"
         line = f"match {name}: by {facts.by}, {kept} of {width}x{height}, from {facts.used:.0%} of the target images"
         if facts.shares:
             before, after = facts.mismatch()
             line += f"; they differ from the source's in {after:.2%} of their pixels, unmatched ones in {before:.2%}"
-        lines.append(line)
-    return lines
+        yield line
+    if problem:
+        raise problem
 
 
 def verify(storage: Storage, manifest: Manifest, progress: bool = True) -> None:

@@ -53,10 +53,10 @@ class Setup:
         self._draw(root, self.counts[1], FAIR, seed=1)
         return train(make_config(QUIET, self.segmenter, {"data.root": str(root), "run_dir": str(run_dir)}))
 
-    def train_source_segmenter(self, root: Path, run_dir: Path) -> Path:
+    def train_source_segmenter(self, root: str, run_dir: Path) -> Path:
         """The run folder of a segmenter of a data root's sources, in whatever look, trained if it is not yet: it matches crops
         and keeps the classes of translations, which the other one then judges."""
-        given = {"domain": "source", "data.root": str(root), "run_dir": str(run_dir), "seed": OWN_SEED}
+        given = {"domain": "source", "data.root": root, "run_dir": str(run_dir), "seed": OWN_SEED}
         return train(make_config(QUIET, self.segmenter, GUIDE, self.of_sources, given))
 
     def draw_tests(self, root: Path, count: int, mismatch: float) -> Path:

@@ -4,11 +4,13 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from infra.errors import UserError
@@ -17,7 +19,7 @@ from infra.storage import open_storage
 from launch.runs.folder import RunFolder
 from pipelines.dataset import ImageDataset
 from pipelines.labels import CLASSES, colourise
-from pipelines.manifest import Manifest, load_manifest
+from pipelines.manifest import Manifest, Split, load_manifest
 from pipelines.matching.match import load_facts
 from trainer.engines import Engine
 from trainer.evaluation import Example, MetricCollection, compute_metrics, deltas_of
@@ -30,7 +32,7 @@ from trainer.evaluation.inception import load_inception
 from trainer.evaluation.worst import WorstImages
 from trainer.exact import exact_arithmetic
 from trainer.samples import stack
-from trainer.segmentation import check_label_space, load_segmenter
+from trainer.segmentation import Segmenter, check_label_space, load_segmenter
 from trainer.segmentation.load import weights_sha256
 from trainer.translator import Translator
 
@@ -69,6 +71,17 @@ def _run_of(path: str) -> Path:
     return place.parents[1] if place.parent.name == "checkpoints" else place
 
 
+def load_judge(path: Path, root: str, split: Split, device: torch.device | str = "cpu") -> Segmenter:
+    """The segmenter that is to judge translations of the test sources of a data root. split: these. UserError for one that is
+    none (`load_segmenter`), and unless they have labels of its kind."""
+    if split.label_space is None:
+        raise UserError(f"the test sources of {root} have no labels to compare a segmenter's with: "
+                        "leave out the segmenter, or prepare the data with labels")  # fmt: skip
+    segmenter = load_segmenter(path, device)
+    check_label_space(segmenter, split.label_space)
+    return segmenter
+
+
 def check_judged_by(folder: RunFolder, judge: Path) -> None:
     """UserError if a run was evaluated by another segmenter than this one, which its options leave free. One that is gone may be
     this one, moved."""
@@ -79,14 +92,14 @@ def check_judged_by(folder: RunFolder, judge: Path) -> None:
         raise UserError(f"{folder.path} was judged by {before}, not {judge}: name another --out")
 
 
-def _matched_by(config: Mapping[str, Any]) -> str | None:
-    """The hash of the segmenter that a training's target crops were matched by, where they were and the match is still there."""
-    if not config.get("data.match") or not config.get("data.root"):
-        return None
-    try:
-        return load_facts(open_storage(config["data.root"]), config["data.match"]).segmenter
-    except UserError:
-        return None
+def _matched_by(config: Mapping[str, Any], root: str) -> str | None:
+    """The hash of the segmenter that a training's target crops were matched by, where they were and the match is still there: on
+    its data, or those that it is evaluated on."""
+    for place in (config.get("data.root"), root):
+        if config.get("data.match") and place:
+            with suppress(UserError):
+                return load_facts(open_storage(place), config["data.match"]).segmenter
+    return None
 
 
 class TestImages:
@@ -179,18 +192,12 @@ class Evaluator:
         progress: bool = True,
     ) -> None:
         self.images = TestImages(root, config.images, cache_dir)
-        self.engine, self.config = engine, config
+        self.root, self.engine, self.config = root, engine, config
         self.progress = progress and engine.rank == 0
-        label_space = self.images.sources.split.label_space
-        if config.segmenter and label_space is None:
-            raise UserError(f"the test sources of {root} have no labels to compare a segmenter's with: "
-                            "leave out the segmenter, or prepare the data with labels")  # fmt: skip
-        segmenter = load_segmenter(Path(config.segmenter), engine.device) if config.segmenter else None
-        if segmenter is not None:
-            check_label_space(segmenter, label_space)
-        extractor = load_inception(Path(config.inception), engine.device) if config.inception else None
-        self.segmenter, self.extractor = segmenter, extractor
-        self._new_metrics = functools.partial(MetricCollection, CLASSES, deltas_of(task), extractor)
+        judge, weights, sources = config.segmenter, config.inception, self.images.sources.split
+        self.segmenter = load_judge(Path(judge), root, sources, engine.device) if judge else None
+        self.extractor = load_inception(Path(weights), engine.device) if weights else None
+        self._new_metrics = functools.partial(MetricCollection, CLASSES, deltas_of(task), self.extractor)
 
     def check_judge(self, config: Mapping[str, Any], given: Mapping[str, str]) -> None:
         """UserError if the segmenter is what a translator was trained with, or its targets matched by: it would see what it was
@@ -201,7 +208,7 @@ class Evaluator:
         weights, option = weights_sha256(self.segmenter), None
         if TEACHER in given and (weights == given[TEACHER] or (teacher and _run_of(judge) == _run_of(teacher))):
             option = TEACHER
-        elif weights == _matched_by(config):
+        elif weights == _matched_by(config, self.root):
             option = f"data.match {config['data.match']}"
         if option:
             raise UserError(f"the translator was trained with the segmenter {judge} (--{option}), which cannot judge it: "

@@ -208,13 +208,6 @@ def check_same(run: str, saved: Mapping[str, Any], config: TrainingConfig) -> No
                             "repeat its options to continue it, or name another --run-dir")  # fmt: skip
 
 
-def has_finished(folder: RunFolder, config: TrainingConfig) -> bool:
-    """Whether a run of this configuration is there and has ended. UserError for one of another (`check_same`)."""
-    if saved := folder.saved():
-        check_same(str(folder.path), saved, config)
-    return folder.model.is_dir()  # the last thing that a run leaves
-
-
 def _environment() -> dict[str, object]:
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

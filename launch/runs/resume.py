@@ -8,10 +8,11 @@ from typing import Any, Generic
 from infra.disk import why_unwritable
 from infra.errors import UserError
 from infra.storage import LocalStorage, Storage, open_storage
+from launch.runs.config import TrainingConfig
 from launch.runs.data import data_identity
 from launch.runs.folder import PRECISION, Config, RunFolder, check_same, default_run_dir, resolved
 from launch.runs.lock import RunLock
-from trainer.checkpoint import Checkpoint
+from trainer.checkpoint import Checkpoint, checkpoints_in
 from trainer.checkpointer import Checkpointer
 from trainer.engines import Engine, resolve_precision
 from trainer.optim import OptimConfig
@@ -94,6 +95,21 @@ def find_start(
         accumulation = accumulation_on(engine.world_size, asked.optim, checkpoint.state, whole_batch)
     adopted = _adopted(asked, config, engine, accumulation) if begun else ""
     return Start(folder, checkpointer, config, data, checkpoint, accumulation, adopted)
+
+
+def has_finished(folder: RunFolder, config: TrainingConfig) -> bool:
+    """Whether a run of this configuration on these data, one of many in a folder, is there and has ended. UserError for one of
+    another (`check_same`), or of other data, as far as a checkpoint is left to tell."""
+    if saved := folder.saved():
+        check_same(str(folder.path), saved, config)
+    if not folder.model.is_dir():  # the last thing that a run leaves
+        return False
+    assert config.data.root is not None
+    for newest in checkpoints_in(folder.checkpoints)[-1:]:
+        if Checkpoint(newest).state.get("data") != data_identity(config.data.root, config.data.match):
+            raise UserError(f"{folder.path} was trained on other data than {config.data.root} has now: name another --out, or "
+                            "delete it to train it again")  # fmt: skip
+    return True
 
 
 def accumulation_on(ranks: int, optim: OptimConfig, state: Mapping[str, Any], whole_batch: bool) -> int:

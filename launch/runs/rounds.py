@@ -1,10 +1,10 @@
 """Rounds: a segmenter of the sources helps to train a translator, whose translations train a better segmenter, and so on.
 
-OUT/segmenter-0           S of round 0, trained on the sources and their labels, under random looks
-OUT/round-0/translator    trained with target crops matched by S, and L_sem by S
-OUT/round-0/data          the sources as it translates them, with their labels, and the targets with the labels that S is sure of
-OUT/round-0/metrics.json  what the round found
-OUT/segmenter-1           S of the next round, trained on these data
+OUT/segmenter-0             S of round 0, trained on the sources and their labels, under random looks
+OUT/round-0/translator      trained with target crops matched by S, and L_sem by S
+OUT/round-0/data            the sources as it translates them, with their labels, and the targets, labelled where S is sure
+OUT/round-0/segmenter.json  what S scores on the target's test images
+OUT/segmenter-1             S of the next round, trained on these data
 """
 
 import json
@@ -27,7 +27,7 @@ from infra.tables import plain
 from launch.matching import matched
 from launch.runs import segmenter as segmenters
 from launch.runs.config import JobConfig, make_config
-from launch.runs.evaluation import check_judged_by
+from launch.runs.evaluation import check_judged_by, load_judge
 from launch.runs.folder import RunFolder
 from launch.runs.translator import train
 from launch.translating.roots import translated_part
@@ -35,7 +35,6 @@ from pipelines.derived import Part, derive, encoding_of
 from pipelines.manifest import DOMAINS, load_manifest
 from pipelines.matching.make import MatchOptions, lattices_of
 from pipelines.shards import Sample
-from trainer.segmentation.load import load_segmenter
 from trainer.segmentation.segmenter import Segmenter
 from trainer.segmentation.trained import load_trained, weights_hash
 from trainer.translator import load_translator
@@ -105,7 +104,7 @@ class Rounds:
             if any(re.fullmatch(r"segmenter-\d+", name) for name in folders):
                 raise UserError(f"the judge {judge} is one of the segmenters that these rounds train with: give another, such as "
                                 "one of launch/train_segmenter.py --domain target")  # fmt: skip
-            load_segmenter(Path(judge))  # which is needed hours later
+            load_judge(Path(judge), self.root, self.manifest.split("test", "source"))  # which is needed hours later
         self.first = first
         self._segmenters: dict[int, Path] = {}
         self._translators: dict[int, Path] = {}
@@ -158,24 +157,31 @@ class Rounds:
 
     def metrics(self, number: int) -> dict[str, float]:
         """Those of SHOWN that there are: of the translator its last evaluation, and "segmenter": the mIoU of S on the labelled
-        target test images, if there are any."""
-        translator = self.translator(number)
+        target test images, if there are any. UserError for a translator that another judge evaluated, or none."""
+        folder = RunFolder(self.translator(number))
+        last = (folder.evaluations() or [{}])[-1]
         if judge := self.options.evaluation.segmenter:
-            check_judged_by(RunFolder(translator), Path(judge))
-        file = self._folder(number) / "metrics.json"
-        if known := read_json(file, dict):
-            return dict(known)
-        found: dict[str, float] = {}
+            check_judged_by(folder, Path(judge))
+            if "mIoU" not in last:
+                raise UserError(f"{folder.path} was trained without a judge: leave out --judge and evaluate it with "
+                                "launch/evaluate.py --segmenter, or name another --out")  # fmt: skip
+        found = {name: last[name] for name in SHOWN if isinstance(last.get(name), float)}
         tests = self.manifest.splits.get("test/target")
         if tests is not None and tests.label_space:
-            segmenter = load_trained(self.segmenter(number), usual_device())
-            cache = self.options.data.cache_dir
-            found["segmenter"] = segmenters.score(segmenter, self.root, "target", cache)["mIoU"]
-        for last in RunFolder(translator).evaluations()[-1:]:
-            found |= {name: last[name] for name in SHOWN if isinstance(last.get(name), float)}
-        with replacing(file) as opened:
-            opened.write((json.dumps(found, indent=1) + "\n").encode())
+            found["segmenter"] = self._score(number)
         return found
+
+    def _score(self, number: int) -> float:
+        """The mIoU of a round's S on the target test images, which is kept beside the hash of its weights."""
+        file = self._folder(number) / "segmenter.json"
+        segmenter = load_trained(self.segmenter(number), usual_device())
+        weights, known = _hash(segmenter), read_json(file, dict) or {}
+        if known.get("weights") == weights and isinstance(known.get("mIoU"), float):
+            return float(known["mIoU"])
+        score = segmenters.score(segmenter, self.root, "target", self.options.data.cache_dir)["mIoU"]
+        with replacing(file) as opened:
+            opened.write((json.dumps({"weights": weights, "mIoU": score}) + "\n").encode())
+        return float(score)
 
     def _folder(self, number: int) -> Path:
         return self.out / f"round-{number}"

@@ -72,12 +72,13 @@ def make_match(
     options: MatchOptions,
     predict: Predict | None = None,
     segmenter: str | None = None,
+    description: str | None = None,
     workers: int = 1,
     progress: bool = True,
 ) -> Facts:
     """Make a match of a prepared data set, or leave the same one as it is. Searches on a GPU where there is one.
 
-    predict, segmenter: what labels the images, and SHA-256 of its weights, where that is the way. UserError for what cannot be
+    predict, segmenter, description: what labels the images, where that is the way, and see `Facts`. UserError for what cannot be
     matched, for a match of that name that was made otherwise, and while another process makes it.
     """
     storage = open_storage(root)
@@ -93,7 +94,7 @@ def make_match(
         )
     asked = Facts(
         by=options.by, grid=options.squares, k=options.k, crop=lattices["source"].crop, mirror=options.mirror,
-        manifest=manifest.sha256, segmenter=segmenter,
+        manifest=manifest.sha256, segmenter=segmenter, description=description,
     )  # fmt: skip
     work = _work_folder(storage, options.name)
     there = _made_before(storage, options.name, asked)

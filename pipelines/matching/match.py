@@ -38,7 +38,8 @@ class Facts:
     """What a match's .json says.
 
     by: one of WAYS. grid: columns and rows of squares on a crop. k: candidates of each source cell. crop: of all crops. mirror:
-    whether mirrored crops are candidates. manifest: SHA-256 of the data's. segmenter: SHA-256 of its weights, where one is used.
+    whether mirrored crops are candidates. manifest: SHA-256 of the data's. segmenter: SHA-256 of its weights, where one is used;
+    description: of what an outside one is said to be.
     sha256: of the .npy. used: the share of target images that some source cell lists. classes: whose they are, "labels" or
     "segmenter"; none where they are not known. shares: of classes, for each of SHARES.
     """
@@ -50,6 +51,7 @@ class Facts:
     mirror: bool
     manifest: str
     segmenter: str | None = None
+    description: str | None = None
     sha256: str = ""
     used: float = 0.0
     classes: str | None = None
@@ -77,7 +79,7 @@ class Facts:
 
     def made_of(self) -> dict[str, Any]:
         """Everything that decides what is found, by the name of its option."""
-        fixed = ("manifest", "by", "segmenter", "grid", "k", "crop", "mirror")
+        fixed = ("manifest", "by", "segmenter", "description", "grid", "k", "crop", "mirror")
         return {name: getattr(self, name) for name in fixed}
 
 

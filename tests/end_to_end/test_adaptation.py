@@ -109,7 +109,7 @@ def test_the_embedded_scenes_have_test_images_like_their_targets(
     cut = read_arms()["cut"]
     data, folder = StreetScenes(tier, tmp_path / "flipping"), tmp_path / "flipping"
     benchmark = Benchmark(tier, data, folder, [cut], [STRENGTH], [4], None, 1)
-    tier.draw(data.root(STRENGTH), 1.0)
+    tier.draw(Path(data.root(STRENGTH)), 1.0)
     root = street_root(benchmark, tmp_path / "out")
     splits, theirs = (load_manifest(open_storage(str(place))).splits for place in (root, data.root(STRENGTH)))
     assert splits.keys() == {"train/source", "train/target", "test/target"}

@@ -102,6 +102,9 @@ def test_the_benchmark_from_nothing_to_the_table(
     # The table of some of them.
     flipping(monkeypatch, *["--arms", "cut", "--table", "found.json"])
     assert "| CUT | 3, 9 |" in (some := capsys.readouterr().out) and "second round" not in some
+    with pytest.raises(SystemExit, match="2"):
+        flipping(monkeypatch, *["--steps", "0", "--table", "found.json"])
+    assert "there are no finished runs to make a table of" in capsys.readouterr().err
 
     # The same on data of one's own, with a judge of one's own.
     monkeypatch.chdir("out")

@@ -72,9 +72,8 @@ def test_rounds_stopped_at_every_stage_and_continued(
             ("data", "source"), ("out/round-0/data", "target"),
         )[number]  # fmt: skip
         assert trained["jitter"] == 0.5
-        found = json.loads(Path(f"out/round-{number}/metrics.json").read_text())
-        assert found.keys() == {"segmenter"}  # no judge
-        assert f"{number}" in printed and f"{found['segmenter']:.1%}" in printed
+        score = json.loads(Path(f"out/round-{number}/segmenter.json").read_text())["mIoU"]
+        assert f"{number}" in printed and f"{score:.1%}" in printed and "flip rate" not in printed  # no judge
 
     # The data between: translations with the sources' labels, and targets, of which all is labelled at --sure 0.
     between = ImageDataset("out/round-0/data", "train", "target")
@@ -85,6 +84,29 @@ def test_rounds_stopped_at_every_stage_and_continued(
     assert label is not None and true is not None and (label == true).all() and (translation != source).any()
     _, seen = between.read(6)
     assert seen is not None and seen.max() < 19
+
+
+def test_what_a_round_found_is_that_of_its_runs_as_they_are_now(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seed in (("judge", 1), ("S", 2)):
+        segmenters.save(Path(name), 3, (64, 32), segmenter=segmenters.network(seed))
+    config = cli.translators(["--method", "cut", "--crop", "32"], root, "judge")
+    found = rounds.Rounds(Path("out"), config, {}, first=Path("S"))
+    translator = found._translators[0] = Path("out/round-0/translator")
+    translator.mkdir(parents=True)
+    (translator / "config.yaml").write_text(to_yaml(flatten(config)))
+    rows = translator / "evaluations.jsonl"
+    rows.write_text('{"step": 2, "Dist": 30.0}\n')  # before there was a judge
+    with pytest.raises(UserError, match="out/round-0/translator was trained without a judge: leave out --judge"):
+        found.metrics(0)
+    rows.write_text('{"step": 2, "mIoU": 0.25}\n')
+    first = found.metrics(0)
+    rows.write_text(rows.read_text() + '{"step": 4, "mIoU": 0.5}\n')
+    assert found.metrics(0) == first | {"mIoU": 0.5}
+
+    monkeypatch.setattr("launch.runs.segmenter.score", lambda *_: {"mIoU": 0.75})
+    assert found.metrics(0)["segmenter"] == first["segmenter"] != 0.75  # S is as it was
+    segmenters.save(Path("S"), 4, (64, 32), segmenter=segmenters.network(3))
+    assert found.metrics(0)["segmenter"] == 0.75
 
 
 def test_the_options_of_every_translator(root: str) -> None:
@@ -148,6 +170,20 @@ def test_a_round_that_another_judge_evaluated_is_not_taken_for_one_of_this(root:
     (found._translators[0] / "config.yaml").write_text(to_yaml({"evaluation.segmenter": "other"}))
     with pytest.raises(UserError, match="out/round-0/translator was judged by other, not judge"):
         found.metrics(0)
+
+
+def test_a_judge_of_test_sources_without_labels(
+    root: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    segmenters.save(Path("judge"), 3, (64, 32), segmenter=segmenters.network(1))
+    manifest = json.loads(Path(root, MANIFEST).read_text())
+    manifest["splits"]["test/source"]["label_space"] = None
+    del manifest["sha256"]
+    Path(root, MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(SystemExit, match="2"):
+        start(monkeypatch, "--method cut --crop 32 --judge judge")
+    assert "the test sources of data have no labels to compare a segmenter's with" in capsys.readouterr().err
+    assert not Path("out").exists()
 
 
 def test_sources_without_labels(root: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,19 +10,30 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from infra.config import flatten, to_yaml
 from infra.errors import UserError
 from infra.storage import LocalStorage
 from launch.flipping_arms import choose, read_arms
-from launch.flipping_benchmark import TIERS
-from launch.flipping_data import OwnData
+from launch.flipping_benchmark import TIERS, Benchmark, _half
+from launch.flipping_data import OwnData, StreetScenes, name_of
 from launch.flipping_results import Run, add_runs, read_runs, tables
+from launch.runs.config import make_config
+from launch.runs.data import data_identity
+from launch.runs.embedded import Setup
+from launch.runs.folder import RunFolder
 from launch.runs.processes import run_all
+from launch.runs.resume import has_finished
 from pipelines.prepare import Encoding, prepare
 from pipelines.sources.drawn import street_scenes
 from tests.trainer import segmenters
+from trainer.checkpointer import Checkpointer
 from trainer.methods import Srunit
 from trainer.methods.parts.robustness import Robustness
+from trainer.optim import OptimConfig
+from trainer.schedule import Schedule
 
 
 def test_every_arm_of_the_file_is_a_training_of_every_tier() -> None:
@@ -176,9 +187,76 @@ Mismatch none, 4,000 steps
 def test_a_judge_that_is_none_is_found_before_anything_is_trained(tmp_path: Path) -> None:
     prepare(street_scenes(1, 1), LocalStorage(tmp_path / "data"), Encoding((64, 32)), progress=False)
     segmenters.save(tmp_path / "judge", 1, segmenter=segmenters.network(1))
-    OwnData(tmp_path / "data", "gta2city", tmp_path / "judge").prepare(["data"])
+    OwnData(str(tmp_path / "data"), "gta2city", tmp_path / "judge").prepare(["data"])
     with pytest.raises(UserError, match="there is no segmenter nowhere"):
-        OwnData(tmp_path / "data", "gta2city", Path("nowhere")).prepare(["data"])
+        OwnData(str(tmp_path / "data"), "gta2city", Path("nowhere")).prepare(["data"])
+
+
+@pytest.mark.parametrize(("arms"), [("cut", "distancegan"), ("distancegan", "cut")])
+def test_the_usual_steps_are_the_tiers_whatever_is_trained(tmp_path: Path, arms: tuple[str, str]) -> None:
+    steps = {}
+    for name, tier in TIERS.items():
+        data = StreetScenes(tier, tmp_path)
+        steps[name] = Benchmark(tier, data, tmp_path, choose(read_arms(), arms), ["none"], [0], None, 1).steps
+    assert steps == {"small": 1200, "gpu": 5000}
+
+
+@settings(max_examples=300, deadline=None)
+@given(images=st.integers(1, 30000), steps=st.integers(2, 50000), batch=st.integers(1, 16))
+def test_a_training_has_the_steps_asked_for(images: int, steps: int, batch: int) -> None:
+    half = _half(steps * batch, images)
+    schedule = Schedule(OptimConfig(global_batch=batch, epochs=half, decay_epochs=half), images)
+    assert schedule.steps == steps
+    for parts in (2, 4):
+        for part in range(1, parts + 1):
+            done = -(-steps * part // parts)
+            assert schedule.passes(done, 2 * half / parts)
+            assert done == 1 or steps < 2 * parts or not schedule.passes(done - 1, 2 * half / parts)
+
+
+def test_a_segmenter_of_the_sources_needs_no_targets_of_their_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sees no target in round 0."""
+    monkeypatch.setattr(Setup, "train_source_segmenter", lambda *_: Path("S"))
+    monkeypatch.setattr("launch.flipping_benchmark.matched", lambda *_: "match")
+    monkeypatch.setattr("launch.flipping_benchmark.Rounds", lambda *_, **__: pytest.fail("there are no rounds"))
+    prepare(street_scenes(2, 1), LocalStorage(tmp_path / "data"), Encoding((64, 64)), progress=False)
+    data = OwnData(str(tmp_path / "data"), "gta2city", tmp_path / "judge")
+    arms = choose(read_arms(), ["best"])
+    benchmark = Benchmark(TIERS["small"], data, tmp_path / "out", arms, ["data"], [0], 4, 1)
+    aids = benchmark._prepare_aids(arms[0], "data")
+    assert (aids.segmenter, aids.match) == (Path("S"), "match")
+
+
+@pytest.mark.parametrize("root", ["data/gta2city", "data/gta2city/", "s3://bucket/gta2city"])
+def test_the_name_of_data(root: str) -> None:
+    assert name_of(root) == "gta2city"
+
+
+def test_runs_of_several_judges_are_said_to_be(tmp_path: Path) -> None:
+    runs = [
+        made("cut", "none", seed, 4, 0.1) | {"baseline": {"flip_rate": rate}} for seed, rate in ((0, 0.5), (1, 0.6))
+    ]
+    assert tables(runs, {}).startswith("Mismatch none, 4 steps; of several judges")
+    assert tables(runs[:1], {}).startswith("Mismatch none, 4 steps\n")
+
+
+def test_a_run_that_ended_on_other_data_is_not_taken_for_one_on_these(tmp_path: Path) -> None:
+    for name, seed in (("data", 0), ("other", 1)):
+        scenes = street_scenes(1, 1, seed=seed)
+        prepare(scenes, LocalStorage(tmp_path / name), Encoding((64, 32)), progress=False)
+    folder = RunFolder(tmp_path / "run")
+    on, others = (make_config({"data.root": str(tmp_path / name)}) for name in ("data", "other"))
+    assert not has_finished(folder, on)
+    state = {"step": 4, "data": data_identity(str(tmp_path / "data")), "config": {}, "scalers": {}}
+    Checkpointer(folder.checkpoints, keep=1).save(4, {}, state)
+    folder.config_file.write_text(to_yaml(flatten(on)))
+    assert not has_finished(folder, on)
+    folder.model.mkdir()
+    assert has_finished(folder, on)
+    with pytest.raises(UserError, match="run was trained on other data than .*/other has now: name another --out"):
+        has_finished(folder, others)
 
 
 def test_processes_run_some_at_once_and_say_what_went_wrong(tmp_path: Path) -> None:

@@ -103,6 +103,21 @@ def test_each_way_leaves_a_match_and_inspect_names_it(
     assert after < before
 
 
+def test_an_outside_segmenter_is_known_by_what_is_said_of_it_too(
+    copy: Path, segmenter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / segmenter.name
+    shutil.copy(segmenter.with_suffix(".onnx"), tmp_path)
+    other.write_text(segmenter.read_text())
+    assert match(copy, by=f"segmenter {other}") == 0
+    assert "already matched" in capsys.readouterr().out
+    other.write_text(segmenter.read_text() + "\ninput_size: [32, 16]\n")
+    assert match(copy, by=f"segmenter {other}") == 2
+    assert "was made with description = " in capsys.readouterr().err
+    assert match(copy, "--name", "smaller", by=f"segmenter {other}") == 0
+    assert load_facts(LocalStorage(copy), "smaller").segmenter == load_facts(LocalStorage(copy), "segmenter").segmenter
+
+
 def test_images_without_labels_are_matched_by_thumbnail(tmp_path: Path) -> None:
     write_root(LocalStorage(tmp_path))
     manifest = load_manifest(LocalStorage(tmp_path))
@@ -366,13 +381,18 @@ def test_a_match_without_mirrored_candidates_fits_crops_that_are_not_mirrored(co
         (lambda folder: change(folder.parent / MANIFEST), "the match labels of .* was made for other data"),
     ],
 )  # fmt: skip
-def test_a_damaged_match_and_one_of_other_data(copy: Path, damage: object, words: str) -> None:
+def test_a_damaged_match_and_one_of_other_data(
+    copy: Path, damage: object, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert callable(damage)
     damage(copy / "matches")
     with pytest.raises(UserError, match=words) as caught:
         loads(copy)
     assert "\n" not in str(caught.value)
     assert run("inspect", copy) == 2
+    printed = capsys.readouterr().out
+    assert "every shard is complete and unchanged" in printed
+    assert ("match thumbnail: by thumbnail" in printed) == ("other data" not in words)
 
 
 def change(file: Path) -> None:

@@ -1,6 +1,8 @@
 """A segmenter from a file or a run folder."""
 
+import dataclasses
 import hashlib
+import json
 from pathlib import Path
 
 import torch
@@ -18,18 +20,31 @@ def load_segmenter(path: Path, device: torch.device | str = "cpu") -> Segmenter:
 
     UserError for anything else, and for what is missing, damaged or does not fit together.
     """
-    if path.is_dir():
-        return load_trained(path, device)
+    return load_trained(path, device) if path.is_dir() else outside.load(_description_of(path), device)
+
+
+def _description_of(path: Path) -> Path:
+    """The YAML file of an outside network."""
     if not path.exists():
         raise UserError(f"there is no segmenter {path}: give a segmenter's run folder, a .yaml, .onnx or .pth file")
     if path.suffix in (".yaml", ".yml"):
-        return outside.load(path, device)
+        return path
     if path.suffix not in (".onnx", ".pth"):
         raise UserError(f"{path} is no segmenter: give a segmenter's run folder, a .yaml, .onnx or .pth file")
     description = path.with_suffix(".yaml")
     if not description.is_file():
         raise UserError(f"{path} has no {description.name} beside it: describe the network there (docs/segmenters.md)")
-    return outside.load(description, device)
+    return description
+
+
+def description_sha256(path: Path) -> str | None:
+    """SHA-256 of what is said of an outside network, which decides what it sees, beside its weights; None for a run, whose
+    weights say it. Errors: `load_segmenter`."""
+    if path.is_dir():
+        return None
+    described = dataclasses.asdict(outside.read_description(_description_of(path)))
+    del described["weights"]  # the name of their file
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 def weights_sha256(segmenter: Segmenter) -> str:

@@ -39,16 +39,21 @@ class Description:
             raise UserError(f"input_size = {list(self.input_size)} is no size in pixels: give [width, height] or none")
 
 
+def read_description(path: Path) -> Description:
+    """What a YAML file says. UserError for one that is missing or wrong."""
+    values = read_yaml(path)
+    try:
+        return build(Description, values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
 def load(path: Path, device: torch.device | str = "cpu") -> Segmenter:
     """The segmenter that a YAML file describes (keys: `Description`), tried once on a black image.
 
     UserError for a file that is missing or wrong, and for a network that does not do what the YAML file says.
     """
-    values = read_yaml(path)
-    try:
-        described = build(Description, values)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+    described = read_description(path)
     weights = path.parent / described.weights
     if not weights.is_file():
         raise UserError(f"{path} names the weights {weights}, which do not exist: put them there or correct the name")
