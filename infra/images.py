@@ -3,13 +3,15 @@
 H height, W width, in pixels.
 """
 
+import struct
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile
 
+from infra.orientation import turn_upright
 from infra.sixteen_bits import HOLDS_SIXTEEN, has_low_bytes, low_bytes, mend_planes, sixteen_bit_file
 
 # What Pillow and its libraries decode within this process. EPS, for one, it hands to Ghostscript, a whole interpreter.
@@ -17,9 +19,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 STORED = ("JPEG", "PNG")  # in shards, and as what a model is sent
 WITH_ALPHA = ("PNG", "WEBP", "TIFF", "GIF")
 MAX_PIXELS = 178_956_970  # half a gigabyte of RGB; Pillow's own limit
+LARGEST = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535}  # pixels of a side that these can have
 TOO_LARGE = f"more than {MAX_PIXELS // 10**6} million pixels"
 # What Pillow raises on files that are not images, are cut off, or claim to be enormous.
-DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+DAMAGED = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 
 
 class TooLarge(ValueError):
@@ -76,7 +79,7 @@ def read_picture(file: Path | bytes, formats: tuple[str, ...] = FORMATS) -> Pict
         animated = format != "JPEG" and getattr(image, "is_animated", False)
         profile = image.info.get("icc_profile") if image.mode in ("RGB", "RGBA") else None
         low = _low_bytes(file, formats) if has_low_bytes(image) else None
-        ImageOps.exif_transpose(image, in_place=True)
+        turn_upright(image)
         if _is_sixteen_bit_grey(image):
             stored = np.repeat(np.asarray(image).astype(np.uint16)[:, :, None], 3, axis=2)
             stored = _with_key(stored, image.info.get("transparency"))

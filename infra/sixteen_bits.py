@@ -10,7 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from PIL import ImageFile, ImageOps
+from PIL import ImageFile
+
+from infra.orientation import turn_upright
 
 HOLDS_SIXTEEN = ("PNG", "TIFF")
 # How Pillow calls what it takes the first or the second byte of each number of, by what it calls the order of the bytes.
@@ -42,7 +44,7 @@ def low_bytes(image: ImageFile.ImageFile) -> np.ndarray:
     grey = _raw_mode(image.tile[0].args) == _GREY_ALPHA
     # For grey with alpha Pillow knows no lower bytes; as four channels of 8 bits it gives all bytes of a pixel.
     _replace_ways(image, lambda way: "RGBA" if grey else way[:-1] + _OTHER[way[-1]])
-    ImageOps.exif_transpose(image, in_place=True)
+    turn_upright(image)
     values = np.asarray(image)
     return values[:, :, [1, 1, 1, 3]] if grey else values
 

@@ -6,10 +6,11 @@ import struct
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from infra.errors import UserError
 from infra.images import DAMAGED, Picture, TooLarge, UnknownRange, format_of, open_image, read_picture, to_rgb
+from infra.orientation import changes_sides, turn_upright
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -37,8 +38,7 @@ def image_size(path: Path) -> tuple[int, int]:
     """(width, height) as `read_image` would return it, from the file's header alone. UserError if it is not an image."""
     try:
         with open_image(path) as image:
-            turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 swap the two axes
-            return (image.height, image.width) if turned else image.size
+            return (image.height, image.width) if changes_sides(image) else image.size
     except DAMAGED as error:
         raise _unreadable(path, error) from error
 
@@ -77,7 +77,7 @@ def read_image(path: Path) -> Image.Image:
     """
     try:
         with open_image(path) as image:
-            ImageOps.exif_transpose(image, in_place=True)
+            turn_upright(image)
             return to_rgb(image)
     except DAMAGED as error:
         raise _unreadable(path, error) from error

@@ -10,10 +10,11 @@ from typing import Any
 import mlflow.pyfunc
 import numpy as np
 from mlflow import MlflowException
-from PIL import Image, ImageOps
+from PIL import Image
 
 from infra.errors import UserError
 from infra.images import DAMAGED, STORED, open_image
+from infra.orientation import turn_upright
 from trainer.checkpoint import NETWORK
 
 Apply = Callable[[np.ndarray], np.ndarray]
@@ -68,7 +69,8 @@ def decoded(text: str) -> np.ndarray:
             if image.mode not in MODES:
                 raise UserError(f"an image of mode {image.mode} cannot be used: give 8 bits a channel, grey or RGB, "
                                 "without transparency")  # fmt: skip
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            turn_upright(image)
+            return np.asarray(image.convert("RGB"))
     except UserError:
         raise
     except (binascii.Error, *DAMAGED):

@@ -3,15 +3,16 @@
 import dataclasses
 import json
 import logging
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from infra.console import ProgressLine
 from infra.errors import UserError
-from infra.images import Picture, format_of, picture_file
+from infra.images import LARGEST, Picture, format_of, picture_file
 from infra.json_lines import read_json
 from infra.storage import LocalStorage, replacing
 from pipelines.images import find_images, picture_of, stored_size
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 QUALITY = 95
 ENDINGS = {"jpg": "JPEG", "png": "PNG", "tiff": "TIFF", "webp": "WEBP"}
 CLAIM = "translation.json"  # in a folder of translations: what made them
+INPUT = "input"  # in it: the folder of their sources
 TOGETHER = 16  # images at most that are translated at once
 AHEAD = 4  # batches that are decoded before their turn, and that wait to be encoded
 PIXELS = 2**20  # of all of these, unless it is one image
@@ -49,8 +51,14 @@ class Form:
         """Of the translation of a file of this name."""
         return name if self.ending is None else f"{name.rpartition('.')[0]}.{self.ending}"
 
+    def format(self, own: str) -> str:
+        """Of the translation of a file of this format."""
+        return own if self.ending is None else ENDINGS[self.ending]
+
     def file(self, picture: Picture) -> bytes:
-        format = picture.format if self.ending is None else ENDINGS[self.ending]
+        format = self.format(picture.format)
+        height, width = picture.colours.shape[:2]
+        check_sides(width, height, format)
         return picture_file(dataclasses.replace(picture, format=format), self.quality or QUALITY)
 
 
@@ -70,6 +78,8 @@ def translate_image(translator: Translator, source: Path, out: Path, form: Form)
         )
     if told and form.ending and told != ENDINGS[form.ending]:
         raise UserError(f"{out} does not end as --format {form.ending}: name it otherwise, or leave out --format")
+    with _named(source):
+        check_sides(*stored_size(source), told or form.format(format_of(source) or "JPEG"))
     picture = picture_of(source)
     _tell_of_frames(source, picture)
     with _named(source):
@@ -80,8 +90,8 @@ def translate_image(translator: Translator, source: Path, out: Path, form: Form)
 class Folder:
     """The images of a folder on their way into another; the ranks share them.
 
-    What is there and no older than its source is left as it is. UserError, before anything is written, for folders that lie
-    in each other, for images that cannot be translated, and for an output with other content.
+    A translation gets its source's time of change, and one that has it is left as it is. UserError, before anything is written,
+    for folders that lie in each other, for images that cannot be translated, and for an output with other content.
     """
 
     def __init__(self, translator: Translator, source: Path, out: Path, form: Form, ranks: Ranks) -> None:
@@ -98,7 +108,7 @@ class Folder:
     def translate(self) -> int:
         """Do this rank's share; how many images all ranks left out."""
         made_by = {**self.translator.identity, "format": self.form.ending, "quality": self.form.quality or QUALITY}
-        on_first(self.ranks, lambda: _claim(self.out, made_by))
+        on_first(self.ranks, lambda: _claim(self.out, self.source, made_by))
         mine = self._batches[self.ranks.rank :: self.ranks.world_size]
         todo = [names for names in mine if not all(map(self._is_made, names))]
         total = sum(map(len, todo))
@@ -116,6 +126,7 @@ class Folder:
                 size = stored_size(self.source / name)
                 with _named(self.source / name):
                     self.translator.check_size(*size)
+                    check_sides(*size, self.form.format(format_of(name) or "JPEG"))
                 sizes[name] = size
         return sizes
 
@@ -132,7 +143,7 @@ class Folder:
 
     def _is_made(self, name: str) -> bool:
         made = self.out / self.form.name(name)
-        return made.is_file() and made.stat().st_mtime_ns >= (self.source / name).stat().st_mtime_ns
+        return made.is_file() and made.stat().st_mtime_ns == (self.source / name).stat().st_mtime_ns
 
     def _read(self, names: Names) -> Pictures:
         found = {}
@@ -157,7 +168,9 @@ class Folder:
         for name, picture in made.items():
             _tell_of_frames(self.source / name, picture)
             if not self._is_made(name):
-                _write(self.out / self.form.name(name), self.form.file(picture))
+                changed = (self.source / name).stat().st_mtime_ns
+                with self._or_left_out(name), _named(self.source / name):
+                    _write(self.out / self.form.name(name), self.form.file(picture), changed)
 
 
 def _batches(sizes: Mapping[str, tuple[int, int]]) -> Iterator[Names]:
@@ -179,14 +192,26 @@ def _named(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: {error}") from None
 
 
+def check_sides(width: int, height: int, format: str) -> None:
+    """UserError for an image that this format, one of FORMATS, cannot hold."""
+    if max(width, height) > LARGEST.get(format, max(width, height)):
+        raise UserError(f"{format} holds no image of {width}x{height}, since its sides end at {LARGEST[format]}: write another "
+                        "format, such as PNG")  # fmt: skip
+
+
 def _tell_of_frames(path: Path, picture: Picture) -> None:
     if picture.animated:
         log.warning("%s is an animation: its first frame is translated", path)
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, data: bytes, changed: int | None = None) -> None:
+    """changed: the time that the file is to bear, in nanoseconds."""
     with replacing(path) as file:
         file.write(data)
+        if changed is not None:
+            file.flush()
+            with suppress(OSError):  # a file system that does not have it: the same command makes all anew
+                os.utime(file.fileno(), ns=(changed, changed))
 
 
 def check_apart(source: Path, out: Path) -> None:
@@ -195,10 +220,14 @@ def check_apart(source: Path, out: Path) -> None:
         raise UserError(f"{out} lies in {source}, where its images would be translated again: name another OUTPUT")
 
 
-def _claim(out: Path, made_by: Mapping[str, object]) -> None:
-    """Write down what makes the translations of a folder. UserError if it holds others, or other files."""
+def _claim(out: Path, source: Path, made_by: Mapping[str, object]) -> None:
+    """Write down what makes the translations of a folder, and of which one. UserError if it holds others, or other files. A
+    source that is gone may be this one, moved."""
     LocalStorage(out).sweep()
     there = read_json(out / CLAIM, dict)
+    before = (there or {}).pop(INPUT, None)
+    if before and Path(before).is_dir() and not source.samefile(before):
+        raise UserError(f"{out} holds the translations of {before}: name another OUTPUT, or delete it first")
     if not there and out.exists():
         if not out.is_dir():
             raise UserError(f"{out} is a file: name a folder for the translations of a folder")
@@ -208,5 +237,6 @@ def _claim(out: Path, made_by: Mapping[str, object]) -> None:
         if there.get(name) != made_by.get(name):
             raise UserError(f"{out} holds translations with {name} = {there.get(name)}, not {made_by.get(name)}: "
                             "name another OUTPUT, or delete it first")  # fmt: skip
-    if not there:
-        _write(out / CLAIM, (json.dumps(made_by, indent=1) + "\n").encode())
+    if not there or before != str(source.resolve()):
+        claim = {**made_by, INPUT: str(source.resolve())}
+        _write(out / CLAIM, (json.dumps(claim, indent=1) + "\n").encode())

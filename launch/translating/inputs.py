@@ -34,6 +34,10 @@ def translate(args: argparse.Namespace) -> None:
     """Do what the options of launch/translate.py ask for. UserError, before anything is written, for what cannot work."""
     if not (_is_root(args.input) or Path(args.input).exists()):
         raise UserError(f"{args.input} does not exist: give an image, a folder of images, a film or prepared data")
+    if "://" in args.output and not _is_root(args.input):
+        raise UserError(
+            f"{args.output} is a place in a store, where prepared data alone go: name a file or folder here"
+        )
     if args.address:
         _check_cluster(args)
     form = Form(args.format, args.quality, skip=args.on_bad_sample == "skip")
@@ -105,6 +109,8 @@ def _outputs(args: argparse.Namespace) -> Iterator[str]:
         if _is_root(args.input) or Path(args.input).is_dir():
             yield f"{args.output.rstrip('/')}/variant_{number}"
         else:
+            if out.is_dir():
+                raise UserError(f"{args.input} is one file and {args.output} a folder: name a file")
             yield str(out.with_stem(f"{out.stem}_{number}"))
     if args.variants is None:
         yield args.output

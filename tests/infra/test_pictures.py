@@ -11,7 +11,8 @@ import pytest
 from PIL import Image, ImageCms
 
 from infra import sixteen_bits
-from infra.images import DAMAGED, FORMATS, WITH_ALPHA, Picture, open_image, picture_file, read_picture
+from infra.images import DAMAGED, FORMATS, LARGEST, WITH_ALPHA, Picture, open_image, picture_file, read_picture
+from pipelines.images import image_size, read_image
 
 
 def noise(channels: int, dtype: Any = np.uint8, seed: int = 0) -> np.ndarray:
@@ -193,3 +194,27 @@ def test_what_is_cut_off_is_damaged(cut: int) -> None:
         data = picture_file(Picture(noise(3, dtype)))
         with pytest.raises(DAMAGED):
             read_picture(data[:cut] if cut < len(data) else data[:-40])
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "JPEG"])
+@pytest.mark.parametrize("exif", [b"Exif\0\0II*\0", b"Exif\0\0MM\0*\0\0\0\x08\0\x01"])
+def test_damaged_exif_leaves_an_image_as_it_is_stored(format: str, exif: bytes, tmp_path: Path) -> None:
+    image = Image.fromarray(noise(3))
+    plain, damaged = file_of(image, format), file_of(image, format, exif=exif)
+    assert np.array_equal(read_picture(damaged).colours, read_picture(plain).colours)
+    (tmp_path / "image").write_bytes(damaged)
+    assert image_size(tmp_path / "image") == image.size == read_image(tmp_path / "image").size
+
+
+def test_an_orientation_that_there_is_none_of_turns_nothing(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 9
+    (tmp_path / "a.png").write_bytes(file_of(Image.fromarray(noise(3)), "PNG", exif=exif))
+    assert image_size(tmp_path / "a.png") == read_image(tmp_path / "a.png").size == (9, 6)
+
+
+@pytest.mark.parametrize(("format", "side"), LARGEST.items())
+def test_the_largest_side_of_a_format(format: str, side: int) -> None:
+    picture_file(Picture(np.zeros((1, side, 3), np.uint8), format=format))
+    with pytest.raises((OSError, ValueError, OverflowError)):
+        picture_file(Picture(np.zeros((1, side + 1, 3), np.uint8), format=format))

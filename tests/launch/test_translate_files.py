@@ -94,7 +94,12 @@ def test_the_same_command_goes_on_and_then_changes_nothing(
     os.utime(folder / "1.png", ns=(later, later))
     assert translate(monkeypatch, run, folder, out) == 0
     changed = {name for name, data in contents(out).items() if data != whole[name]}
-    assert changed == {"1.png"}  # newer than its translation
+    assert changed == {"1.png"}
+    save(folder / "0.png", noise(16, 24, 8))
+    os.utime(folder / "0.png", ns=(10**9, 10**9))  # as a copy that keeps its time
+    whole = contents(out)
+    assert translate(monkeypatch, run, folder, out) == 0
+    assert {name for name, data in contents(out).items() if data != whole[name]} == {"0.png"}
 
 
 def test_ranks_share_a_folder(run: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,6 +284,8 @@ def test_places_that_cannot_be_written_to(
         ),
         ((image, tmp_path / "x.jpg", "--format", "png"), "x.jpg does not end as --format png: name it otherwise"),
         ((tmp_path / "nothing", tmp_path / "out"), "nothing does not exist"),
+        ((folder, "s3://bucket/out"), "s3://bucket/out is a place in a store, where prepared data alone go"),
+        ((image, "s3://bucket/a.png"), "s3://bucket/a.png is a place in a store"),
         ((other, tmp_path / "out", "--quality", "101"), "the quality 101 is impossible"),
         ((other, tmp_path / "out", "--style", "4"), "this method has no styles to draw: leave out --style"),
         ((other, tmp_path / "out", "--style", image), "no styles to take from an example"),
@@ -311,6 +318,43 @@ def test_translations_of_another_run_are_not_mixed_with_these(
         assert (
             f"holds translations with {name} = " in sentence and "name another OUTPUT, or delete it first" in sentence
         )
+
+
+def test_translations_of_another_folder_are_not_mixed_with_these(
+    run: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, other, moved = (tmp_path / name for name in ("out", "other", "moved"))
+    other.mkdir()
+    save(other / "1.png", noise(16, 24, 9))
+    assert translate(monkeypatch, run, folder, out) == 0
+    whole = contents(out)
+    assert f"holds the translations of {folder}" in refused(monkeypatch, capsys, tmp_path, run, other, out)
+    folder.rename(moved)
+    assert translate(monkeypatch, run, moved, out) == 0
+    assert {name for name, data in contents(out).items() if data != whole[name]} == {files.CLAIM}
+    assert translate(monkeypatch, run, moved, out) == 0
+    assert "holds the translations of" in refused(monkeypatch, capsys, tmp_path, run, other, out)
+
+
+def test_images_that_a_format_cannot_hold(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    save(tmp_path / "in/long.png", noise(16, 16400))
+    save(tmp_path / "in/short.png", noise(16, 24))
+    words = "WEBP holds no image of 16400x16, since its sides end at 16383: write another format, such as PNG"
+    for place, out, *options in (("in/long.png", "long.webp"), ("in", "out", "--format", "webp")):
+        assert words in refused(monkeypatch, capsys, tmp_path, run, tmp_path / place, tmp_path / out, *options)
+    skipping = ("--format", "webp", "--on-bad-sample", "skip")
+    assert translate(monkeypatch, run, tmp_path / "in", tmp_path / "out", *skipping) == 0
+    assert contents(tmp_path / "out").keys() == {"short.webp", files.CLAIM}
+
+
+def test_variants_of_one_image_go_into_no_folder(
+    munit: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sentence = refused(monkeypatch, capsys, tmp_path, munit, folder / "1.png", tmp_path, "--variants", 2)
+    assert "1.png is one file and" in sentence and "a folder: name a file" in sentence
 
 
 def test_a_segmenters_run_translates_nothing(
