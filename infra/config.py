@@ -312,8 +312,17 @@ def _metavar(kind: Any) -> str:
 
 def differing(cls: type, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Names whose values differ between two whole flat configurations, except those marked `resumable`."""
-    fixed = [name for name, field, _ in leaves(cls) if not field.metadata.get("resumable")]
-    return [name for name in fixed if _plain(before.get(name)) != _plain(now.get(name))]
+    return [name for name in _fixed(cls) if _plain(before.get(name)) != _plain(now.get(name))]
+
+
+def fixed(config: Config) -> dict[str, Any]:
+    """The flat options of a configuration that decide what comes of it: all but those marked `resumable`."""
+    flat = flatten(config)
+    return {name: flat[name] for name in _fixed(type(config))}
+
+
+def _fixed(cls: type) -> list[str]:
+    return [name for name, field, _ in leaves(cls) if not field.metadata.get("resumable")]
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ OUT/adaptation.png         the classes of each arm
 OUT/segmentations.png      test images: photo | true labels | as the first segmenter of each arm sees them
 """
 
+import hashlib
 import logging
 import math
 import re
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infra.config import as_arguments
+from infra.config import as_arguments, fixed, to_yaml
 from infra.devices import usual_device
 from infra.errors import UserError
 from infra.json_lines import read_json
@@ -25,8 +26,9 @@ from infra.storage import open_storage
 from launch.adaptation_results import FLIPS, SOURCE, TARGET, add, examples_picture, iou_picture, read
 from launch.flipping_benchmark import LAUNCH, Benchmark
 from launch.flipping_results import STRENGTHS
+from launch.runs.data import data_identity
 from launch.runs.embedded import QUIET
-from launch.runs.folder import RunFolder
+from launch.runs.folder import RunFolder, run_around
 from launch.runs.processes import one_at_a_time
 from launch.runs.results import Result
 from launch.runs.resume import has_finished
@@ -43,6 +45,7 @@ from trainer.translator import find_translation, load_translator
 
 STRENGTH = "strong"  # of the embedded scenes' mismatch
 TESTS = 500  # embedded scenes to score on
+SETTING = "setting"  # of a run in the file: what all of them have alike, data and options
 SEED = "{seed}"  # in the path of a translator's runs
 PICTURE_ROWS = 4
 
@@ -95,6 +98,8 @@ class Adaptation:
         else:
             log.info("the training targets of %s have no labels: there is no ceiling", root)
         self.arms = arms
+        recipe = to_yaml(fixed(make_config({**segmenter, "seed": 0, "domain": "source"})))
+        self.setting = hashlib.sha256(f"{data_identity(root)}\n{recipe}".encode()).hexdigest()
         self.cells = [Cell(arm, seed) for seed in seeds for arm in arms]
         for cell in self.cells:
             self._config(cell)
@@ -103,7 +108,12 @@ class Adaptation:
 
     def run(self) -> None:
         """Do whatever is not done yet, and add each finished run to the file. UserError, when all others have ended, if a
-        training failed."""
+        training failed, and before anything is made for a file with runs on other data or by other segmenters."""
+        own = [(cell.arm, cell.seed) for cell in self.cells]
+        others = [row for row in read(self.file) if (row["arm"], row["seed"]) not in own]
+        if any(row.get(SETTING, self.setting) != self.setting for row in others):
+            raise UserError(f"{self.file} has segmenters with other options, or of other data, which do not compare with these: "
+                            "name another --out")  # fmt: skip
         with one_at_a_time(self.out / "data"):
             for cell in self.cells:
                 if cell.arm in self.translators:
@@ -156,9 +166,13 @@ class Adaptation:
 
     def _found(self, cell: Cell) -> Result:
         scores = read_json(self._folder(cell).evaluation_file, dict)
-        evaluations = RunFolder(self._translator(cell)).evaluations() if cell.arm in self.translators else []
-        flips = {name: value for row in evaluations[-1:] for name, value in row.items() if name == FLIPS}
-        return {"arm": cell.arm, "seed": cell.seed, **scores, **flips}
+        row = {"arm": cell.arm, "seed": cell.seed, SETTING: self.setting, **scores}
+        if cell.arm in self.translators:
+            checkpoint = find_translation(self._translator(cell))
+            row |= {
+                name: value for name, value in run_around(checkpoint).evaluation_of(checkpoint).items() if name == FLIPS
+            }
+        return row
 
     # ---- pictures ---------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """What adapted segmenters found: a JSON list of runs, to which every command adds, the tables and the pictures made from it.
 
-Each run: {"arm", "seed"}, the scores of `ConfusionMatrix.scores` on the target's test images as fractions, and, of a translator
-that its training evaluated, the flip rate.
+Each run: {"arm", "seed", "setting"}, the scores of `ConfusionMatrix.scores` on the target's test images as fractions, and, of a
+translator that its training evaluated, the flip rate. setting: a hash of the data and the options, which all have alike.
 """
 
 import statistics

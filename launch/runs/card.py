@@ -12,7 +12,7 @@ from infra import tables
 from infra.errors import UserError
 from infra.images import eight_bits
 from infra.json_lines import read_json
-from launch.runs.folder import RunFolder
+from launch.runs.folder import run_around
 from launch.runs.report import metrics_table
 from pipelines.images import picture_of
 from trainer.samples import stack
@@ -23,11 +23,11 @@ from trainer.translator import Translator
 def figures(checkpoint: Path) -> dict[str, Any]:
     """The metrics of a checkpoint in a run folder: those of launch/evaluate.py if they are its, else those found during
     training; empty where there are none."""
-    run = RunFolder(checkpoint.resolve().parents[1])
-    step = checkpoint.name.removeprefix("step_")
-    rows = [read_json(run.evaluation_file, dict)] if run.evaluation_file.is_file() else []
-    rows += reversed(run.evaluations())
-    return next((row for row in rows if str(row.get("step")) == step), {})
+    run = run_around(checkpoint)
+    row = read_json(run.evaluation_file, dict)
+    if str(row.get("step")) == checkpoint.resolve().name.removeprefix("step_"):
+        return dict(row)
+    return run.evaluation_of(checkpoint)
 
 
 def sample_picture(translator: Translator, checkpoint: Path, sample: Path | None) -> np.ndarray:
@@ -35,7 +35,7 @@ def sample_picture(translator: Translator, checkpoint: Path, sample: Path | None
     if sample is not None:
         colours = eight_bits(picture_of(sample).colours)
         return stack([colours, translator(colours, key=sample.name)], axis=1)
-    run = RunFolder(checkpoint.resolve().parents[1])
+    run = run_around(checkpoint)
     grids = {
         int(match[1]): path
         for path in run.samples.glob("step_*.png")

@@ -8,7 +8,7 @@ from infra.console import setup_logging
 from infra.errors import UserError
 from launch.runs.config import JobConfig
 from launch.runs.evaluation import Evaluator
-from launch.runs.folder import RunFolder
+from launch.runs.folder import run_around
 from launch.runs.follower import send
 from launch.runs.report import metrics_table, write
 from trainer.checkpoint import Checkpoint, find_checkpoint
@@ -31,7 +31,8 @@ def evaluate(
     """Evaluate a run (its newest checkpoint) or a checkpoint; print the table, write the files, log to MLflow.
 
     beside: others, shown in the table and the picture of translations alone. data: another data root than the one trained on.
-    json_file: instead of evaluation.json in the run folder. Raises UserError before anything is written for what cannot work.
+    json_file: instead of evaluation.json in the run folder, which then stays as it is, as MLflow does: pictures go into a folder
+    beside the file. Raises UserError before anything is written for what cannot work.
     """
     if json_file and json_file.suffix == ".csv":
         raise UserError(f"--json {json_file} is the name of the CSV file: give a name that ends in .json")
@@ -63,15 +64,16 @@ def _evaluate(
         return
     others_there = [each for each in compared if each is not None]
     outcome = outcome.beside(others_there)
-    folder = _folder_of(checkpoint.folder)
-    json_file = json_file or folder.path / "evaluation.json"
+    folder, elsewhere = run_around(checkpoint.folder), json_file is not None
+    json_file = json_file or folder.evaluation_file
+    pictures = json_file.with_suffix("") if elsewhere else folder.samples
     csv_file = json_file.with_suffix(".csv")
     about = {
         "images": outcome.images, "data": root, "checkpoint": str(checkpoint.folder),
         "step": checkpoint.state["step"], "segmenter": evaluator.segmenter and evaluator.segmenter.name,
     }  # fmt: skip
-    write(outcome, about, json_file, csv_file, folder.samples)
-    if folder.run_id_file.is_file():
+    write(outcome, about, json_file, csv_file, pictures)
+    if folder.run_id_file.is_file() and not elsewhere:
         try:
             send(folder, create=False)
         except UserError as error:  # the metrics are in the folder
@@ -83,10 +85,4 @@ def _evaluate(
     if evaluator.segmenter:
         print(f"segmenter: {evaluator.segmenter.name}")
     print(f"metrics:  {json_file}, {csv_file}")
-    print(f"pictures: {', '.join(f'{name}.png' for name in outcome.pictures)} in {folder.samples}")
-
-
-def _folder_of(checkpoint: Path) -> RunFolder:
-    """The run folder that a checkpoint lies in; of one that was moved elsewhere, the folder around it."""
-    run = RunFolder(checkpoint.resolve().parents[1])
-    return run if run.config_file.is_file() else RunFolder(checkpoint.resolve().parent)
+    print(f"pictures: {', '.join(f'{name}.png' for name in outcome.pictures)} in {pictures}")

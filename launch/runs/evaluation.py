@@ -16,7 +16,7 @@ from tqdm import tqdm
 from infra.errors import UserError
 from infra.signals import ToldToStop, current
 from infra.storage import open_storage
-from launch.runs.folder import RunFolder
+from launch.runs.folder import RunFolder, run_around
 from pipelines.dataset import ImageDataset
 from pipelines.labels import CLASSES, colourise
 from pipelines.manifest import Manifest, Split, load_manifest
@@ -68,7 +68,7 @@ def _sheet(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
 def _run_of(path: str) -> Path:
     """The folder of a run, also of one of its checkpoints."""
     place = Path(path).resolve()
-    return place.parents[1] if place.parent.name == "checkpoints" else place
+    return run_around(place).path if place.parent.name == RunFolder(place).checkpoints.name else place
 
 
 def load_judge(path: Path, root: str, split: Split, device: torch.device | str = "cpu") -> Segmenter:

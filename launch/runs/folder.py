@@ -64,6 +64,13 @@ def default_run_dir(name: str) -> str:
     return f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
+def run_around(checkpoint: Path) -> "RunFolder":
+    """The run that a checkpoint lies in; of one that was moved elsewhere, the folder around it."""
+    around = checkpoint.resolve().parent
+    run = RunFolder(around.parent)
+    return run if around.name == run.checkpoints.name or run.config_file.is_file() else RunFolder(around)
+
+
 class RunFolder:
     """Nothing is written before `open`."""
 
@@ -167,6 +174,11 @@ class RunFolder:
     def evaluations(self) -> list[dict[str, Any]]:
         """Metrics of each evaluation during training with its "step", in order; without a line cut short by a kill."""
         return read_records(self.evaluations_file)
+
+    def evaluation_of(self, checkpoint: Path) -> dict[str, Any]:
+        """Metrics that the training found of one of its checkpoints; empty where there are none."""
+        step = checkpoint.resolve().name.removeprefix("step_")
+        return next((row for row in reversed(self.evaluations()) if str(row["step"]) == step), {})
 
     def steps_done(self) -> int:
         """By the last whole line of the metrics; 0 where there is none."""

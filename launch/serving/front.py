@@ -130,6 +130,11 @@ class Front:
             return _sentence(
                 504, f"no translation within {self.limits.timeout_s:g} s: send a smaller image, or ask again"
             )
+        except Exception:
+            log.exception("a request failed")
+            return _sentence(
+                500, "the service could not translate this, and its log says why: send another image, or ask later"
+            )
         finally:
             self.in_flight -= 1
 
@@ -166,7 +171,7 @@ class Front:
 
 
 def _style(text: str) -> int:
-    if not (text.isdecimal() and int(text[:11]) < MAX_STYLE):
+    if not (re.fullmatch("[0-9]{1,10}", text) and int(text) < MAX_STYLE):
         raise UserError(f"style={text[:11]} is no whole number from 0 to {MAX_STYLE - 1}: give one")
     return int(text)
 

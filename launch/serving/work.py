@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from infra.errors import UserError
-from infra.images import DAMAGED, STORED, Picture, eight_bits, open_image, picture_file, read_picture
+from infra.images import DAMAGED, STORED, Picture, TooLarge, eight_bits, open_image, picture_file, read_picture
 from pipelines.labels import CLASSES, colourise
 from trainer.segmentation.segmenter import IGNORE, Segmenter
 from trainer.translator import Translator
@@ -112,6 +112,8 @@ def header_of(file: bytes, max_pixels: int) -> Image.Image:
     """What a file's first bytes say. UserError for what is neither PNG nor JPEG, or too large to be decoded."""
     try:
         image = open_image(io.BytesIO(file), STORED)
+    except TooLarge as error:
+        raise UserError(f"the image has {error}: make it smaller") from None
     except DAMAGED:
         raise UserError("this is no PNG or JPEG file: send the bytes of one") from None
     if image.width * image.height > max_pixels:

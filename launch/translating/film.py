@@ -19,6 +19,9 @@ READ = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm"
 # What frames are encoded by. AVI knows no times of frames.
 ENCODERS = {".mp4": "libx264", ".m4v": "libx264", ".mov": "libx264", ".mkv": "libx264", ".webm": "libvpx-vp9"}
 OPTIONS = {"crf": "18"}  # little loss; the same scale for both
+# How colours become brightness and two differences, by the numbers of ITU-T H.273, table 4: BT.709, FCC, BT.601 twice,
+# SMPTE 240M, BT.2020. Of a film that says none of these, FFmpeg takes BT.601, both ways.
+MATRICES = (1, 4, 5, 6, 7, 9)
 
 
 def is_film(path: Path) -> bool:
@@ -26,8 +29,9 @@ def is_film(path: Path) -> bool:
 
 
 def translate_film(translator: Translator, source: Path, out: Path) -> int:
-    """Write a film whose frames are translated, each at its time and in its size, and return how many; other tracks than the
-    first of pictures are left out. All frames have one style. UserError for what cannot be read, encoded or is too small."""
+    """Write a film whose frames are translated, each at its time and in its size, and return how many. Colours are stored as
+    the film says that its own are. Other tracks than the first of pictures are left out. All frames have one style. UserError
+    for what cannot be read, encoded or is too small."""
     ending = out.suffix.lower()
     if ending not in ENCODERS:
         raise UserError(
@@ -59,6 +63,8 @@ def translate_film(translator: Translator, source: Path, out: Path) -> int:
                 for frame in itertools.chain([first], frames):
                     image = translator(frame.to_ndarray(format="rgb24"), source.name)
                     new = av.VideoFrame.from_ndarray(image, format="rgb24")
+                    matrix = frame.colorspace if frame.colorspace in MATRICES else None
+                    new = new.reformat(format=written.pix_fmt, dst_colorspace=matrix)
                     new.pts, new.time_base = frame.pts, frame.time_base
                     result.mux(written.encode(new))
                     line.update(1)
@@ -76,7 +82,13 @@ def _track(av: Any, result: Any, encoder: str, like: Any, size: tuple[int, int])
     track.width, track.height = size
     # Colours of 2x2 pixels at once, as nearly all players want them, need even sides.
     track.pix_fmt = "yuv420p" if size[0] % 2 == size[1] % 2 == 0 else "yuv444p"
-    track.codec_context.time_base = like.time_base
+    context, source = track.codec_context, like.codec_context
+    context.time_base = like.time_base
+    if source.colorspace in MATRICES:
+        context.colorspace, context.color_primaries, context.color_trc = (
+            source.colorspace, source.color_primaries, source.color_trc
+        )  # fmt: skip
+        context.color_range = 1  # from 16 to 235, which the conversion makes
     return track
 
 

@@ -42,7 +42,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     fewer = scenes.splits | {"train/target": scenes.splits["train/target"][:4]}
     prepare(dataclasses.replace(scenes, splits=fewer), open_storage("data"), Encoding((64, 32)), progress=False)
     run = make_run(Path("run-3"))
-    (run / "evaluations.jsonl").write_text('{"step": 3, "flip_rate": 0.5}\n{"step": 7, "flip_rate": 0.25}\n')
+    rows = ({"step": 3, "flip_rate": 0.5}, {"step": 7, "flip_rate": 0.25}, {"step": 9, "flip_rate": 1.0})
+    (run / "evaluations.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))  # step 9 was never saved
     return "data"
 
 
@@ -97,6 +98,10 @@ def test_from_translators_to_the_tables(
     with pytest.raises(SystemExit, match="2"):
         adapt(monkeypatch, options)
     assert "cut-3 was prepared with weights = " in capsys.readouterr().err
+    # Nor are other seeds put beside these with another schedule, in one mean.
+    with pytest.raises(SystemExit, match="2"):
+        adapt(monkeypatch, options.replace("--seed-list 3", "--seed-list 4").replace("run-{seed}", "run-3"))
+    assert "out/adaptation.json has segmenters with other options, or of other data" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in Path("out").rglob("*.jsonl")} == before
 
 

@@ -3,6 +3,7 @@
 import sys
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from launch.translating.film import ENCODERS, translate_film
 from tests.launch.translating import make_run, refused, translate
-from trainer.translator import load_translator
+from trainer.translator import Translator, load_translator
 
 FRAMES = 5
 TIMES = [Fraction(tick, 25) for tick in (0, 1, 2, 5, 6)]  # one is shown longer
@@ -19,6 +20,16 @@ TIMES = [Fraction(tick, 25) for tick in (0, 1, 2, 5, 6)]  # one is shown longer
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("run"), "munit")
+
+
+class Unchanged:
+    """A translator that changes nothing."""
+
+    def check_size(self, width: int, height: int) -> None:
+        pass
+
+    def __call__(self, image: np.ndarray, key: str) -> np.ndarray:
+        return image
 
 
 def make_film(path: Path, width: int = 64, height: int = 48) -> Path:
@@ -62,6 +73,27 @@ def test_frames_go_in_and_come_out_at_their_times(
     assert images.shape == expected.shape
     errors = np.abs(images.astype(int)[:, None] - expected[None]).mean(axis=(2, 3, 4))
     assert (errors.argmin(axis=1) == range(FRAMES)).all() and errors.diagonal().max() < 12  # the encoder's loss
+
+
+@pytest.mark.parametrize("matrix", [1, 2, 6, 9])
+def test_colours_are_stored_as_those_of_the_source_are(tmp_path: Path, matrix: int) -> None:
+    """1: BT.709, as most films of high definition; 2: it says nothing; 6: BT.601; 9: BT.2020."""
+    stored = (133, 83, 63)
+    with av.open(str(tmp_path / "in.mp4"), "w") as film:
+        track = film.add_stream("libx264", rate=25, options={"crf": "1"})
+        track.width, track.height, track.pix_fmt = 64, 48, "yuv420p"
+        context = track.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = matrix
+        frame = av.VideoFrame(64, 48, "yuv420p")
+        for plane, value in zip(frame.planes, stored, strict=True):
+            plane.update(bytes([value]) * plane.buffer_size)
+        film.mux(track.encode(frame))
+        film.mux(track.encode())
+    translate_film(cast(Translator, Unchanged()), tmp_path / "in.mp4", tmp_path / "out.mp4")
+    with av.open(str(tmp_path / "out.mp4")) as film:
+        frame = next(film.decode(video=0))
+        assert film.streams.video[0].codec_context.colorspace == matrix
+        assert np.abs(np.array([bytes(plane)[0] for plane in frame.planes]) - stored).max() <= 2
 
 
 def test_what_is_no_film_and_what_cannot_be_written(

@@ -77,6 +77,8 @@ def test_health_says_when_it_is_ready() -> None:
         (png(33, 32), "", 422, "an image of 32x33 has more than the 1024 pixels that are taken here"),
         (png(), "?style=-1", 422, "style=-1 is no whole number"),
         (png(), "?style=99999999999999", 422, "style=99999999999 is no whole number"),
+        (png(), f"?style={'0' * 5000}", 422, "style=00000000000 is no whole number"),
+        (png(), f"?style={2**31}", 422, "is no whole number from 0 to 2147483647"),
         (b"x" * 4097, "", 413, "a body of 4097 bytes is larger than the 4096"),
     ],
 )
@@ -124,6 +126,18 @@ def test_a_translation_that_takes_too_long_is_given_up() -> None:
         reply = ask(f"{url}/translate", png())
         assert reply.status == 504 and "no translation within 0.5 s" in reply.text
         assert service.in_flight == 0
+
+
+def test_a_translation_that_fails_is_said_to_and_counted() -> None:
+    async def fail(job: Job) -> Answer:
+        raise RuntimeError("CUDA out of memory")
+
+    service = front()
+    service.open(fail)
+    with listening(service) as url:
+        reply = ask(f"{url}/translate", png())
+        assert reply.status == 500 and "could not translate this" in reply.text and "CUDA" not in reply.text
+        assert 'status="500"' in ask(f"{url}/metrics").text
 
 
 def test_more_requests_than_the_queue_holds_are_turned_away() -> None:
