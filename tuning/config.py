@@ -10,10 +10,11 @@ from typing import Any
 
 from infra.config import OptionParser, build, flatten, option, read_yaml
 from infra.errors import UserError
-from launch.runs.config import JobConfig, make_config, read_options, task_and_method
+from launch.runs.config import JobConfig, make_config, merged, read_options, task_and_method
 from launch.runs.data import EMBEDDED_TASK
 from pipelines.manifest import MANIFEST
 from trainer.evaluation.config import BETTER
+from trainer.methods.former import todays_names
 from tuning.ablations import TABLES
 
 SECTION = "search."
@@ -117,6 +118,11 @@ def _request(layer: Mapping[str, Any]) -> Request:
         raise UserError("--ablations and --space exclude each other: leave out one of them")
     if "run_dir" in options:
         raise UserError("each trial has a run folder of its own: leave out --run-dir, and name the search with --name")
+    if options.get("loop.mirror"):
+        raise UserError("each trial would take the others' checkpoints out of one mirror: leave out --loop.mirror")
+    if options.get("loop.max_steps"):
+        raise UserError("trials are judged by parts of their schedule: leave out --loop.max-steps, and give fewer epochs, "
+                        "--optim.epochs and --optim.decay-epochs")  # fmt: skip
     make_config(options)
     return Request(search, space, options)
 
@@ -137,7 +143,7 @@ def parse_arguments(arguments: Sequence[str]) -> Request:
     file, given = read_options(parser, _tree(type(job)), flatten(SearchConfig()) | flatten(job), arguments)
     if given[SPACE] is None:
         del given[SPACE]
-    request = _request(file | given)
+    request = _request(merged(todays_names(file), given))
     if request.search.resume:
         allowed = {SECTION + name for name in ("resume", *RESTARTABLE)}
         if strangers := sorted(given.keys() - allowed) or sorted(file):

@@ -1,5 +1,7 @@
 """A search from beginning to end: settle what was asked for, run the trials, say what came out."""
 
+import hashlib
+import json
 import logging
 import random
 import shutil
@@ -7,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,11 +19,14 @@ from PIL import Image
 from infra.config import to_yaml
 from infra.console import setup_logging
 from infra.errors import INTERRUPTED, Stopped, UserError
+from infra.json_lines import read_json
 from infra.ray_cluster import this_machine
 from infra.storage import replacing
 from infra.tracking import MlflowRun, store_uri, ui_command
-from launch.runs.config import make_config
+from launch.runs.config import JobConfig, make_config
+from launch.runs.data import data_identity
 from launch.runs.folder import RunFolder
+from trainer.segmentation.load import load_segmenter, weights_sha256
 from tuning import ablations
 from tuning.cluster import Share, connected, share_out
 from tuning.config import Request, default_name, from_file
@@ -61,6 +67,7 @@ def search(request: Request) -> str:
             raise UserError(
                 f"the search {folder.name} is running in another process: wait for it, or stop it"
             ) from None
+        _keep_made_of(folder, make_config(request.options))
         with replacing(folder.request_file) as file:
             file.write(to_yaml(request.flat()).encode())
         setup_logging(folder.log_file)
@@ -91,6 +98,23 @@ def _resumed(request: Request, folder: SearchFolder) -> Request:
         "max_concurrent": now.max_concurrent or before.search.max_concurrent,
     }  # fmt: skip
     return replace(before, search=replace(before.search, **again))
+
+
+def _keep_made_of(folder: SearchFolder, config: JobConfig) -> None:
+    """Write down what data the trials have and what evaluates them. UserError if that has changed since the search began: its
+    trials would not compare."""
+    judge, extractor = config.evaluation.segmenter, config.evaluation.inception
+    found = {
+        "data.root": data_identity(str(config.data.root), config.data.match),
+        "evaluation.segmenter": weights_sha256(load_segmenter(Path(judge))) if judge else None,
+        "evaluation.inception": hashlib.sha256(Path(extractor).read_bytes()).hexdigest() if extractor else None,
+    }
+    before = read_json(folder.made_of_file, dict)
+    if changed := [name for name in before if before[name] != found.get(name)]:
+        raise UserError(f"what the search {folder.name} has as {changed[0]} has changed since it began: put it back, or begin "
+                        "another search")  # fmt: skip
+    with replacing(folder.made_of_file) as file:
+        file.write((json.dumps(found, indent=1) + "\n").encode())
 
 
 def _run(request: Request, made: Design, share: Share, folder: SearchFolder) -> str:

@@ -1,6 +1,7 @@
 """The folder of a search.
 
 search.yaml     what was asked for, with everything filled in
+made_of.json    hashes of the data, and of what evaluates
 trials/0003/    run folder of a trial (launch/runs/folder.py)
 trials.csv      all trials as a table
 best.yaml       options of the best trial, for launch/train.py --config
@@ -19,6 +20,7 @@ class SearchFolder:
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()  # Ray's workers have working folders of their own
         self.request_file = self.path / "search.yaml"
+        self.made_of_file = self.path / "made_of.json"
         self.trials = self.path / "trials"
         self.csv_file = self.path / "trials.csv"
         self.best_file = self.path / "best.yaml"

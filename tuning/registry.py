@@ -48,25 +48,25 @@ class SearchRun:
 
 def end_runs(folder: SearchFolder, records: Sequence[Record]) -> None:
     """Mark the runs of trials that a scheduler stopped or that died as such, which those could not do themselves."""
-    from mlflow import MlflowClient, MlflowException
+    from mlflow import MlflowClient
 
-    client = MlflowClient(tracking_uri=store_uri())
     for record in records:
         run_id = _run_id(folder.run_dir(record.number))
         if record.status in ("stopped", "failed") and run_id:
             try:
+                client = MlflowClient(tracking_uri=store_uri())
                 client.set_terminated(run_id, "KILLED" if record.status == "stopped" else "FAILED")
-            except MlflowException as error:
+            except Exception as error:  # whatever a store or a driver comes up with
                 log.warning("MLflow keeps trial %d as running (%s)", record.number, first_line(error))
 
 
 def register(run_dir: Path, name: str) -> str | None:
     """Register the model of a finished run; its address with the alias "best". None, and a warning, if MLflow does not
     take it."""
-    from mlflow import MlflowClient, MlflowException
+    from mlflow import MlflowClient
 
-    client = MlflowClient(tracking_uri=store_uri(), registry_uri=store_uri())
     try:
+        client = MlflowClient(tracking_uri=store_uri(), registry_uri=store_uri())
         run_id = _run_id(run_dir)
         outputs = client.get_run(str(run_id)).outputs
         model = client.get_logged_model(outputs.model_outputs[-1].model_id if outputs else "")
@@ -74,7 +74,7 @@ def register(run_dir: Path, name: str) -> str | None:
             client.create_registered_model(name)
         version = client.create_model_version(name, model.artifact_location, run_id, model_id=model.model_id).version
         client.set_registered_model_alias(name, ALIAS, version)
-    except (MlflowException, IndexError) as error:
+    except Exception as error:  # whatever a store or a driver comes up with, or a model that is not there
         log.warning("MLflow did not register the model of %s (%s)", run_dir, first_line(error))
         return None
     return f"models:/{name}@{ALIAS} (version {version})"

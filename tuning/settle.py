@@ -7,7 +7,7 @@ from typing import Any
 
 from infra.config import flatten, leaves
 from infra.errors import UserError
-from launch.runs.config import JobConfig, make_config
+from launch.runs.config import JobConfig, make_config, merged
 from launch.runs.data import find_data
 from launch.runs.evaluation import Evaluator
 from trainer.engines import Engine, EngineConfig
@@ -89,7 +89,7 @@ def settle(request: Request, *, gpu: bool) -> Request:
         options = {**QUIET, **request.options}
     root = find_data(make_config(options).task, make_config(options).data.root)
     options |= {"data.root": _absolute(root)}
-    for name in ("evaluation.segmenter", "evaluation.inception"):
+    for name in ("evaluation.segmenter", "evaluation.inception", "method.semantic.segmenter"):
         if options.get(name):
             options[name] = _absolute(str(options[name]))
     config = make_config(options)
@@ -141,7 +141,7 @@ def _embedded(request: Request, size: embedded.Setup) -> dict[str, Any]:
     if request.search.metric in ("FID", "KID") and not request.options.get("evaluation.inception"):
         raise UserError(f"{request.search.metric} needs the weights of Inception V3: give --evaluation.inception, "
                         "or another --metric")  # fmt: skip
-    options = {**embedded.options(size), **request.options, "data.root": str(embedded.draw(size))}
+    options = merged(embedded.options(size), request.options) | {"data.root": str(embedded.draw(size))}
     if "evaluation.segmenter" not in options and request.search.metric != "Dist":
         options["evaluation.segmenter"] = str(embedded.segmenter(size))
     return options
@@ -149,7 +149,7 @@ def _embedded(request: Request, size: embedded.Setup) -> dict[str, Any]:
 
 def _absolute(path: str) -> str:
     """Ray's workers may have other working folders."""
-    return path if "://" in path else str(Path(path).absolute())
+    return path if "://" in path else str(Path(path).expanduser().absolute())
 
 
 def _metric(request: Request, config: JobConfig) -> str:

@@ -113,6 +113,22 @@ def make_config(*layers: Mapping[str, Any]) -> JobConfig:
     return build(cls, presets(str(merged.get("task", DEFAULT_TASK)), method), *chosen)
 
 
+def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Two layers as one, of which `make_config` makes the same: what the upper one says of the method that is in use holds over
+    what the lower one says of single methods."""
+    of_any = {name.removeprefix("method.") for name in over if name.startswith("method.")}
+
+    def holds(name: str) -> bool:
+        return not (name.startswith(METHODS_SECTION) and _rest(name) in of_any)
+
+    return {**{name: value for name, value in under.items() if holds(name)}, **over}
+
+
+def _rest(name: str) -> str:
+    """methods.srunit.robust.beta: robust.beta."""
+    return name.removeprefix(METHODS_SECTION).partition(".")[2]
+
+
 def _of_method(layer: Mapping[str, Any], method: str) -> dict[str, Any]:
     """A layer without what it has for other methods alone: a file may say `methods: {srunit: {robust: {beta: 0.001}}}`.
     UserError if a method that it names has no such option."""

@@ -5,12 +5,16 @@ from typing import Any
 
 import pytest
 
-from infra.config import to_yaml
+import launch.runs.config
+from infra.config import flatten, to_yaml
 from infra.errors import UserError
 from infra.ray_cluster import Machine, check_address
+from launch.runs.config import make_config
+from tuning import embedded
+from tuning.ablations import BASELINES, SCHEDULE, options
 from tuning.cluster import share_out
 from tuning.config import SearchConfig, from_file, parse_arguments
-from tuning.settle import design, evaluations, first_decision
+from tuning.settle import _embedded, design, evaluations, first_decision
 
 
 def test_a_request_survives_its_file(tmp_path: Path) -> None:
@@ -33,6 +37,22 @@ def test_a_request_survives_its_file(tmp_path: Path) -> None:
     assert from_file(file) == request
 
 
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("options", [{}, {"--ngf": 32}, {"--method.patches": 128, "--method.robust.per-step": "all"}])
+def test_the_command_line_holds_over_a_file_as_in_a_training(
+    options: dict[str, object], own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also over what a file says of one method alone, and that of the embedded scenes does."""
+    monkeypatch.setattr("tuning.embedded.draw", lambda _: tmp_path)
+    given = [str(text) for pair in options.items() for text in pair]
+    file = ["--config", str(embedded.SMALL.config)]
+    request = parse_arguments([*(file if own else []), *given, "--metric", "Dist"])
+    layer = request.options if own else _embedded(request, embedded.SMALL)
+    expected = flatten(launch.runs.config.parse_arguments([*file, *given]))
+    found = flatten(make_config(layer)) | {"data.root": expected["data.root"]}
+    assert found == expected
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -42,6 +62,8 @@ def test_a_request_survives_its_file(tmp_path: Path) -> None:
         (["--searcher", "bayes"], "choose one of grid, random, optuna"),
         (["--ngf", "x"], "method.generator.ngf = 'x' is not a whole number"),
         (["--run-dir", "runs/x"], "a run folder of its own"),
+        (["--loop.mirror", "s3://bucket/x"], "leave out --loop.mirror"),
+        (["--loop.max-steps", "9"], "leave out --loop.max-steps, and give fewer epochs"),
         (["--name", "../x"], "no name of a folder"),
         (["--gpus-per-trial", "0.5", "--ranks-per-trial", "2"], "cannot share a GPU"),
         (["--ablations", "srunit", "--space", "taps"], "exclude each other"),
@@ -185,3 +207,15 @@ def test_a_dead_cluster() -> None:
         check_address("127.0.0.1:1")
     with pytest.raises(UserError, match="no HOST:PORT"):
         check_address("head")
+
+
+@pytest.mark.parametrize("task", ["horse2zebra", "gta2city"])
+def test_methods_are_compared_on_one_schedule_whatever_their_papers_have(task: str) -> None:
+    shared = {"task": task, "evaluation.every": 10.0}
+    usual = flatten(make_config(shared))
+    for row in BASELINES:
+        config = flatten(make_config(shared, options("baselines", {"row": row, "seed": 0}, shared)))
+        assert config["method.name"] == row.lower() and config["optim.global_batch"] == 2
+        assert {name: config[name] for name in SCHEDULE} == {name: usual[name] for name in SCHEDULE}
+    cut, munit = (options("baselines-time", {"row": row, "seed": 0}, shared) for row in ("CUT", "MUNIT"))
+    assert munit["optim.epochs"] == pytest.approx(cut["optim.epochs"] * 119 / 312)

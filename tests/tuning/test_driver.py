@@ -12,10 +12,15 @@ from ray.tune.experiment import Experiment
 import tuning.driver
 from infra.config import to_yaml
 from infra.errors import Stopped, UserError
+from infra.storage import LocalStorage
+from launch.runs.config import JobConfig, make_config
+from pipelines.prepare import Encoding, prepare
+from pipelines.sources.drawn import street_scenes
+from tests.trainer import segmenters
 from tests.tuning.made import BETA, T
 from tuning.cluster import Share
 from tuning.config import Request, parse_arguments
-from tuning.driver import _resumed, _run, _tune, search
+from tuning.driver import _keep_made_of, _resumed, _run, _tune, search
 from tuning.folder import SearchFolder
 from tuning.results import Record
 from tuning.settle import design
@@ -98,6 +103,24 @@ def test_what_is_given_anew_with_resume(folder: SearchFolder) -> None:
     assert (same.search.max_concurrent, same.search.trials, same.search.address) == (3, 7, None)
     anew = _resumed(parse_arguments(["--resume", "made", "--max-concurrent", "1", "--address", "auto"]), folder)
     assert (anew.search.max_concurrent, anew.search.trials, anew.search.address) == (1, 7, "auto")
+
+
+def test_a_search_does_not_go_on_with_other_data_or_another_judge(folder: SearchFolder, tmp_path: Path) -> None:
+    for name, count in (("data", 2), ("other", 3)):
+        prepare(street_scenes(count, 1), LocalStorage(tmp_path / name), Encoding((64, 32)), progress=False)
+        segmenters.save(tmp_path / f"judge-{name}", 1, segmenter=segmenters.network(count))
+
+    def config(data: str, judge: str) -> JobConfig:
+        return make_config(
+            {"data.root": str(tmp_path / data), "evaluation.segmenter": str(tmp_path / f"judge-{judge}")}
+        )
+
+    _keep_made_of(folder, config("data", "data"))
+    _keep_made_of(folder, config("data", "data"))
+    with pytest.raises(UserError, match="made has as data.root has changed since it began: put it back"):
+        _keep_made_of(folder, config("other", "data"))
+    with pytest.raises(UserError, match="made has as evaluation.segmenter has changed"):
+        _keep_made_of(folder, config("data", "other"))
 
 
 def test_a_search_of_an_earlier_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 from launch.runs.folder import RunFolder
 from tests.tuning.made import records
 from tuning.folder import SearchFolder
-from tuning.registry import end_runs
+from tuning.registry import end_runs, register
 from tuning.results import Record
 
 
@@ -35,3 +35,16 @@ def test_runs_of_stopped_and_dead_trials_end(tmp_path: Path, monkeypatch: pytest
     assert ended == {"id-2": "KILLED", "id-6": "KILLED"}
     end_runs(folder, [Record(3, {}, "finished"), Record(0, {}, "failed")])
     assert ended == {"id-0": "FAILED", "id-2": "KILLED", "id-6": "KILLED"}
+
+
+def test_a_store_that_cannot_be_opened_keeps_no_search_from_its_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nosuchdatabase://nowhere/db")
+    folder = SearchFolder(tmp_path / "search-made")
+    run = RunFolder(folder.run_dir(0))
+    run.path.mkdir(parents=True)
+    run.run_id_file.write_text("id-0\n")
+    end_runs(folder, [Record(0, {}, "failed")])
+    assert register(folder.run_dir(0), "srunit-gta2city") is None
+    assert len(caplog.records) == 2
