@@ -214,6 +214,12 @@ class Evaluator:
             raise UserError(f"the translator was trained with the segmenter {judge} (--{option}), which cannot judge it: "
                             "evaluate it with another, such as one of launch/train_segmenter.py --domain target")  # fmt: skip
 
+    @functools.cached_property
+    def judge(self) -> str:
+        """What decides the metrics of a translator beside the data: the segmenter, and how many images."""
+        weights = weights_sha256(self.segmenter)[:12] if self.segmenter else "no segmenter"
+        return f"{weights}, {len(self.images.source_places)} images"
+
     def best_metric(self, name: str) -> str:
         """The metric that is meant, "auto" or by name, to compare checkpoints by. UserError if there will be none."""
         segmenter, extractor, images = self.segmenter, self.extractor, self.images

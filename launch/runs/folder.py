@@ -40,11 +40,11 @@ import numpy as np
 from PIL import Image
 
 from infra.config import completed, differing, flatten, read_yaml, to_yaml
-from infra.disk import why_unwritable
+from infra.disk import FULL, why_unwritable
 from infra.errors import UserError
 from infra.json_lines import as_record, read_json, read_records
 from infra.redaction import redacted
-from infra.storage import replacing
+from infra.storage import TEMPORARY, StorageUnavailable, replacing
 from launch.runs.config import TrainingConfig
 from launch.runs.lock import is_held
 from trainer.methods.former import todays_names
@@ -113,9 +113,10 @@ class RunFolder:
                 return read_yaml(self.config_file)
             log.warning("%s is damaged: it is written anew, and a checkpoint says how the run began", self.config_file)
             return {}
-        # Checkpoints alone: fetched from the mirror by a process that was killed before `open`.
-        early = {self.checkpoints.name, self.lock_file.name}
-        if not self.path.is_dir() or {path.name for path in self.path.iterdir()} - early:
+        # Checkpoints alone: fetched from the mirror by a process that was killed before `open`, or in it.
+        early = {self.checkpoints.name, self.lock_file.name, self.samples.name}
+        names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else {""}
+        if any(name not in early and not name.startswith(TEMPORARY) for name in names):
             raise UserError(f"{self.path} exists and is not a run folder: name another --run-dir")
         return {}
 
@@ -130,16 +131,22 @@ class RunFolder:
     def _try(self, action: Callable[[], None]) -> None:
         try:
             action()
+        except UserError:
+            raise
         except OSError as error:
+            if error.errno in FULL:
+                raise StorageUnavailable(
+                    f"the run folder {self.path} cannot be made ({error.strerror}): make room"
+                ) from None
             raise self._unusable(error.strerror) from None
         except ValueError as error:  # a zero byte in the name
             raise self._unusable(error) from None
 
     def _open(self, config: TrainingConfig) -> None:
-        self.samples.mkdir(parents=True, exist_ok=True)
-        self.checkpoints.mkdir(exist_ok=True)
         with replacing(self.config_file) as file:
             file.write(to_yaml(flatten(config)).encode())
+        self.samples.mkdir(exist_ok=True)
+        self.checkpoints.mkdir(exist_ok=True)
         environment = self.path / "environment.json"
         starts = read_json(environment, list)
         with replacing(environment) as file:

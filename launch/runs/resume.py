@@ -61,6 +61,9 @@ def find_start(
     nothing but checkpoints: some come from a mirror, damaged ones are set aside.
     UserError if the folder holds something else, or a run of other options or data."""
     main = engine.rank == 0
+    if asked.run_dir and "://" in asked.run_dir:
+        raise UserError(f"--run-dir {asked.run_dir} is a place in a store: name a folder here, and give --loop.mirror to have "
+                        "the checkpoints there, too")  # fmt: skip
     own = asked.run_dir or (engine.remember("run_dir", default_run_dir(run_name)) if main else "")
     folder = RunFolder(Path(engine.broadcast(own)))
     if main:

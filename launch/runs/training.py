@@ -181,6 +181,9 @@ def _train(
                 if not is_sent(folder):
                     Follower(folder).finish()
             return folder.path
+        if start.step > trainer.total_steps:
+            raise UserError(f"{folder.path} has done {start.step} steps, more than the {trainer.total_steps} asked for: give "
+                            f"--max-steps {start.step} or more, or name another --run-dir")  # fmt: skip
         if start.checkpoint:
             trainer.restore(start.checkpoint)
         current().saved = f"step {start.step} is saved" if start.step else "nothing is saved yet"

@@ -98,7 +98,7 @@ class TranslatorJob(Job[JobConfig]):
             assert isinstance(network, Translation)
             return evaluator(Translator(network, device, seed=self.config.seed))
 
-        return Validation(config.every, evaluate, evaluator.best_metric(config.best))
+        return Validation(config.every, evaluate, evaluator.best_metric(config.best), evaluator.judge)
 
     def publish(self, folder: RunFolder, checkpoint: Path) -> None:
         networks = [name for name, _ in self.config.method.translation().named_children()]

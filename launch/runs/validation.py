@@ -16,17 +16,21 @@ from launch.runs.report import summary
 from trainer.evaluation.config import BETTER, value_of
 from trainer.loop import Evaluation, Trainer
 
+JUDGE = "judge"  # in a row of evaluations.jsonl
+
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Validation:
     """How a run evaluates itself. every: epochs between evaluations. evaluate: evaluates a network in evaluation mode on a
-    device, all ranks at once; its outcome on rank 0. metric: the one that the best checkpoint is best in."""
+    device, all ranks at once; its outcome on rank 0. metric: the one that the best checkpoint is best in. judge: what
+    evaluates, as a text; by other ones evaluations do not compare."""
 
     every: float
     evaluate: Callable[[nn.Module, torch.device], Outcome | None]
     metric: str
+    judge: str = ""
 
 
 class Validator:
@@ -67,7 +71,7 @@ class Validator:
         for name, picture in outcome.pictures.items():
             write_png(self.folder.evaluation_pictures / f"step_{step}" / f"{name}.png", picture)
         file = JsonLines(self.folder.evaluations_file)
-        file.append({"step": step, "time": time.time(), **outcome.metrics})
+        file.append({"step": step, "time": time.time(), JUDGE: self.validation.judge, **outcome.metrics})
         file.close()
         log.info("step %d: %s", step, summary(outcome.metrics))
         self.told(step, outcome.metrics)
@@ -76,7 +80,10 @@ class Validator:
 
 
 def best_of(folder: RunFolder, metric: str) -> dict[str, Any] | None:
-    """Of the evaluations so far the best, by "step" and the metrics that runs are compared by; None if there is none."""
-    rows = [row for row in folder.evaluations() if value_of(row, metric) is not None]
+    """Of the evaluations by the last one's judge so far the best, by "step" and the metrics that runs are compared by; None if
+    there is none."""
+    rows = folder.evaluations()
+    judges = {rows[-1].get(JUDGE), None} if rows else set()  # None: of a version that did not say
+    rows = [row for row in rows if row.get(JUDGE) in judges and value_of(row, metric) is not None]
     best = min(rows, key=lambda row: (value_of(row, metric), row["step"]), default=None)
-    return best and {name: value for name, value in best.items() if name in ("step", *BETTER)}
+    return best and {name: value for name, value in best.items() if name in ("step", JUDGE, *BETTER)}

@@ -299,6 +299,18 @@ def test_a_run_folder_without_rights_is_refused_before_scenes_are_drawn(
 
 
 @pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--run-dir", "--run-dir s3://bucket/x is a place in a store: name a folder here, and give --loop.mirror"),
+        ("--data.cache-dir", "--data.cache-dir s3://bucket/x is a place in a store"),
+    ],
+)
+def test_folders_of_this_machine_are_not_in_a_store(config: JobConfig, option: str, words: str) -> None:
+    refused(words, "--data", str(config.data.root), option, "s3://bucket/x")
+    assert not Path("s3:").exists()
+
+
+@pytest.mark.parametrize(
     ("line", "words"),
     [
         (

@@ -1,6 +1,7 @@
 """A run goes on whatever a crash of the machine has left of the files in its folder."""
 
 import dataclasses
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -10,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from infra.errors import UserError
 from infra.json_lines import JsonLines, read_records
-from infra.storage import LocalStorage
+from infra.storage import LocalStorage, StorageUnavailable
 from launch.runs import training, translator
 from launch.runs.config import make_config
 from launch.runs.folder import RunFolder
@@ -111,3 +113,43 @@ def test_lines_that_are_damaged_are_left_out_and_go(tmp_path: Path, caplog: pyte
     file.close()
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
     assert read_records(tmp_path / "none") == []
+
+
+def test_a_start_that_was_killed_before_its_configuration_was_there_begins_again(begun: RunFolder) -> None:
+    other = RunFolder(begun.path.parent / "other")
+    other.samples.mkdir(parents=True)
+    (other.path / ".tmp-0123").write_bytes(b"task: gta2ci")
+    other.lock_file.touch()
+    train(1, run_dir="other")
+    assert other.status() == "FINISHED"
+    (other.path / "notes.txt").write_text("mine")
+    other.config_file.unlink()
+    with pytest.raises(UserError, match="exists and is not a run folder"):
+        train(1, run_dir="other")
+
+
+@pytest.mark.parametrize("full", ["mkdir", "write"])
+def test_a_full_disk_at_the_start_is_an_outage(
+    begun: RunFolder, full: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Which passes: whoever starts the command again need change nothing."""
+
+    def raises(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        if full == "mkdir":
+            disk.setattr(Path, "mkdir", raises)
+        else:
+            disk.setattr("infra.storage._open_temporary", raises)
+        with pytest.raises(StorageUnavailable, match="No space left on device"):
+            RunFolder(tmp_path / "run").open(make_config(OPTIONS))
+    RunFolder(tmp_path / "run").open(make_config(OPTIONS))
+
+
+def test_fewer_steps_than_are_done_are_refused(begun: RunFolder) -> None:
+    shutil.rmtree(begun.model)  # killed before it was left
+    with pytest.raises(UserError, match="run has done 2 steps, more than the 1 asked for: give --max-steps 2 or more"):
+        train(1)
+    train(2)
+    assert begun.model.is_dir()

@@ -20,7 +20,7 @@ PICTURE = np.full((4, 6, 3), 7, np.uint8)
 
 
 def validated(
-    path: Path, *values: float, state: dict[str, Any] | None = None, keep_all: bool = False
+    path: Path, *values: float, state: dict[str, Any] | None = None, keep_all: bool = False, judge: str = ""
 ) -> list[Evaluation]:
     """The next evaluations of a run that goes on from a checkpoint's state; they have these values of Dist."""
     outcomes = iter([Outcome(1, {"Dist": value, "Acc": {"30": 0.5}}, {"evaluation": PICTURE}) for value in values])
@@ -31,7 +31,7 @@ def validated(
 
     engine = SimpleNamespace(rank=0, device=torch.device("cpu"), broadcast=lambda value: value)
     trainer: Any = SimpleNamespace(engine=engine, evaluating=evaluating)
-    validation = Validation(1.0, lambda network, device: next(outcomes), "Dist")
+    validation = Validation(1.0, lambda network, device: next(outcomes), "Dist", judge)
     validator = Validator(RunFolder(path), trainer, validation, state or {}, keep_all)
     first = (state or {}).get("step", 0) + 1
     return [validator(step) for step in range(first, first + len(values))]
@@ -45,7 +45,7 @@ def test_the_first_of_equals_stays_the_best(tmp_path: Path) -> None:
         (False, False),
         (False, False),
     ]
-    assert best_of(RunFolder(tmp_path), "Dist") == {"step": 2, "Dist": 4.0}
+    assert best_of(RunFolder(tmp_path), "Dist") == {"step": 2, "judge": "", "Dist": 4.0}
     assert evaluations[1].metrics == {"Dist": 4.0, "Acc": {"30": 0.5}}
     assert all(each.keep for each in validated(tmp_path / "all", 5.0, 6.0, keep_all=True))
 
@@ -70,7 +70,15 @@ def test_a_run_without_its_evaluations_knows_its_best_from_the_checkpoint(tmp_pa
     assert not validated(tmp_path / "equal", 3.0, state=state)[0].best
     assert best_of(RunFolder(tmp_path / "equal"), "Dist") == {"step": 1, "Dist": 3.0}
     assert [each.best for each in validated(tmp_path / "better", 3.5, 2.0, state=state)] == [False, True]
-    assert best_of(RunFolder(tmp_path / "better"), "Dist") == {"step": 4, "Dist": 2.0}
+    assert best_of(RunFolder(tmp_path / "better"), "Dist") == {"step": 4, "judge": "", "Dist": 2.0}
+
+
+def test_what_another_judge_found_is_no_measure_of_what_this_one_does(tmp_path: Path) -> None:
+    validated(tmp_path, 3.0, 2.0, judge="a mild one")
+    assert [each.best for each in validated(tmp_path, 5.0, 4.0, 4.5, state={"step": 2}, judge="a strict one")] == [
+        True, True, False,
+    ]  # fmt: skip
+    assert best_of(RunFolder(tmp_path), "Dist") == {"step": 4, "judge": "a strict one", "Dist": 4.0}
 
 
 def test_nothing_is_best_where_nothing_is_measured(tmp_path: Path) -> None:
