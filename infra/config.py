@@ -149,7 +149,7 @@ def _coerce(name: str, value: Any, kind: Any, choices: tuple[Any, ...] | None) -
         value = str(value).lower()
     try:
         result = _convert(value, kind)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(f"{name} = {value!r} is not {_describe(kind)}: correct it or leave it out") from None
     if isinstance(value, str) and holds_secret(value):
         raise UserError(f"{name} holds a password or a key, and options are written down with the run: take it out, and give it "

@@ -105,7 +105,9 @@ def _parse_dimension(text: str) -> Dimension:
         call = ast.parse(expression.strip(), mode="eval").body
         assert isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.keywords
         kind, values = call.func.id, tuple(_literal(argument) for argument in call.args)
-    except (SyntaxError, AssertionError, ValueError):
+        if any(isinstance(value, int) and abs(value) > 2**63 for value in values):
+            raise ValueError
+    except (SyntaxError, AssertionError, ValueError, TypeError):
         raise UserError(f"--space {field} = {expression!r} is no distribution: give one of {_forms()}") from None
     if kind not in FORMS:
         raise UserError(f"--space {field}: {kind} is no known distribution: give one of {_forms()}")

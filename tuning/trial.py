@@ -17,6 +17,7 @@ from ray.util.queue import Queue
 
 from infra.config import flatten, read_yaml, to_yaml
 from infra.errors import Stopped, UserError
+from infra.json_lines import read_json
 from infra.storage import replacing
 from launch.runs.config import JobConfig, make_config, of_any_age
 from launch.runs.folder import RunFolder
@@ -35,6 +36,8 @@ from tuning.spaces import Params, tupled
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+
+TAKEN_OVER = "taken_over.json"  # in a run folder: whose checkpoint it went on from last
 
 
 @dataclass(frozen=True)
@@ -176,13 +179,13 @@ def take_over(folder: RunFolder, donor: Path, params: Mapping[str, Any]) -> None
     """Have the run in `folder` go on from another run's checkpoint, weights, optimisers and step, with these options.
     Its evaluations until then become the other run's, since they are of the weights that it has now.
 
-    Does nothing if the run has these options already: then it continues from its own checkpoint. A kill in between
-    leaves a run that begins anew, never one that is half the one and half the other.
+    Does nothing if the checkpoint is the run's own, or was taken over before: then it continues from its newest. A kill in
+    between leaves a run that begins anew, or takes over anew, never one that is half the one and half the other.
     """
-    own = read_yaml(folder.config_file)
-    if all(own[name] == value for name, value in params.items()):
+    own, checkpoint = read_yaml(folder.config_file), Checkpoint(donor)
+    origin = {"run_dir": checkpoint.state["config"]["run_dir"], "step": checkpoint.state["step"]}
+    if origin["run_dir"] == own["run_dir"] or read_json(folder.path / TAKEN_OVER, dict) == origin:
         return
-    checkpoint = Checkpoint(donor)
     config = {**of_any_age(checkpoint.state["config"]), **params, "run_dir": own["run_dir"]}
     tensors = {path.stem: checkpoint.tensors(path.stem) for path in donor.glob("*.safetensors")}
     shutil.rmtree(folder.checkpoints)
@@ -193,4 +196,6 @@ def take_over(folder: RunFolder, donor: Path, params: Mapping[str, Any]) -> None
     with replacing(folder.evaluations_file) as file:
         file.writelines(f"{json.dumps(row)}\n".encode() for row in history if row["step"] <= step)
     Checkpointer(folder.checkpoints, keep=1).save(step, tensors, {**checkpoint.state, "config": config})
+    with replacing(folder.path / TAKEN_OVER) as file:
+        file.write(json.dumps(origin).encode())
     log.info("took over step %d of %s", step, checkpoint.state["config"]["run_dir"])

@@ -86,6 +86,7 @@ def test_values_become_what_the_field_says(name: str, given: Any, value: Any) ->
         ("cooks", 1.5, "cooks = 1.5 is not a whole number"),
         ("cooks", float("inf"), "cooks = inf is not a whole number"),
         ("cooks", True, "cooks = True is not a whole number"),
+        ("cooks", 10**400, "cooks = 10+ is not a whole number"),
         ("cooks", None, "cooks = None is not a whole number"),
         ("oven.heat", "hot", "oven.heat = 'hot' is not a number"),
         ("oven.heat", "nan", "oven.heat = 'nan' is not a number"),

@@ -43,6 +43,8 @@ def test_a_preset_beside_fields_with_texts_and_whole_numbers() -> None:
         ("optim.lr=__import__('os').getcwd()", "no distribution"),
         ("optim.lr=1e-3", "no distribution"),
         ("optim.lr=choice()", "choice is empty"),
+        ("optim.lr=choice({[]:1})", "no distribution"),
+        (f"optim.lr=uniform(0,{10**400})", "no distribution"),
         ("optim.lr=choice(1e-3,1e-3)", "names a value twice"),
         ("optim.lr=uniform(-1,1)", "lr > 0"),
         ("optim.global_batch=uniform(1,4.5)", "not a whole number"),

@@ -57,6 +57,23 @@ def test_weights_and_optimisers_are_the_others(data: str, tmp_path: Path) -> Non
     )
 
 
+def test_equal_options_are_no_reason_to_keep_poor_weights(data: str, tmp_path: Path) -> None:
+    """PBT ends both at the end of the range."""
+
+    def run(name: str, seed: int) -> RunFolder:
+        own = {"data.root": data, "run_dir": str(tmp_path / name), "optim.lr": 1e-3, "seed": seed, "loop.max_steps": 4}
+        return RunFolder(train(make_config(TINY, own)))
+
+    good, bad = run("good", 0), run("bad", 1)
+    theirs, own = (load_file(each.checkpoints / "step_4" / "generator.safetensors") for each in (good, bad))
+    take_over(bad, bad.checkpoints / "step_4", {"optim.lr": 1e-3})  # its own
+    assert all(torch.equal(v, own[k]) for k, v in load_file(bad.checkpoints / "step_4/generator.safetensors").items())
+    take_over(bad, good.checkpoints / "step_4", {"optim.lr": 1e-3})
+    assert all(
+        torch.equal(v, theirs[k]) for k, v in load_file(bad.checkpoints / "step_4/generator.safetensors").items()
+    )
+
+
 def test_a_listener_hears_of_earlier_evaluations_again(data: str, tmp_path: Path) -> None:
     own = {"data.root": data, "run_dir": str(tmp_path / "run"), "optim.lr": 1e-3}
     train(make_config(TINY, own, {"loop.max_steps": 9}))
