@@ -103,21 +103,6 @@ def test_each_way_leaves_a_match_and_inspect_names_it(
     assert after < before
 
 
-def test_an_outside_segmenter_is_known_by_what_is_said_of_it_too(
-    copy: Path, segmenter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    other = tmp_path / segmenter.name
-    shutil.copy(segmenter.with_suffix(".onnx"), tmp_path)
-    other.write_text(segmenter.read_text())
-    assert match(copy, by=f"segmenter {other}") == 0
-    assert "already matched" in capsys.readouterr().out
-    other.write_text(segmenter.read_text() + "\ninput_size: [32, 16]\n")
-    assert match(copy, by=f"segmenter {other}") == 2
-    assert "was made with description = " in capsys.readouterr().err
-    assert match(copy, "--name", "smaller", by=f"segmenter {other}") == 0
-    assert load_facts(LocalStorage(copy), "smaller").segmenter == load_facts(LocalStorage(copy), "segmenter").segmenter
-
-
 def test_images_without_labels_are_matched_by_thumbnail(tmp_path: Path) -> None:
     write_root(LocalStorage(tmp_path))
     manifest = load_manifest(LocalStorage(tmp_path))
