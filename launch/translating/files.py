@@ -167,10 +167,13 @@ class Folder:
     def _write(self, _: Names, made: Pictures) -> None:
         for name, picture in made.items():
             _tell_of_frames(self.source / name, picture)
-            if not self._is_made(name):
-                changed = (self.source / name).stat().st_mtime_ns
-                with self._or_left_out(name), _named(self.source / name):
-                    _write(self.out / self.form.name(name), self.form.file(picture), changed)
+            if self._is_made(name):
+                continue
+            file = None
+            with self._or_left_out(name), _named(self.source / name):
+                file = self.form.file(picture)
+            if file is not None:
+                _write(self.out / self.form.name(name), file, (self.source / name).stat().st_mtime_ns)
 
 
 def _batches(sizes: Mapping[str, tuple[int, int]]) -> Iterator[Names]:

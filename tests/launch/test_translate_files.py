@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from infra.images import Picture, picture_file, read_picture
+from infra.storage import StorageUnavailable
 from launch.translating import files
 from launch.translating.files import CLAIM, Folder, Form, Names, Pictures
 from pipelines.ranks import Ranks
@@ -261,6 +262,22 @@ def test_damaged_images_stop_before_anything_is_written_or_are_left_out(
     assert translate(monkeypatch, run, folder, tmp_path / "other") == 2
     capsys.readouterr()
     assert "cut.png" in refused(monkeypatch, capsys, tmp_path, run, folder / "cut.png", tmp_path / "x.png")
+
+
+def test_a_full_disk_is_an_outage_and_leaves_no_image_out(
+    run: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = files._write
+
+    def full(path: Path, data: bytes, changed: int | None = None) -> None:
+        if changed is not None:
+            raise StorageUnavailable("no space left")
+        write(path, data)
+
+    monkeypatch.setattr(files, "_write", full)
+    assert (
+        translate(monkeypatch, run, folder, tmp_path / "out", "--on-bad-sample", "skip") == StorageUnavailable.exit_code
+    )
 
 
 def test_places_that_cannot_be_written_to(
