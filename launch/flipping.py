@@ -10,7 +10,7 @@ from infra.errors import UserError, exits_cleanly
 from launch.flipping_arms import choose, read_arms
 from launch.flipping_benchmark import TIERS, Benchmark
 from launch.flipping_data import BenchmarkData, OwnData, StreetScenes, name_of
-from launch.flipping_results import STRENGTHS, Run, read_runs, tables
+from launch.flipping_results import STRENGTHS, Run, differences, read_runs, tables
 from trainer.tasks import TASKS
 
 ARMS = ("cut", "best")  # where none are named
@@ -75,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="train nothing, and print the tables of such a list of runs in Markdown: those of --arms, --mismatch and --steps",
     )
+    option("--against", metavar="NAME", help="with --table: how much more each arm flips than this one, seed by seed")
     return result
 
 
@@ -115,8 +116,11 @@ def main() -> None:
             raise UserError(
                 f"there is no file {args.table}: name one that launch/flipping.py wrote, such as OUT/runs.json"
             )
-        print(tables(_chosen(read_runs(args.table), args), titles))
+        runs = _chosen(read_runs(args.table), args)
+        print(differences(runs, titles, args.against) if args.against else tables(runs, titles))
         return
+    if args.against:
+        raise UserError("--against compares the runs of a --table: name that, too")
     out = args.out or Path(f"runs/flipping-{name_of(args.data) if args.data else args.tier}")
     file = args.json or out / "runs.json"
     usual = (os.cpu_count() or 1) if args.tier == "small" else 1

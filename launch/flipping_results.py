@@ -92,6 +92,54 @@ def tables(runs: Sequence[Run], titles: Mapping[str, str]) -> str:
     return "\n".join(_table([run for run in runs if _setting(run) == setting], titles) for setting in settings)
 
 
+def differences(runs: Sequence[Run], titles: Mapping[str, str], against: str) -> str:
+    """Markdown, a table for each number of steps and mismatch: in points, how much more each arm flips than one of them with the
+    same seed at the same step, as the mean over the seeds, and in how many of these pairs it flips less.
+
+    titles: as of `tables`. UserError if there are no runs of that arm.
+    """
+    settings = sorted({_setting(run) for run in runs if run["arm"] == against})
+    if not settings:
+        raise UserError(f"there are no finished runs of the arm {against} to compare with: name one that the file has")
+    return "\n".join(
+        _difference([run for run in runs if _setting(run) == setting], titles, against) for setting in settings
+    )
+
+
+def _difference(runs: Sequence[Run], titles: Mapping[str, str], against: str) -> str:
+    base = {run["seed"]: _flips_by_step(run) for run in runs if run["arm"] == against}
+    steps = sorted({step for flips in base.values() for step in flips})
+    rows = []
+    for arm, own in _by_arm(runs, titles).items():
+        pairs = {run["seed"]: (_flips_by_step(run), base[run["seed"]]) for run in own if run["seed"] in base}
+        more = {step: [a[step] - b[step] for a, b in pairs.values() if step in a and step in b] for step in steps}
+        points = [f"{100 * sum(found) / len(found):+.1f}" if found else "–" for found in more.values()]
+        every = [each for found in more.values() for each in found]
+        if arm != against and every:
+            fewer = f"{sum(each < 0 for each in every)} of {len(every)}"
+            rows.append([titles.get(arm, arm), ", ".join(map(str, pairs)), *points, fewer])
+    header = ["arm", "seeds", *(f"at {step:,}" for step in steps), f"less than {titles.get(against, against)}"]
+    return f"{_title(runs)}, flip rate against that of {titles.get(against, against)}, in points\n\n{markdown(header, rows)}\n"
+
+
+def _flips_by_step(run: Run) -> dict[int, float]:
+    return {row["steps"]: row["flip_rate"] for row in (*run.get("evaluations", []), run) if "flip_rate" in row}
+
+
+def _by_arm(runs: Sequence[Run], titles: Mapping[str, str]) -> dict[str, list[Run]]:
+    """Those with a title in the order of the titles, then others by name; the runs of each by seed."""
+    present = {run["arm"] for run in runs}
+    names = (*(name for name in titles if name in present), *sorted(present - titles.keys()))
+    return {arm: sorted((run for run in runs if run["arm"] == arm), key=lambda run: run["seed"]) for arm in names}
+
+
+def _title(runs: Sequence[Run]) -> str:
+    title = f"Mismatch {runs[0]['mismatch']}, {runs[0]['steps']:,} steps"
+    if len({repr(run["baseline"]) for run in runs if "baseline" in run}) > 1:
+        title += "; of several judges, as the untranslated sources tell, so single runs do not compare"
+    return title
+
+
 def _table(runs: Sequence[Run], titles: Mapping[str, str]) -> str:
     columns = {name: factor for name, (_, factor) in METRICS.items() if any(name in run for run in runs)}
     checkpoints = sorted({row["steps"] for run in runs for row in run.get("evaluations", [])})
@@ -102,14 +150,9 @@ def _table(runs: Sequence[Run], titles: Mapping[str, str]) -> str:
         for name, part in (("untranslated", "baseline"), ("real images (ceiling)", "ceiling"))
         if part in runs[0]
     ]
-    present = {run["arm"] for run in runs}
-    for arm in (*(name for name in titles if name in present), *sorted(present - titles.keys())):
-        own = sorted((run for run in runs if run["arm"] == arm), key=lambda run: run["seed"])
+    for arm, own in _by_arm(runs, titles).items():
         earlier = [[row for run in own for row in run.get("evaluations", []) if row["steps"] == n] for n in checkpoints]
         on_the_way = [cell for rows_there in earlier for cell in spreads(rows_there, {"flip_rate": 100})]
         seeds = ", ".join(str(run["seed"]) for run in own)
         rows.append([titles.get(arm, arm), seeds, *spreads(own, columns), *on_the_way])
-    title = f"Mismatch {runs[0]['mismatch']}, {runs[0]['steps']:,} steps"
-    if len({repr(run["baseline"]) for run in runs if "baseline" in run}) > 1:
-        title += "; of several judges, as the untranslated sources tell, so single runs do not compare"
-    return f"{title}\n\n{markdown(header, rows)}\n"
+    return f"{_title(runs)}\n\n{markdown(header, rows)}\n"

@@ -269,6 +269,7 @@ def test_a_damaged_list_of_runs_is_found_before_anything_is_made(
         ("--data ROOT --judge J --mismatch none", "--mismatch is a strength of drawn scenes"),
         ("--mismatch weak", "--mismatch weak is no strength: choose among none, middle, strong"),
         ("--data ROOT --judge J", "no prepared data at ROOT"),
+        ("--against cut", "--against compares the runs of a --table: name that, too"),
         ("--out /proc/none", "cannot write to /proc/none (No such file or directory): name another --out"),
         ("--json /proc/none/runs.json", "cannot write to /proc/none (No such file or directory): name another --json"),
     ],

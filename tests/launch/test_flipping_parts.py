@@ -19,7 +19,7 @@ from infra.storage import LocalStorage
 from launch.flipping_arms import choose, read_arms
 from launch.flipping_benchmark import TIERS, Benchmark, _half
 from launch.flipping_data import OwnData, StreetScenes, name_of
-from launch.flipping_results import Run, add_runs, read_runs, tables
+from launch.flipping_results import Run, add_runs, differences, read_runs, tables
 from launch.runs.config import make_config
 from launch.runs.data import data_identity
 from launch.runs.embedded import Setup
@@ -182,6 +182,27 @@ Mismatch none, 4,000 steps
     )
     with pytest.raises(UserError, match="there are no finished runs"):
         tables([], {})
+
+
+def test_how_much_more_an_arm_flips_than_another_with_the_same_seed() -> None:
+    runs = [
+        made("cut", "none", 0, 1200, 0.20, 0.30), made("cut", "none", 1, 1200, 0.30, 0.34),
+        made("srunit", "none", 0, 1200, 0.30, 0.35), made("srunit", "none", 1, 1200, 0.24, 0.37),
+        made("srunit", "none", 2, 1200, 0.99, 0.99), made("cut", "strong", 5, 1200, 0.20), made("gone", "strong", 4, 1200, 0.1),
+    ]  # fmt: skip
+    assert (
+        differences(runs[:5], {"cut": "CUT", "srunit": "SRUNIT"}, "cut")
+        == """\
+Mismatch none, 1,200 steps, flip rate against that of CUT, in points
+
+| arm | seeds | at 600 | at 1,200 | less than CUT |
+| --- | --- | --- | --- | --- |
+| SRUNIT | 0, 1 | +4.0 | +2.0 | 1 of 4 |
+"""
+    )
+    assert "gone" not in differences(runs, {}, "cut")  # which has no seed that the other has
+    with pytest.raises(UserError, match="no finished runs of the arm best to compare with"):
+        differences(runs, {}, "best")
 
 
 def test_a_judge_that_is_none_is_found_before_anything_is_trained(tmp_path: Path) -> None:
