@@ -1,10 +1,18 @@
-"""What it takes for files to be there after a crash of the machine, and whether a folder takes any."""
+"""What it takes for files to be there after a crash of the machine, whether a folder takes any, and paths of a command line."""
 
+import argparse
 import os
 import uuid
 from pathlib import Path
 
 from infra.errors import FULL
+
+
+def local_path(text: str) -> Path:
+    """A path of a command line, for argparse's `type`; a place in a store is refused, which would be made as a folder s3:."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text} is a place in a store: name a folder or file of this machine")
+    return Path(text)
 
 
 def flush(path: Path) -> None:

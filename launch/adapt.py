@@ -6,6 +6,7 @@ from pathlib import Path
 
 from infra.config import read_yaml
 from infra.console import setup_logging
+from infra.disk import local_path
 from infra.errors import UserError, exits_cleanly
 from launch.adaptation import STRENGTH, Adaptation, street_root
 from launch.adaptation_results import read, tables
@@ -49,21 +50,24 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     option("--tier", choices=TIERS, default="small", help="without --data, as of launch/flipping.py [%(default)s]")
     option(
-        "--benchmark", type=Path, metavar="DIR", help="without --data: OUT of launch/flipping.py [runs/flipping-TIER]"
+        "--benchmark",
+        type=local_path,
+        metavar="DIR",
+        help="without --data: OUT of launch/flipping.py [runs/flipping-TIER]",
     )
     option("--seed-list", nargs="+", type=int, default=[0], metavar="N", help="one segmenter of each arm with each [0]")
     option(
-        "--segmenter-config", type=Path, metavar="FILE",
+        "--segmenter-config", type=local_path, metavar="FILE",
         help="YAML file of options of launch/train_segmenter.py for all [the network's recipe; without --data the tier's]",
     )  # fmt: skip
     option(
         "--out",
-        type=Path,
+        type=local_path,
         metavar="DIR",
         help="folder of data, runs and pictures [runs/adaptation, -TIER without --data]",
     )
     option("--parallel", type=int, metavar="N", help="trainings at once [small tier: one per core; else: 1]")
-    option("--table", type=Path, metavar="FILE", help="train nothing, and print the tables of an adaptation.json")
+    option("--table", type=local_path, metavar="FILE", help="train nothing, and print the tables of an adaptation.json")
     return result
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psutil
 
+from infra.disk import local_path
 from infra.errors import FAULT, Stopped, exits_cleanly
 from infra.json_lines import read_json
 
@@ -17,7 +18,7 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         "alive.py", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    result.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    result.add_argument("run", type=local_path, metavar="RUN", help="a run folder")
     result.add_argument(
         "--within", type=float, default=1800.0, metavar="SECONDS",
         help="longer than a step, an evaluation or a checkpoint takes [%(default)g]",

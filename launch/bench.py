@@ -10,6 +10,7 @@ from types import ModuleType
 
 from infra.config import flatten
 from infra.console import setup_logging
+from infra.disk import local_path
 from infra.errors import UserError, exits_cleanly
 from launch.benchmarks import data, decode, gpu, ops, rates, scaling, serving, step, translate
 from launch.benchmarks.measuring import table, write_report
@@ -43,12 +44,14 @@ def parser() -> argparse.ArgumentParser:
                                       epilog="and all options of launch/train.py")  # fmt: skip
         command.add_argument("--repetitions", type=int, default=5, metavar="N", help="of each measure [%(default)s]")
         command.add_argument("--steps", type=int, metavar="N", help="in one repetition [the benchmark's own]")
-        command.add_argument("--json", type=Path, metavar="FILE", help="write the metrics here, too")
+        command.add_argument("--json", type=local_path, metavar="FILE", help="write the metrics here, too")
     command = commands.add_parser("scaling", help=scaling.HELP, description=scaling.HELP)
-    command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders; the first is compared with")
+    command.add_argument(
+        "runs", nargs="+", type=local_path, metavar="RUN", help="run folders; the first is compared with"
+    )
     command = commands.add_parser("serving", help=serving.HELP, description=serving.HELP)
     load = serving.Load()
-    command.add_argument("model", type=Path, metavar="RUN_OR_CHECKPOINT", help="runs/NAME, or a checkpoint in it")
+    command.add_argument("model", type=local_path, metavar="RUN_OR_CHECKPOINT", help="runs/NAME, or a checkpoint in it")
     command.add_argument(
         "--clients", type=int, nargs="+", default=load.clients, metavar="N", help="that ask at once [1 8 32]"
     )
@@ -58,10 +61,10 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--soak", type=int, default=load.soak, metavar="N", help="requests of the soak [%(default)s]")
     command.add_argument("--size", default="256x128", metavar="WxH", help="of the image [%(default)s]")
     command.add_argument("--repetitions", type=int, default=3, metavar="N", help="of each measure [%(default)s]")
-    command.add_argument("--json", type=Path, metavar="FILE", help="write the metrics here, too")
+    command.add_argument("--json", type=local_path, metavar="FILE", help="write the metrics here, too")
     command = commands.add_parser("gpu", help=gpu.HELP, description=gpu.HELP, allow_abbrev=False)
     command.add_argument(
-        "--out", type=Path, default=Path("runs/gpu"), metavar="DIR", help="of all that is found [%(default)s]"
+        "--out", type=local_path, default=Path("runs/gpu"), metavar="DIR", help="of all that is found [%(default)s]"
     )
     command.add_argument("--minutes", type=float, default=25.0, metavar="N", help="for all together [%(default)s]")
     command.add_argument(
@@ -69,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--only", nargs="+", default=(), metavar="NAME", help="measures, by the start of their names")
     command.add_argument(
-        "--table", type=Path, metavar="FILE", help="measure nothing; print the tables of such a results.json"
+        "--table", type=local_path, metavar="FILE", help="measure nothing; print the tables of such a results.json"
     )
     command.add_argument(
         "--wheels", action="store_true", help="measure nothing; list what such a machine has to install"

@@ -1,9 +1,9 @@
 """Evaluate a trained translator on the test images of its data: python launch/evaluate.py runs/NAME."""
 
 import argparse
-from pathlib import Path
 
 from infra.console import setup_logging
+from infra.disk import local_path
 from infra.errors import exits_cleanly
 from launch.runs.evaluate import evaluate
 from trainer.evaluation.config import EvaluationConfig
@@ -32,10 +32,10 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     option = result.add_argument
-    option("run", type=Path, metavar="RUN_OR_CHECKPOINT", help="runs/NAME (its newest checkpoint) or .../step_N")
+    option("run", type=local_path, metavar="RUN_OR_CHECKPOINT", help="runs/NAME (its newest checkpoint) or .../step_N")
     option(
         "--beside",
-        type=Path,
+        type=local_path,
         nargs="+",
         default=[],
         metavar="RUN",
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     option("--limit", type=int, metavar="N", help="take only N test images, evenly spread [all]")
     option(
         "--json",
-        type=Path,
+        type=local_path,
         metavar="FILE",
         help="write the metrics there, and not to MLflow [evaluation.json in the run folder]",
     )

@@ -1,9 +1,9 @@
 """Export a trained translator for other programs: python launch/export.py runs/NAME --to onnx --out FILE.onnx."""
 
 import argparse
-from pathlib import Path
 
 from infra.console import setup_logging
+from infra.disk import local_path
 from infra.errors import exits_cleanly
 from launch.runs.chosen import add_choice
 from launch.runs.export import FILES, UNSTATED, export
@@ -34,13 +34,15 @@ def parser() -> argparse.ArgumentParser:
     option = result.add_argument
     add_choice(result)
     option("--to", required=True, choices=[*FILES, "hub"], help="what to write")
-    option("--out", required=True, type=Path, metavar="PATH", help="where; nothing may be there yet")
+    option("--out", required=True, type=local_path, metavar="PATH", help="where; nothing may be there yet")
     option("--direction", default="AtoB", choices=("AtoB", "BtoA"), help="from source to target, or back [%(default)s]")
     option("--precision", default="fp32", choices=list(PRECISIONS), help="what is computed in [%(default)s]")
     option("--uint8", action="store_true", help="images as uint8 (n, h, w, 3) of any size, in and out")
     option("--size", metavar="WxH", help="bind width and height, as some programs want it [free]")
     option("--licence", default=UNSTATED, metavar="TEXT", help="of the weights, such as cc-by-nc-4.0 [not stated]")
-    option("--sample", type=Path, metavar="IMAGE", help="for the model card of hub [the run's newest sample picture]")
+    option(
+        "--sample", type=local_path, metavar="IMAGE", help="for the model card of hub [the run's newest sample picture]"
+    )
     return result
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from infra.console import setup_logging
+from infra.disk import local_path
 from infra.errors import UserError, exits_cleanly
 from launch.flipping_arms import choose, read_arms
 from launch.flipping_benchmark import TIERS, Benchmark
@@ -49,18 +50,20 @@ def parser() -> argparse.ArgumentParser:
         help="prepared images with labels of the test sources [street scenes are drawn]",
     )
     option("--task", choices=TASKS, help="of --data [gta2city]")
-    option("--judge", type=Path, metavar="RUN", help="of --data: run of a segmenter that knows the targets")
+    option("--judge", type=local_path, metavar="RUN", help="of --data: run of a segmenter that knows the targets")
     option(
         "--seed-list", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="one run of each arm with each [0 1 2]"
     )
     option("--steps", type=int, metavar="N", help="of each training [those of the tier: 1200 or 5000]")
     option(
         "--json",
-        type=Path,
+        type=local_path,
         metavar="FILE",
         help="list of all runs, to which those of this command are added [OUT/runs.json]",
     )
-    option("--out", type=Path, metavar="DIR", help="folder of data, runs and pictures [runs/flipping-TIER or -ROOT]")
+    option(
+        "--out", type=local_path, metavar="DIR", help="folder of data, runs and pictures [runs/flipping-TIER or -ROOT]"
+    )
     option("--tier", choices=TIERS, default="small", help="small: two CPU cores; gpu: 256x128 scenes [%(default)s]")
     option("--parallel", type=int, metavar="N", help="trainings at once [small: one per core; gpu: 1]")
     option(
@@ -71,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     )
     option(
         "--table",
-        type=Path,
+        type=local_path,
         metavar="FILE",
         help="train nothing, and print the tables of such a list of runs in Markdown: those of --arms, --mismatch and --steps",
     )

@@ -2,8 +2,8 @@
 
 import argparse
 import os
-from pathlib import Path
 
+from infra.disk import local_path
 from infra.errors import UserError, exits_cleanly
 from infra.storage import open_storage
 from pipelines.distributions import CHART
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     def add(name: str, help: str, size: tuple[int, int] | None, directory: bool = True) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help, description=help)
         if directory:
-            command.add_argument("directory", type=Path, metavar="DIR")
+            command.add_argument("directory", type=local_path, metavar="DIR")
         option = command.add_argument
         option("--out", required=True, metavar="ROOT", help="a folder or s3://bucket/prefix")
         if size:
@@ -88,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
     single = add(
         "images", "one image of each domain, for sincut: SOURCE is translated into the look of TARGET", None, False
     )
-    single.add_argument("images", nargs=2, type=Path, metavar=("SOURCE", "TARGET"))
+    single.add_argument("images", nargs=2, type=local_path, metavar=("SOURCE", "TARGET"))
     single.add_argument(
         "--limit", type=int, metavar="N", help="pixels of the longer side: larger images are made smaller [no limit]"
     )
@@ -109,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
     add_mismatch(city, "label2city: sources from one cluster of label statistics, targets from the other")
 
     game = add("gta5", "GTA5, images and labels, as the source; with --cityscapes the whole of gta2city", STREET_SIZE)
-    game.add_argument("--cityscapes", type=Path, metavar="DIR", help="Cityscapes becomes the target")
+    game.add_argument("--cityscapes", type=local_path, metavar="DIR", help="Cityscapes becomes the target")
     held_out_help = "test images, those with the smallest SHA-256 of the file's stem [%(default)s]"
     game.add_argument("--held-out", type=int, default=500, metavar="N", help=held_out_help)
     game.add_argument("--leave-out-mismatched", action="store_true", help="skip frames whose label has another size")

@@ -3,10 +3,10 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from infra.config import OptionParser, flatten, leaves, read_yaml
 from infra.console import setup_logging
+from infra.disk import local_path
 from infra.errors import UserError, exits_cleanly
 from launch.runs.config import DEFAULT_METHOD, JobConfig, job_class, make_config, parse_arguments, task_and_method
 from launch.runs.embedded import GUIDE
@@ -37,7 +37,9 @@ def parser() -> OptionParser:
         metavar="ROOT",
         help="prepared data with labelled sources: a folder or s3://bucket/prefix",
     )
-    option("--out", required=True, type=Path, metavar="DIR", help="folder of all runs and of the data between them")
+    option(
+        "--out", required=True, type=local_path, metavar="DIR", help="folder of all runs and of the data between them"
+    )
     option("--rounds", type=int, default=2, metavar="N", help="translators trained one after the other [%(default)s]")
     option("--sure", type=float, default=0.9, metavar="X", help="least probability of a target's label [%(default)s]")
     option(

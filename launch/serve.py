@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from infra.console import setup_logging
+from infra.disk import local_path
 from infra.errors import UserError, exits_cleanly
 from launch.runs.chosen import add_choice
 from launch.runs.serve import serve_run
@@ -34,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     add_choice(result)
     option("--port", type=int, default=service.port, metavar="N", help="0 takes a free one [%(default)s]")
     option("--host", default=service.host, metavar="ADDRESS", help="where to listen [%(default)s]")
-    option("--token-file", type=Path, metavar="FILE", help="holds the token that requests must bear [none]")
+    option("--token-file", type=local_path, metavar="FILE", help="holds the token that requests must bear [none]")
     option("--direction", default="AtoB", choices=("AtoB", "BtoA"), help="from source to target, or back [%(default)s]")
     option("--segmenter", metavar="RUN_OR_FILE", help="to show which pixels look like another class afterwards [none]")
     option("--replicas", type=int, metavar="N", help="copies of the network [one for each GPU, or 1]")

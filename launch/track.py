@@ -1,9 +1,9 @@
 """Send to MLflow what run folders hold and it has not got yet: python launch/track.py runs/NAME."""
 
 import argparse
-from pathlib import Path
 
 from infra.console import setup_logging
+from infra.disk import local_path
 from infra.errors import UserError, exits_cleanly
 from infra.tracking import ui_command
 from launch.runs.folder import RunFolder
@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: MLFLOW_TRACKING_URI=http://server:5000 python launch/track.py runs/*",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    result.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders")
+    result.add_argument("runs", type=local_path, nargs="+", metavar="RUN", help="run folders")
     return result
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from infra.disk import local_path
 from trainer.checkpoint import AUTO
 from trainer.translator import Translator, find_translation, load_translator
 
@@ -16,7 +17,7 @@ log = logging.getLogger(__name__)
 def add_choice(parser: argparse.ArgumentParser) -> None:
     """RUN_OR_CHECKPOINT, --checkpoint and --averaged, as `run`, `checkpoint` and `averaged`."""
     option = parser.add_argument
-    option("run", type=Path, metavar="RUN_OR_CHECKPOINT", help="runs/NAME, or a checkpoint in it")
+    option("run", type=local_path, metavar="RUN_OR_CHECKPOINT", help="runs/NAME, or a checkpoint in it")
     option(
         "--checkpoint",
         default=AUTO,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from infra.console import setup_logging
+from infra.disk import why_unwritable
 from infra.errors import UserError
 from launch.runs.config import JobConfig
 from launch.runs.evaluation import Evaluator
@@ -34,14 +35,23 @@ def evaluate(
     json_file: instead of evaluation.json in the run folder, which then stays as it is, as MLflow does: pictures go into a folder
     beside the file. Raises UserError before anything is written for what cannot work.
     """
-    if json_file and json_file.suffix == ".csv":
-        raise UserError(f"--json {json_file} is the name of the CSV file: give a name that ends in .json")
+    if json_file:
+        _check_takes_files(json_file)
     engine = make_engine(EngineConfig())
     setup_logging(None, engine.rank)
     try:
         _evaluate(run, beside, wanted, engine, data, json_file)
     finally:
         engine.close()
+
+
+def _check_takes_files(json_file: Path) -> None:
+    """UserError for a --json that can hold no metrics, or no pictures beside it, before the evaluation takes its time."""
+    if json_file.suffix != ".json" or json_file.is_dir():
+        raise UserError(f"--json {json_file} is no name of a JSON file: give one that ends in .json")
+    for folder in (json_file.parent, json_file.with_suffix("")):
+        if reason := why_unwritable(folder):
+            raise UserError(f"cannot write the metrics and pictures of {json_file} ({reason}): name another --json")
 
 
 def _evaluate(

@@ -245,8 +245,11 @@ def test_mlflow_may_be_away(monkeypatch: pytest.MonkeyPatch, run: Path, capsys: 
         (["RUN", "--data", "UNTESTED"], "no test images of the source domain"),
         (["RUN", "--limit", "0"], "0 test images leave nothing to evaluate"),
         (["RUN", "--limit", "few"], "invalid int value"),
-        (["RUN", "--json", "EMPTY"], "cannot write"),
-        (["RUN", "--json", "figures.csv"], "is the name of the CSV file"),
+        (["RUN", "--json", "EMPTY"], "is no name of a JSON file: give one that ends in .json"),
+        (["RUN", "--json", "figures.csv"], "is no name of a JSON file"),
+        (["RUN", "--json", "taken.json"], "taken is a file"),
+        (["RUN", "--json", "taken/figures.json"], "taken is a file"),
+        (["RUN", "--json", "s3://bucket/figures.json"], "is a place in a store: name a folder or file of this machine"),
         (["RUN", "--segmenter", "NOWHERE"], "have no labels to compare a segmenter's with"),
         (["RUN", "--inception", "NOWHERE"], "cannot read the Inception weights"),
         (["RUN", "--inception", "OTHER"], "is not the published Inception for FID: its SHA-256 begins with"),
@@ -266,6 +269,8 @@ def test_the_users_mistakes_exit_with_2(
 ) -> None:
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     (tmp_path / "other.pth").write_bytes(b"weights of something else")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("a file where pictures would go")
     segmenter = tmp_path / "segmenter" / "checkpoints"
     Checkpointer(segmenter, keep=1).save(STEP, {"segmenter": nn.Conv2d(3, 19, 1).state_dict()}, {"config": {}})
     places = {

@@ -241,7 +241,7 @@ def test_any_arguments_of_an_evaluation_work_or_exit_with_2(
     assert outcome(TRANSLATOR, [*TRANSLATOR.base, "--run-dir", "run"]) == "trained"
     ordinary = {"json": "a.json", "data": "data/gta2city", "segmenter": "judge"}
     draw, codes = random.Random(0), Counter[int]()
-    for _ in range(40):
+    for _ in range(100):
         run = draw.choice(
             ["run", "run/checkpoints/step_1"] if draw.random() < 0.7 else ["run/checkpoints", "data", *TEXTS]
         )
