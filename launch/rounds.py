@@ -60,7 +60,8 @@ def translators(arguments: Sequence[str], data: str, judge: str | None) -> JobCo
         raise UserError(
             f"{method} has no L_sem (method.semantic), which keeps classes in rounds: give another --method, such as cut"
         )
-    given = parse_arguments(["--method.semantic.segmenter", "S", *arguments, "--data", data])
+    under = {"method.semantic.segmenter": "S", "method.semantic.weight": WEIGHT}
+    given = parse_arguments([*arguments, "--data", data], under)
     if flatten(given)["method.semantic.segmenter"] != "S":
         raise UserError("rounds train the segmenters themselves: leave out --method.semantic.segmenter")
     if given.run_dir or given.data.match:
@@ -68,7 +69,6 @@ def translators(arguments: Sequence[str], data: str, judge: str | None) -> JobCo
             "rounds name their run folders in --out and make their own matches: leave out --run-dir and --data.match"
         )
     options = flatten(given)
-    options["method.semantic.weight"] = options["method.semantic.weight"] or WEIGHT
     if judge:
         every = given.evaluation.every or given.optim.total_epochs
         options |= {"evaluation.segmenter": judge, "evaluation.every": every}

@@ -142,8 +142,9 @@ def _of_method(layer: Mapping[str, Any], method: str) -> dict[str, Any]:
     return result
 
 
-def parse_arguments(arguments: Sequence[str]) -> JobConfig:
-    """The job that a command line describes: presets < --config FILE < options."""
+def parse_arguments(arguments: Sequence[str], under: Mapping[str, Any] | None = None) -> JobConfig:
+    """The job that a command line describes: presets < under < --config FILE < options."""
+    under = under or {}
     parser = OptionParser(
         usage="%(prog)s [--task TASK] [--method METHOD] [--data ROOT] [options]",
         description="Train an unpaired image-to-image translator. The options of the section method are those of the method "
@@ -153,9 +154,9 @@ def parse_arguments(arguments: Sequence[str]) -> JobConfig:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    config = make_config(task_and_method(arguments))
+    config = make_config(under, task_and_method(arguments))
     file, given = read_options(parser, type(config), flatten(config), arguments)
-    return make_config(todays_names(file), given)
+    return make_config(under, todays_names(file), given)
 
 
 def task_and_method(arguments: Sequence[str]) -> dict[str, Any]:

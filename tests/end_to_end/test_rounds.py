@@ -120,6 +120,10 @@ def test_the_options_of_every_translator(root: str) -> None:
     assert config.items() >= asked.items()
     config = flatten(cli.translators(["--method.semantic.weight", "2", "--evaluation.every", "1"], root, "judge"))
     assert (config["method.semantic.weight"], config["evaluation.every"]) == (2, 1)
+    Path("mask.yaml").write_text("method: {semantic: {weight: 0, mask: true}}")
+    for given in (["--method.semantic.weight", "0", "--method.semantic.mask", "true"], ["--config", "mask.yaml"]):
+        config = flatten(cli.translators(given, root, None))
+        assert (config["method.semantic.weight"], config["method.semantic.mask"]) == (0, True)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import os
 import shlex
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from tuning.config import parse_arguments as parse_search
 
 REPOSITORY = Path(__file__).parents[2]
 CLUSTERS = REPOSITORY / "infra" / "clusters"
-PARSERS = {
+PARSERS: dict[str, Callable[[list[str]], Any]] = {
     "launch/train.py": parse_training,
     "launch/alive.py": lambda arguments: alive_parser().parse_args(arguments),
     "launch/prepare.py": lambda arguments: prepare_parser().parse_args(arguments),
