@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from infra.console import setup_logging
@@ -11,10 +11,11 @@ from infra.errors import UserError, exits_cleanly
 from launch.flipping_arms import choose, read_arms
 from launch.flipping_benchmark import TIERS, Benchmark
 from launch.flipping_data import BenchmarkData, OwnData, StreetScenes, name_of
-from launch.flipping_results import STRENGTHS, Run, differences, read_runs, tables
+from launch.flipping_results import JUDGE, STRENGTHS, differences, read_runs, tables
 from trainer.tasks import TASKS
 
 ARMS = ("cut", "best")  # where none are named
+SEEDS = (0, 1, 2)
 
 DESCRIPTION = """Measure semantics flipping on street scenes, whose true labels and true translations are known.
 
@@ -43,17 +44,22 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"among {', '.join(read_arms())} [cut best]",
     )
-    option("--mismatch", nargs="+", metavar="STRENGTH", help="none, middle or strong [all three]")
+    option(
+        "--mismatch", nargs="+", metavar="STRENGTH",
+        help="none, middle or strong [all three]; of --table also the name of data",
+    )  # fmt: skip
     option(
         "--data",
         metavar="ROOT",
         help="prepared images with labels of the test sources [street scenes are drawn]",
     )
     option("--task", choices=TASKS, help="of --data [gta2city]")
-    option("--judge", type=local_path, metavar="RUN", help="of --data: run of a segmenter that knows the targets")
     option(
-        "--seed-list", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="one run of each arm with each [0 1 2]"
+        "--judge",
+        metavar="RUN",
+        help="of --data: run of a segmenter that knows the targets; of --table: its name there",
     )
+    option("--seed-list", nargs="+", type=int, metavar="N", help="one run of each arm with each [0 1 2]")
     option("--steps", type=int, metavar="N", help="of each training [those of the tier: 1200 or 5000]")
     option(
         "--json",
@@ -62,7 +68,10 @@ def parser() -> argparse.ArgumentParser:
         help="list of all runs, to which those of this command are added [OUT/runs.json]",
     )
     option(
-        "--out", type=local_path, metavar="DIR", help="folder of data, runs and pictures [runs/flipping-TIER or -ROOT]"
+        "--out",
+        type=local_path,
+        metavar="DIR",
+        help="folder of data, runs and pictures [runs/flipping-TIER; of --data: runs/flipping-NAME]",
     )
     option("--tier", choices=TIERS, default="small", help="small: two CPU cores; gpu: 256x128 scenes [%(default)s]")
     option("--parallel", type=int, metavar="N", help="trainings at once [small: one per core; gpu: 1]")
@@ -76,16 +85,33 @@ def parser() -> argparse.ArgumentParser:
         "--table",
         type=local_path,
         metavar="FILE",
-        help="train nothing, and print the tables of such a list of runs in Markdown: those of --arms, --mismatch and --steps",
+        help="train nothing, and print the tables of such a list of runs in Markdown: those of --arms, --mismatch, --seed-list, "
+        "--steps and --judge",
     )
     option("--against", metavar="NAME", help="with --table: how much more each arm flips than this one, seed by seed")
     return result
 
 
-def _chosen(runs: Sequence[Run], args: argparse.Namespace) -> list[Run]:
-    """The runs of the arms, mismatches and steps that were named; all where none were."""
-    wanted = {"arm": args.arms, "mismatch": args.mismatch, "steps": None if args.steps is None else [args.steps]}
-    return [run for run in runs if all(names is None or run[key] in names for key, names in wanted.items())]
+def _tables(args: argparse.Namespace, titles: Mapping[str, str]) -> str:
+    """Of --table. UserError for names that no run of it has, and for options of a training."""
+    for name in ("data", "task", "json", "out", "parallel", "compile"):
+        if getattr(args, name):
+            raise UserError(f"--table trains nothing: leave out --{name}")
+    if not args.table.exists():
+        raise UserError(f"there is no file {args.table}: name one that launch/flipping.py wrote, such as OUT/runs.json")
+    runs = read_runs(args.table)
+    arms = args.arms and args.against and [args.against, *args.arms]
+    wanted = {
+        "arm": arms or args.arms, "mismatch": args.mismatch, "seed": args.seed_list,
+        "steps": None if args.steps is None else [args.steps], JUDGE: args.judge and [args.judge],
+    }  # fmt: skip
+    for key, values in wanted.items():
+        there = {run[key]: None for run in runs if key in run}
+        for value in values or ():
+            if runs and value not in there:
+                raise UserError(f"no run of {args.table} has {key} {value}: it has {', '.join(map(str, there))}")
+        runs = [run for run in runs if not values or run.get(key) in values]
+    return differences(runs, titles, args.against) if args.against else tables(runs, titles)
 
 
 def _data(args: argparse.Namespace, out: Path) -> BenchmarkData:
@@ -105,7 +131,7 @@ def _data(args: argparse.Namespace, out: Path) -> BenchmarkData:
         raise UserError(
             "--data needs a --judge: train one with 'python launch/train_segmenter.py --data ROOT --run-dir runs/judge'"
         )
-    return OwnData(args.data, args.task or "gta2city", args.judge)
+    return OwnData(args.data, args.task or "gta2city", Path(args.judge))
 
 
 @exits_cleanly
@@ -115,12 +141,7 @@ def main() -> None:
     arms = read_arms()
     titles = {name: arm.title for name, arm in arms.items()}
     if args.table:
-        if not args.table.exists():
-            raise UserError(
-                f"there is no file {args.table}: name one that launch/flipping.py wrote, such as OUT/runs.json"
-            )
-        runs = _chosen(read_runs(args.table), args)
-        print(differences(runs, titles, args.against) if args.against else tables(runs, titles))
+        print(_tables(args, titles))
         return
     if args.against:
         raise UserError("--against compares the runs of a --table: name that, too")
@@ -135,7 +156,7 @@ def main() -> None:
         out,
         choose(arms, args.arms or ARMS),
         args.mismatch or data.names,
-        args.seed_list,
+        args.seed_list or SEEDS,
         args.steps,
         parallel,
         args.compile,

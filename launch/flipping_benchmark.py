@@ -29,7 +29,7 @@ from launch.flipping_results import Run, add_runs, read_runs, run_of
 from launch.matching import matched
 from launch.runs.config import make_config
 from launch.runs.embedded import GUIDE, LARGE_SEGMENTER, OWN_SEED, QUIET, SMALL_SEGMENTER, Setup
-from launch.runs.evaluation import check_judged_by
+from launch.runs.evaluation import check_judged_by, weights_of
 from launch.runs.folder import RunFolder
 from launch.runs.processes import one_at_a_time
 from launch.runs.resume import has_finished
@@ -42,6 +42,7 @@ from trainer.translator import load_translator
 
 LAUNCH = Path(__file__).parent
 PICTURE_ROWS = 3  # test images of each root
+JUDGE_DIGITS = 8  # of the hash of its weights, by which tables name it
 LONG = 4000  # steps from which on every quarter is evaluated, and not the half alone
 
 TIERS = {
@@ -153,6 +154,7 @@ class Benchmark:
             if reason := why_unwritable(folder):
                 raise UserError(f"cannot write to {folder} ({reason}): name another {named}")
         read_runs(file)
+        self.data.check()
         with one_at_a_time(self.out / "data"):
             self._prepare()
         done = [cell for cell in self.cells if self._is_done(cell)]
@@ -172,6 +174,9 @@ class Benchmark:
 
     def _prepare_aids(self, arm: Arm, mismatch: str) -> "_Aids":
         segmenter = self._source_segmenter(arm, mismatch) if arm.uses_segmenter else None
+        if segmenter and weights_of(segmenter) == weights_of(self.data.judge):
+            raise UserError(f"the judge {self.data.judge} is the segmenter that the arm {arm.name} trains with: give another "
+                            "--judge, such as one of launch/train_segmenter.py --domain target")  # fmt: skip
         if arm.way is None:
             return _Aids(segmenter)
         crop = arm.config(self.tier.config, arm.options).data.crop
@@ -208,7 +213,7 @@ class Benchmark:
         evaluations = folder.evaluations()
         if not evaluations:
             raise UserError(f"{folder.evaluations_file} holds no evaluation: delete {folder.path} to train it again")
-        return run_of(key, evaluations)
+        return run_of(key, weights_of(self.data.judge)[:JUDGE_DIGITS], evaluations)
 
     # ---- pictures ---------------------------------------------------------------------------------------------------
 

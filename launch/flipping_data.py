@@ -27,8 +27,12 @@ class BenchmarkData(Protocol):
         """The data root of that name."""
         ...
 
+    def check(self) -> None:
+        """UserError for data that cannot do, before anything is made."""
+        ...
+
     def prepare(self, names: Sequence[str]) -> None:
-        """Make these roots and the judge, where they are missing. UserError for data that cannot do."""
+        """Make these roots and the judge, where they are missing."""
         ...
 
     @property
@@ -52,6 +56,9 @@ class StreetScenes:
 
     def root(self, name: str) -> str:
         return str(self.out / "data" / name)
+
+    def check(self) -> None:
+        pass
 
     def prepare(self, names: Sequence[str]) -> None:
         for name in names:
@@ -80,8 +87,11 @@ class OwnData:
     def root(self, name: str) -> str:
         return self.path
 
-    def prepare(self, names: Sequence[str]) -> None:
+    def check(self) -> None:
         load_judge(self.judge, self.path, self._manifest.split("test", "source"))
+
+    def prepare(self, names: Sequence[str]) -> None:
+        pass
 
     @property
     def training_images(self) -> int:

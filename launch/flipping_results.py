@@ -1,7 +1,8 @@
 """What the flipping benchmark found: a JSON list of runs, to which every command adds, and the tables made from it.
 
 Each run: {"arm", "mismatch", "seed", "steps"}, METRICS as fractions (Dist in grey levels), "evaluations": the same at other
-steps, and "baseline" and "ceiling": of the untranslated sources and of real images, by the same judge.
+steps, "judge": the first digits of the hash of its weights, and "baseline" and "ceiling": of the untranslated sources and of
+real images, by the same judge. Figures of two judges are not comparable, so no table has both.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from launch.runs.results import Result, add_results, read_results
 Run = Result
 
 STRENGTHS = {"none": 0.0, "middle": 0.5, "strong": 1.0}  # of the mismatch
+JUDGE = "judge"
 KEY: dict[str, type] = {"arm": str, "mismatch": str, "seed": int, "steps": int}
 REMEDY = "name another --json"
 # Of each what a table calls it, and what it is multiplied by there.
@@ -31,12 +33,12 @@ METRICS = {
 }
 
 
-def run_of(key: Sequence[Any], evaluations: Sequence[Mapping[str, Any]]) -> Run:
-    """key: the values of KEY. evaluations: of the run folder, in order, the last at the end."""
+def run_of(key: Sequence[Any], judge: str, evaluations: Sequence[Mapping[str, Any]]) -> Run:
+    """key: the values of KEY. judge: its name. evaluations: of the run folder, in order, the last at the end."""
     *before, last = evaluations
     others = [{"steps": row["step"], **_metrics(row)} for row in before]
     references = {name: _metrics(last[name]) for name in ("baseline", "ceiling") if name in last}
-    return {**dict(zip(KEY, key, strict=True)), **_metrics(last), "evaluations": others, **references}
+    return {**dict(zip(KEY, key, strict=True)), JUDGE: judge, **_metrics(last), "evaluations": others, **references}
 
 
 def _metrics(row: Mapping[str, Any]) -> dict[str, float]:
@@ -58,6 +60,7 @@ def _check(run: Run, where: str) -> None:
     """ValueError, with the place, for values that no table can be made of."""
     for name, kind in KEY.items():
         shaped(kind, run[name], f"{where}.{name}")
+    shaped(str, run.get(JUDGE, ""), f"{where}.{JUDGE}")
     parts = {f"{where}.{name}": run[name] for name in ("baseline", "ceiling") if name in run}
     rows = shaped(tuple[dict[str, Any], ...], run.get("evaluations", []), f"{where}.evaluations")
     for number, row in enumerate(rows):
@@ -69,20 +72,20 @@ def _check(run: Run, where: str) -> None:
 
 
 def add_runs(file: Path, runs: Sequence[Run]) -> None:
-    """Put runs into the file, over those of the same arm, mismatch, seed and steps; all others stay."""
+    """Put runs into the file, over those of the same arm, mismatch, seed, steps and judge; all others stay."""
     read_runs(file)
-    add_results(file, runs, [*KEY], lambda run: (*_setting(run), run["arm"], run["seed"]), REMEDY)
+    add_results(file, runs, [*KEY], lambda run: (*_setting(run), run["arm"], run["seed"]), REMEDY, [JUDGE])
 
 
-def _setting(run: Run) -> tuple[int, int, str]:
+def _setting(run: Run) -> tuple[int, int, str, str]:
     """What runs are compared within, in the order of the tables."""
     mismatch = run["mismatch"]
-    return run["steps"], [*STRENGTHS, mismatch].index(mismatch), mismatch
+    return run["steps"], [*STRENGTHS, mismatch].index(mismatch), mismatch, run.get(JUDGE, "")
 
 
 def tables(runs: Sequence[Run], titles: Mapping[str, str]) -> str:
-    """Markdown, a table for each number of steps and mismatch: mean ± standard deviation over the seeds of each arm, after the
-    untranslated sources and real images.
+    """Markdown, a table for each number of steps, mismatch and judge: mean ± standard deviation over the seeds of each arm, after
+    the untranslated sources and real images.
 
     titles: of the arms, in the order wanted; an arm without one comes last, by its name. UserError if there are no runs.
     """
@@ -93,8 +96,9 @@ def tables(runs: Sequence[Run], titles: Mapping[str, str]) -> str:
 
 
 def differences(runs: Sequence[Run], titles: Mapping[str, str], against: str) -> str:
-    """Markdown, a table for each number of steps and mismatch: in points, how much more each arm flips than one of them with the
-    same seed at the same step, as the mean over the seeds, and in how many of these pairs it flips less.
+    """Markdown, a table for each number of steps, mismatch and judge: in points, how much more each arm flips than one of them
+    with the same seed at the same step, as the mean over the seeds, and in how many of these pairs it flips less. From half of
+    the steps on: losses that start later, and a generator that rests, make no difference that could be compared before.
 
     titles: as of `tables`. UserError if there are no runs of that arm.
     """
@@ -108,7 +112,7 @@ def differences(runs: Sequence[Run], titles: Mapping[str, str], against: str) ->
 
 def _difference(runs: Sequence[Run], titles: Mapping[str, str], against: str) -> str:
     base = {run["seed"]: _flips_by_step(run) for run in runs if run["arm"] == against}
-    steps = sorted({step for flips in base.values() for step in flips})
+    steps = sorted({step for flips in base.values() for step in flips if 2 * step >= runs[0]["steps"]})
     rows = []
     for arm, own in _by_arm(runs, titles).items():
         pairs = {run["seed"]: (_flips_by_step(run), base[run["seed"]]) for run in own if run["seed"] in base}
@@ -135,9 +139,7 @@ def _by_arm(runs: Sequence[Run], titles: Mapping[str, str]) -> dict[str, list[Ru
 
 def _title(runs: Sequence[Run]) -> str:
     title = f"Mismatch {runs[0]['mismatch']}, {runs[0]['steps']:,} steps"
-    if len({repr(run["baseline"]) for run in runs if "baseline" in run}) > 1:
-        title += "; of several judges, as the untranslated sources tell, so single runs do not compare"
-    return title
+    return f"{title}, judge {judge}" if (judge := runs[0].get(JUDGE)) else title
 
 
 def _table(runs: Sequence[Run], titles: Mapping[str, str]) -> str:

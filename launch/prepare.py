@@ -88,7 +88,8 @@ def parser() -> argparse.ArgumentParser:
     single = add(
         "images", "one image of each domain, for sincut: SOURCE is translated into the look of TARGET", None, False
     )
-    single.add_argument("images", nargs=2, type=local_path, metavar=("SOURCE", "TARGET"))
+    single.add_argument("source_image", type=local_path, metavar="SOURCE")
+    single.add_argument("target_image", type=local_path, metavar="TARGET")
     single.add_argument(
         "--limit", type=int, metavar="N", help="pixels of the longer side: larger images are made smaller [no limit]"
     )
@@ -179,8 +180,7 @@ def source_of(args: argparse.Namespace) -> Source:
         case "folders":
             return folders(args.directory, tuple(args.domains))
         case "images":
-            source_image, target_image = args.images
-            return single_images(source_image, target_image, args.limit)
+            return single_images(args.source_image, args.target_image, args.limit)
         case "painting":
             return painted_street(args.seed)
         case "cityscapes":
@@ -202,11 +202,9 @@ def source_of(args: argparse.Namespace) -> Source:
 
 def _make_absolute(args: argparse.Namespace) -> None:
     """Paths of input mean the same where another process works in another folder."""
-    for name in ("directory", "cityscapes"):
+    for name in ("directory", "cityscapes", "source_image", "target_image"):
         if path := getattr(args, name, None):
             setattr(args, name, path.absolute())
-    if "images" in args:
-        args.images = [path.absolute() for path in args.images]
 
 
 @exits_cleanly

@@ -14,14 +14,18 @@ from infra.ray_cluster import connected
 from infra.ray_work import deal
 
 
+def check_workers(workers: int) -> None:
+    if workers < 1:
+        raise UserError(f"{workers} workers are impossible: give 1 or more")
+
+
 @contextmanager
 def parallel(workers: int, preload: Sequence[str], remedy: str) -> Iterator[Callable[..., Iterator[Any]]]:
     """A `map` over that many processes, results in order; the first error ends it. One worker is this process itself.
 
     preload: modules that all workers need, imported once. remedy: what to do where a worker is killed for want of memory.
     """
-    if workers < 1:
-        raise UserError(f"{workers} workers are impossible: give 1 or more")
+    check_workers(workers)
     if workers == 1:
         yield map
         return

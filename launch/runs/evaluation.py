@@ -82,13 +82,18 @@ def load_judge(path: Path, root: str, split: Split, device: torch.device | str =
     return segmenter
 
 
+def weights_of(segmenter: Path) -> str:
+    """The hash of a segmenter's weights. Errors: `load_segmenter`."""
+    return weights_sha256(load_segmenter(segmenter))
+
+
 def check_judged_by(folder: RunFolder, judge: Path) -> None:
     """UserError if a run was evaluated by another segmenter than this one, which its options leave free. One that is gone may be
     this one, moved."""
     before = Path(folder.saved().get("evaluation.segmenter") or judge)
     if before.resolve() == judge.resolve() or not before.exists():
         return
-    if len({weights_sha256(load_segmenter(each)) for each in (before, judge)}) > 1:
+    if weights_of(before) != weights_of(judge):
         raise UserError(f"{folder.path} was judged by {before}, not {judge}: name another --out")
 
 

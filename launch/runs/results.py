@@ -27,11 +27,17 @@ def read_results(file: Path, key: Sequence[str], remedy: str) -> list[Result]:
 
 
 def add_results(
-    file: Path, results: Sequence[Result], key: Sequence[str], order: Callable[[Result], Any], remedy: str
+    file: Path,
+    results: Sequence[Result],
+    key: Sequence[str],
+    order: Callable[[Result], Any],
+    remedy: str,
+    optional: Sequence[str] = (),
 ) -> None:
-    """Put results into the file, over those of the same key; all others stay. Several commands may do so at once."""
+    """Put results into the file, over those of the same key; all others stay. Several commands may do so at once. optional: parts
+    of the key that some results lack."""
     with one_at_a_time(file.parent):
         there = read_results(file, key, remedy)
-        merged = {tuple(result[name] for name in key): result for result in (*there, *results)}
+        merged = {tuple(result.get(name) for name in (*key, *optional)): result for result in (*there, *results)}
         with replacing(file) as opened:
             opened.write((json.dumps(sorted(merged.values(), key=order), indent=1) + "\n").encode())

@@ -34,6 +34,7 @@ from pipelines.matching.lattice import Lattice
 from pipelines.matching.match import FOLDER, SHARES, Facts, check_name, file_of, image_weights, load_facts, load_match
 from pipelines.matching.search import nearest
 from pipelines.shards import LABEL_SPACE
+from pipelines.workers import check_workers
 
 CLAIM = "match.json"  # in the work folder: what is being made
 
@@ -81,6 +82,7 @@ def make_match(
     predict, segmenter, description: what labels the images, where that is the way, and see `Facts`. UserError for what cannot be
     matched, for a match of that name that was made otherwise, and while another process makes it.
     """
+    check_workers(workers)
     storage = open_storage(root)
     manifest = load_manifest(storage)
     splits = {domain: manifest.split("train", domain) for domain in DOMAINS}

@@ -1,7 +1,5 @@
-"""The arms' file, the list of runs and its tables, and processes that run at once, each by itself."""
+"""The arms' file, what the benchmark prepares, and processes that run at once, each by itself."""
 
-import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -18,8 +16,7 @@ from infra.errors import UserError
 from infra.storage import LocalStorage
 from launch.flipping_arms import choose, read_arms
 from launch.flipping_benchmark import TIERS, Benchmark, _half
-from launch.flipping_data import OwnData, StreetScenes, name_of
-from launch.flipping_results import Run, add_runs, differences, read_runs, tables
+from launch.flipping_data import BenchmarkData, OwnData, StreetScenes, name_of
 from launch.runs.config import make_config
 from launch.runs.data import data_identity
 from launch.runs.embedded import Setup
@@ -82,135 +79,30 @@ def test_arms_are_chosen_by_name() -> None:
         choose(arms, ["cut", "cut"])
 
 
-def made(arm: str, mismatch: str, seed: int, steps: int, flip_rate: float, half: float | None = None) -> Run:
-    evaluations = [] if half is None else [{"steps": steps // 2, "flip_rate": half}]
-    key = {"arm": arm, "mismatch": mismatch, "seed": seed, "steps": steps}
-    return {**key, "flip_rate": flip_rate, "mIoU": 0.2, "Dist": 40.0, "evaluations": evaluations}
-
-
-def test_runs_are_merged_by_arm_mismatch_seed_and_steps(tmp_path: Path) -> None:
-    file = tmp_path / "runs.json"
-    first = [made("cut", "strong", 0, 1200, 0.3), made("cut", "none", 0, 1200, 0.2)]
-    add_runs(file, first)
-    again = made("cut", "strong", 0, 1200, 0.35)
-    add_runs(file, [made("cut", "strong", 0, 4000, 0.25), again, made("cut", "strong", 1, 1200, 0.31)])
-    found = [(run["mismatch"], run["seed"], run["steps"], run["flip_rate"]) for run in read_runs(file)]
-    assert found == [
-        ("none", 0, 1200, 0.2),
-        ("strong", 0, 1200, 0.35),
-        ("strong", 1, 1200, 0.31),
-        ("strong", 0, 4000, 0.25),
-    ]
-
-
-def add_many(file: Path, seed: int) -> None:
-    for steps in range(10):
-        add_runs(file, [made("cut", "none", seed, steps, 0.1)])
-
-
-def test_commands_that_add_runs_at_once_lose_none(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    others = [context.Process(target=add_many, args=(tmp_path / "runs.json", seed)) for seed in range(3)]
-    for process in others:
-        process.start()
-    for process in others:
-        process.join()
-    assert len(read_runs(tmp_path / "runs.json")) == 30
-
-
-SOME = {"arm": "cut", "mismatch": "strong", "seed": 0, "steps": 4}
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        "{", '{"arm": 1}', '[{"arm": "cut"}]', "[1]", json.dumps([SOME | {"seed": "0"}]), json.dumps([SOME | {"arm": ["cut"]}]),
-        json.dumps([SOME | {"flip_rate": "high"}]), json.dumps([SOME | {"mIoU": None}]), json.dumps([SOME | {"evaluations": 4}]),
-        json.dumps([SOME | {"evaluations": [{"flip_rate": 0.1}]}]), json.dumps([SOME | {"evaluations": [4]}]),
-        json.dumps([SOME | {"baseline": {"mIoU": "low"}}]), json.dumps([SOME | {"ceiling": 1}]),
-    ],
-)  # fmt: skip
-def test_a_file_of_something_else_is_left_alone(tmp_path: Path, content: str) -> None:
-    file = tmp_path / "runs.json"
-    file.write_text(content)
-    for use in (lambda: add_runs(file, [made("cut", "none", 0, 4, 0.1)]), lambda: read_runs(file)):
-        with pytest.raises(UserError, match="name another --json") as caught:
-            use()
-        assert "\n" not in str(caught.value)
-    assert file.read_text() == content
-
-
-def test_a_run_of_another_program_has_what_it_must_have_alone(tmp_path: Path) -> None:
-    (tmp_path / "runs.json").write_text(json.dumps([SOME | {"flip_rate": 0.25, "mIoU": 0.2, "Dist": 40}]))
-    assert "| CUT | 0 | 20.0 | 25.0 | 40.0 |" in tables(read_runs(tmp_path / "runs.json"), {"cut": "CUT"})
-
-
-def test_the_tables() -> None:
-    runs = [
-        made("srunit", "strong", 0, 1200, 0.30, 0.35),
-        made("cut", "strong", 1, 1200, 0.30, 0.34),
-        made("cut", "strong", 0, 1200, 0.20, 0.32),
-        made("gone", "strong", 0, 1200, 0.5),
-        made("cut", "none", 0, 1200, 0.10) | {"baseline": {"mIoU": 0.14, "flip_rate": 0.44}, "ceiling": {"mIoU": 0.5}},
-        made("cut", "none", 0, 4000, 0.09),
-    ]
-    assert (
-        tables(runs, {"cut": "CUT", "srunit": "SRUNIT", "other": "never run"})
-        == """\
-Mismatch none, 1,200 steps
-
-| arm | seeds | mIoU | flip rate | Dist |
-| --- | --- | --- | --- | --- |
-| untranslated |  | 14.0 | 44.0 |  |
-| real images (ceiling) |  | 50.0 |  |  |
-| CUT | 0 | 20.0 | 10.0 | 40.0 |
-
-Mismatch strong, 1,200 steps
-
-| arm | seeds | mIoU | flip rate | Dist | flip rate at 600 |
-| --- | --- | --- | --- | --- | --- |
-| CUT | 0, 1 | 20.0 ± 0.0 | 25.0 ± 7.1 | 40.0 ± 0.0 | 33.0 ± 1.4 |
-| SRUNIT | 0 | 20.0 | 30.0 | 40.0 | 35.0 |
-| gone | 0 | 20.0 | 50.0 | 40.0 | – |
-
-Mismatch none, 4,000 steps
-
-| arm | seeds | mIoU | flip rate | Dist |
-| --- | --- | --- | --- | --- |
-| CUT | 0 | 20.0 | 9.0 | 40.0 |
-"""
-    )
-    with pytest.raises(UserError, match="there are no finished runs"):
-        tables([], {})
-
-
-def test_how_much_more_an_arm_flips_than_another_with_the_same_seed() -> None:
-    runs = [
-        made("cut", "none", 0, 1200, 0.20, 0.30), made("cut", "none", 1, 1200, 0.30, 0.34),
-        made("srunit", "none", 0, 1200, 0.30, 0.35), made("srunit", "none", 1, 1200, 0.24, 0.37),
-        made("srunit", "none", 2, 1200, 0.99, 0.99), made("cut", "strong", 5, 1200, 0.20), made("gone", "strong", 4, 1200, 0.1),
-    ]  # fmt: skip
-    assert (
-        differences(runs[:5], {"cut": "CUT", "srunit": "SRUNIT"}, "cut")
-        == """\
-Mismatch none, 1,200 steps, flip rate against that of CUT, in points
-
-| arm | seeds | at 600 | at 1,200 | less than CUT |
-| --- | --- | --- | --- | --- |
-| SRUNIT | 0, 1 | +4.0 | +2.0 | 1 of 4 |
-"""
-    )
-    assert "gone" not in differences(runs, {}, "cut")  # which has no seed that the other has
-    with pytest.raises(UserError, match="no finished runs of the arm best to compare with"):
-        differences(runs, {}, "best")
-
-
 def test_a_judge_that_is_none_is_found_before_anything_is_trained(tmp_path: Path) -> None:
     prepare(street_scenes(1, 1), LocalStorage(tmp_path / "data"), Encoding((64, 32)), progress=False)
     segmenters.save(tmp_path / "judge", 1, segmenter=segmenters.network(1))
-    OwnData(str(tmp_path / "data"), "gta2city", tmp_path / "judge").prepare(["data"])
+    OwnData(str(tmp_path / "data"), "gta2city", tmp_path / "judge").check()
+    data = OwnData(str(tmp_path / "data"), "gta2city", Path("nowhere"))
     with pytest.raises(UserError, match="there is no segmenter nowhere"):
-        OwnData(str(tmp_path / "data"), "gta2city", Path("nowhere")).prepare(["data"])
+        _benchmark(data, tmp_path / "out").run(tmp_path / "out/runs.json")
+    assert not (tmp_path / "out").exists()
+
+
+def _benchmark(data: BenchmarkData, out: Path, arm: str = "best") -> Benchmark:
+    return Benchmark(TIERS["small"], data, out, choose(read_arms(), [arm]), data.names, [0], 4, 1)
+
+
+def test_what_the_translators_learn_from_is_no_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(street_scenes(1, 1), LocalStorage(tmp_path / "data"), Encoding((64, 32)), progress=False)
+    for name in ("judge", "S"):
+        segmenters.save(tmp_path / name, 1, segmenter=segmenters.network(1))  # the same one at two places
+    monkeypatch.setattr(Setup, "train_source_segmenter", lambda *_: tmp_path / "S")
+    monkeypatch.setattr("launch.flipping_benchmark.train_all", lambda *_: pytest.fail("something is trained"))
+    data = OwnData(str(tmp_path / "data"), "gta2city", tmp_path / "judge")
+    with pytest.raises(UserError, match="judge is the segmenter that the arm best trains with: give another --judge"):
+        _benchmark(data, tmp_path / "out").run(tmp_path / "out/runs.json")
+    assert not (tmp_path / "data/matches").exists()
 
 
 @pytest.mark.parametrize(("arms"), [("cut", "distancegan"), ("distancegan", "cut")])
@@ -241,6 +133,7 @@ def test_a_segmenter_of_the_sources_needs_no_targets_of_their_size(
     """It sees no target in round 0."""
     monkeypatch.setattr(Setup, "train_source_segmenter", lambda *_: Path("S"))
     monkeypatch.setattr("launch.flipping_benchmark.matched", lambda *_: "match")
+    monkeypatch.setattr("launch.flipping_benchmark.weights_of", str)
     monkeypatch.setattr("launch.flipping_benchmark.Rounds", lambda *_, **__: pytest.fail("there are no rounds"))
     prepare(street_scenes(2, 1), LocalStorage(tmp_path / "data"), Encoding((64, 64)), progress=False)
     data = OwnData(str(tmp_path / "data"), "gta2city", tmp_path / "judge")
@@ -253,14 +146,6 @@ def test_a_segmenter_of_the_sources_needs_no_targets_of_their_size(
 @pytest.mark.parametrize("root", ["data/gta2city", "data/gta2city/", "s3://bucket/gta2city"])
 def test_the_name_of_data(root: str) -> None:
     assert name_of(root) == "gta2city"
-
-
-def test_runs_of_several_judges_are_said_to_be(tmp_path: Path) -> None:
-    runs = [
-        made("cut", "none", seed, 4, 0.1) | {"baseline": {"flip_rate": rate}} for seed, rate in ((0, 0.5), (1, 0.6))
-    ]
-    assert tables(runs, {}).startswith("Mismatch none, 4 steps; of several judges")
-    assert tables(runs[:1], {}).startswith("Mismatch none, 4 steps\n")
 
 
 def test_a_run_that_ended_on_other_data_is_not_taken_for_one_on_these(tmp_path: Path) -> None:
