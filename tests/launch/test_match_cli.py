@@ -300,6 +300,7 @@ def test_the_users_mistakes_exit_with_2(
     message = capsys.readouterr().err
     assert words.replace("ROOT", str(made)) in message and "Traceback" not in message
     assert len(list((made / "matches").glob("*.json"))) == 3
+    assert not list((made / "matches").glob("*.work"))
 
 
 def test_unlabelled_images_have_no_labels_to_match_by(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from infra.errors import UserError
 from infra.storage import LocalStorage
@@ -67,6 +69,57 @@ def test_many_ranks_and_any_resume_point_give_the_batches_of_one(root: str, rank
     whole = batches(root, 0, 4, 1)
     assert same(batches(root, 2, 2, ranks), whole[2:])
     assert whole[0].target_keys != batches(root, 0, 1, 1, config=dataclasses.replace(CONFIG, match=None))[0].target_keys
+
+
+def drawn_by_ranks(
+    root: str, steps: range, global_batch: int, ranks: int, accumulation: int = 1, seed: int = 3
+) -> dict[int, list[tuple[int, int, Cut]]]:
+    """(shard, sample, cut) of source and target, by position, as all ranks of a run take them in these steps."""
+    found: dict[int, list[tuple[int, int, Cut]]] = {}
+    for rank in range(ranks):
+        made = loader(
+            root, global_batch=global_batch, accumulation=accumulation, rank=rank, world_size=ranks, first_step=steps.start,
+            seed=seed,
+        )  # fmt: skip
+        own = [step * global_batch + slot for step in steps for part in made._slots for slot in part]
+        assert not found.keys() & set(own)
+        found |= {position: [domain.planned(position) for domain in made._domains] for position in own}
+        made.close()
+    return found
+
+
+@pytest.mark.parametrize("resume", [0, 1, 5, 10**9])
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8, 64])
+def test_targets_are_the_same_for_any_ranks_accumulation_and_resume_point(
+    root: str, ranks: int, accumulation: int, resume: int
+) -> None:
+    batch = 192 * accumulation
+    run = drawn_by_ranks(root, range(resume, resume + 2), batch, ranks, accumulation)
+    positions = range(resume * batch, (resume + 2) * batch)
+    assert [run[position] for position in positions] == planned(root, positions) and len(run) == len(positions)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(
+    parts=st.lists(
+        st.tuples(st.sampled_from([1, 2, 3, 4, 6, 12]), st.sampled_from([1, 2]), st.integers(1, 3)),
+        min_size=2,
+        max_size=3,
+    ),
+    seed=st.integers(0, 2**40),
+)
+def test_restarts_on_other_ranks_repeat_and_drop_no_pair(
+    root: str, parts: list[tuple[int, int, int]], seed: int
+) -> None:
+    """parts: (ranks, accumulation, steps) between one restart and the next."""
+    run: dict[int, list[tuple[int, int, Cut]]] = {}
+    step = 0
+    for ranks, accumulation, steps in parts:
+        more = drawn_by_ranks(root, range(step, step + steps), 24, ranks, accumulation, seed)
+        assert not more.keys() & run.keys()
+        run, step = run | more, step + steps
+    assert [run[position] for position in range(step * 24)] == planned(root, range(step * 24), seed=seed)
 
 
 def test_the_source_is_what_it_is_without_a_match(root: str) -> None:

@@ -23,6 +23,7 @@ from pipelines.decode import DaliDecoder, PillowDecoder, Undecodable
 from pipelines.health import DataHealth
 from pipelines.loader import Loader
 from pipelines.manifest import MANIFEST, Manifest, Split
+from pipelines.matching.make import MatchOptions, make_match
 from pipelines.order import SampleOrder
 from pipelines.shards import LABEL_SPACE, Sample, build_tar, write_shard
 from tests.pipelines.shardmaker import break_samples, write_root
@@ -137,29 +138,40 @@ def test_a_small_image_is_replaced_only_where_it_is_too_small_for_its_crop(kind:
     same_for_ranks_and_resume_points(tmp_path, whole, config)
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut"])
+@pytest.mark.parametrize(
+    ("damage", "domain", "match"),
+    [
+        ("missing", "source", None),
+        ("cut", "source", None),
+        ("missing", "source", "labels"),
+        ("missing", "target", "labels"),
+    ],
+)
 def test_a_shard_is_skipped_and_no_other_position_changes(
-    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    damage: str, domain: str, match: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_root(LocalStorage(tmp_path))
-    intact, _ = read(tmp_path)
-    shard = tmp_path / "train/source/000001.tar"
+    config = dataclasses.replace(CONFIG, match=match)
+    make_match(str(tmp_path), MatchOptions(by="labels", name="labels", crop=config.crop, k=4), progress=False)
+    intact, _ = read(tmp_path, config)
+    shard = tmp_path / f"train/{domain}/000001.tar"
     data = shard.read_bytes()
     shard.unlink()
     if damage == "cut":
         shard.write_bytes(data[:-100])
     with pytest.raises(UnusableShard, match=f"{shard} is (missing|damaged)"):
-        read(tmp_path, dataclasses.replace(CONFIG, on_bad_shard="fail"))
+        read(tmp_path, dataclasses.replace(config, on_bad_shard="fail"))
 
-    lost = {f"source_{n:06d}" for n in (4, 5, 6)}
+    lost = {f"{domain}_{n:06d}" for n in ((4, 5, 6) if domain == "source" else (3, 4, 5, 6))}
+    assert lost < {key for key, _ in intact.values()}
     with caplog.at_level(logging.WARNING):
-        whole, health = read(tmp_path)
-    assert health.bad_shards.keys() == {"train/source/000001.tar"} and not health.bad_samples
-    assert len([record for record in caplog.records if "train/source/000001.tar" in record.getMessage()]) == 1
+        whole, health = read(tmp_path, config)
+    assert health.bad_shards.keys() == {f"train/{domain}/000001.tar"} and not health.bad_samples
+    assert len([record for record in caplog.records if f"train/{domain}/000001.tar" in record.getMessage()]) == 1
     assert whole.keys() == intact.keys()
     for place, (key, pixels) in intact.items():
         assert whole[place][0] not in lost if key in lost else whole[place] == (key, pixels)
-    same_for_ranks_and_resume_points(tmp_path, whole)
+    same_for_ranks_and_resume_points(tmp_path, whole, config)
 
 
 def test_a_shard_that_is_not_fetched_is_skipped_in_a_run_from_s3(s3_server: Any, tmp_path: Path) -> None:
