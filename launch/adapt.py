@@ -16,9 +16,9 @@ from launch.flipping_data import StreetScenes
 
 DESCRIPTION = """Measure what translations are worth to a segmenter of the target domain, whose own labels it is not given.
 
-Trains a segmenter on the sources as they are, on the sources as each translator makes them, and on the target's own labels (the
-ceiling), all with one schedule and the sources' labels, and scores all on the target's labelled test images.
-docs/adaptation.md has the method and results.
+Trains segmenters with one schedule: on the sources as they are and as each translator makes them, both with the sources' labels,
+and on the targets with their own labels (the ceiling). Scores all on the target's labelled test images. docs/adaptation.md has
+the method and results.
 
 Without --data: street scenes and the translators of launch/flipping.py, in --benchmark, where missing ones are trained. Each
 training is a process of its own. The same command again continues where it was stopped; runs of other commands in OUT stay."""
@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
         "--out",
         type=local_path,
         metavar="DIR",
-        help="folder of data, runs and pictures [runs/adaptation, -TIER without --data]",
+        help="folder of data, runs and pictures [runs/adaptation; without --data: runs/adaptation-TIER]",
     )
     option("--parallel", type=int, metavar="N", help="trainings at once [small tier: one per core; else: 1]")
     option("--table", type=local_path, metavar="FILE", help="train nothing, and print the tables of an adaptation.json")

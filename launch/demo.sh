@@ -31,7 +31,7 @@ python launch/translate.py $run $run/scenes $run/translated
 newest=$(ls -td $run/checkpoints/step_* | head -n 1)
 cat <<END
 
-pictures     $run/samples/        (source | translation | another target image, every 200 steps)
+pictures     $run/samples/        (source | translation | another target image, every 300 steps)
              $run/samples/evaluation.png     (source | translation | CUT's translation | the same scene in the target look)
              $run/samples/worst_images.png   (where the segmenter sees other classes than there are)
              $run/samples/flips.png          (which classes were turned into which)

@@ -51,7 +51,8 @@ def parser() -> argparse.ArgumentParser:
         "--json",
         type=local_path,
         metavar="FILE",
-        help="write the metrics there, and not to MLflow [evaluation.json in the run folder]",
+        help="NAME.json: write the metrics there and the pictures into a folder NAME; run folder and MLflow stay as they are "
+        "[evaluation.json in the run folder]",
     )
     option("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return result

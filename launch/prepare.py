@@ -24,8 +24,8 @@ EXAMPLES = """examples:
   python launch/prepare.py folders afhq --domains cat dog --size 286x286 --out data/cat2dog
   python launch/prepare.py paired maps --direction BtoA --mismatch --out data/map2photo
   python launch/prepare.py images monet.jpg photo.jpg --limit 1024 --out data/monet
-  python launch/prepare.py gta5 GTA5 --cityscapes Cityscapes --out data/gta2city
-  python launch/prepare.py gta5 GTA5 --cityscapes Cityscapes --out s3://bucket/gta2city --address head:6379
+  python launch/prepare.py gta5 GTA5 --cityscapes Cityscapes --leave-out-mismatched --out data/gta2city
+  python launch/prepare.py folders horse2zebra --out s3://bucket/horse2zebra --address head:6379
   python launch/prepare.py match data/gta2city --by segmenter runs/source-segmenter
   python launch/prepare.py inspect data/gta2city
 

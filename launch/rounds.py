@@ -16,17 +16,20 @@ DESCRIPTION = """Train a translator in rounds, for data whose sources have label
 
 A segmenter S of the sources is trained under random looks. Each round matches target crops to source crops by what S sees,
 trains a translator with these and with L_sem (method.semantic) by S, and then trains the next S on the sources as they were
-translated, with their own labels, and on the targets where S is sure of them. docs/flipping.md has what the rounds bring.
+translated, with their own labels, and on the targets where S is sure of them. Whether a round pays depends on whether the next S
+is better: in the measurements of docs/flipping.md it was not.
 
-Takes every option of launch/train.py for the translators. All is kept in DIR, and the same command again continues where it
-was stopped."""
+Takes the options of launch/train.py for the translators, but for --run-dir, --data.match and --method.semantic.segmenter, which
+it sets itself. The method must have L_sem: cut, fastcut, srunit and others do. All is kept in DIR, and the same command again
+continues where it was stopped."""
 
 
 def parser() -> OptionParser:
     result = OptionParser(
         "rounds.py",
         description=DESCRIPTION,
-        epilog="example: python launch/rounds.py --data data/gta2city --rounds 2 --out runs/rounds --judge runs/segmenter",
+        epilog="example: python launch/rounds.py --data data/gta2city --rounds 2 --out runs/rounds --judge runs/segmenter "
+        "--method cut --method.semantic.mask true --method.semantic.jitter 0.5",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
