@@ -8,9 +8,14 @@ from pathlib import Path
 from infra.errors import FULL
 
 
+def is_in_store(place: str) -> bool:
+    """Whether a place is in a store (s3://…): as a path it would be made as a folder s3: here."""
+    return "://" in place
+
+
 def local_path(text: str) -> Path:
-    """A path of a command line, for argparse's `type`; a place in a store is refused, which would be made as a folder s3:."""
-    if "://" in text:
+    """A path of a command line, for argparse's `type`; a place in a store is refused."""
+    if is_in_store(text):
         raise argparse.ArgumentTypeError(f"{text} is a place in a store: name a folder or file of this machine")
     return Path(text)
 

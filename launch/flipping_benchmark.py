@@ -11,6 +11,7 @@ OUT/runs.json                        what all runs found, unless another file is
 OUT/pictures.png                     test scenes as each arm translates them
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,7 +175,7 @@ class Benchmark:
 
     def _prepare_aids(self, arm: Arm, mismatch: str) -> "_Aids":
         segmenter = self._source_segmenter(arm, mismatch) if arm.uses_segmenter else None
-        if segmenter and weights_of(segmenter) == weights_of(self.data.judge):
+        if segmenter and weights_of(segmenter) == self._judge_weights:
             raise UserError(f"the judge {self.data.judge} is the segmenter that the arm {arm.name} trains with: give another "
                             "--judge, such as one of launch/train_segmenter.py --domain target")  # fmt: skip
         if arm.way is None:
@@ -193,6 +194,11 @@ class Benchmark:
         translator = arm.config(self.tier.config, options)
         out = self.out / "rounds" / f"{mismatch}-{arm.name}"
         return Rounds(out, translator, {**QUIET, **self.tier.segmenter, **GUIDE}, first=first).segmenter(arm.rounds)
+
+    @functools.cached_property
+    def _judge_weights(self) -> str:
+        """The hash of the judge's weights, once it is there."""
+        return weights_of(self.data.judge)
 
     def _is_done(self, cell: Cell) -> bool:
         """UserError if the run is there with other options, or another judge evaluated it."""
@@ -213,7 +219,7 @@ class Benchmark:
         evaluations = folder.evaluations()
         if not evaluations:
             raise UserError(f"{folder.evaluations_file} holds no evaluation: delete {folder.path} to train it again")
-        return run_of(key, weights_of(self.data.judge)[:JUDGE_DIGITS], evaluations)
+        return run_of(key, self._judge_weights[:JUDGE_DIGITS], evaluations)
 
     # ---- pictures ---------------------------------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """What the flipping benchmark found: a JSON list of runs, to which every command adds, and the tables made from it.
 
 Each run: {"arm", "mismatch", "seed", "steps"}, METRICS as fractions (Dist in grey levels), "evaluations": the same at other
-steps, "judge": the first digits of the hash of its weights, and "baseline" and "ceiling": of the untranslated sources and of
-real images, by the same judge. Figures of two judges are not comparable, so no table has both.
+steps, "judge": its name, which is the first digits of the hash of its weights, and "baseline" and "ceiling": of the untranslated
+sources and of real images, by the same judge. Figures of two judges are not comparable, so no table has both.
 """
 
 from collections.abc import Mapping, Sequence

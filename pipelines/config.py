@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from infra.config import option
+from infra.disk import is_in_store
 from infra.errors import UserError
 
 
@@ -40,7 +41,7 @@ class DataConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--data.{name} is {value}: give at least 1")
-        if self.cache_dir and "://" in self.cache_dir:
+        if self.cache_dir and is_in_store(self.cache_dir):
             raise UserError(f"--data.cache-dir {self.cache_dir} is a place in a store: name a folder of this machine")
         if self.cache_gb is not None and self.cache_gb <= 0:
             raise UserError(f"--data.cache-gb is {self.cache_gb:g}: give more than 0, or leave it out for no limit")

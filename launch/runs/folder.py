@@ -40,8 +40,8 @@ import numpy as np
 from PIL import Image
 
 from infra.config import completed, differing, flatten, read_yaml, to_yaml
-from infra.disk import FULL, why_unwritable
-from infra.errors import UserError
+from infra.disk import why_unwritable
+from infra.errors import FULL, UserError
 from infra.json_lines import as_record, read_json, read_records
 from infra.redaction import redacted
 from infra.storage import TEMPORARY, StorageUnavailable, replacing

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic
 
-from infra.disk import why_unwritable
+from infra.disk import is_in_store, why_unwritable
 from infra.errors import UserError
 from infra.storage import LocalStorage, Storage, open_storage
 from launch.runs.config import TrainingConfig
@@ -61,7 +61,7 @@ def find_start(
     nothing but checkpoints: some come from a mirror, damaged ones are set aside.
     UserError if the folder holds something else, or a run of other options or data."""
     main = engine.rank == 0
-    if asked.run_dir and "://" in asked.run_dir:
+    if asked.run_dir and is_in_store(asked.run_dir):
         raise UserError(f"--run-dir {asked.run_dir} is a place in a store: name a folder here, and give --loop.mirror to have "
                         "the checkpoints there, too")  # fmt: skip
     own = asked.run_dir or (engine.remember("run_dir", default_run_dir(run_name)) if main else "")
